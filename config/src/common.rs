@@ -1,0 +1,299 @@
+//! What both files share: phase 1 proposals and policies, dead-peer detection, addresses and words of a gateway.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
+
+use crate::Options;
+use crate::compat::Compat;
+use crate::error::Report;
+use crate::secret_source;
+use crate::table::{Item, Table};
+use crate::units;
+
+/// A proposal of `[ike.proposal.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Phase1Proposal {
+    /// Its name.
+    pub name: String,
+    /// `authentication-method`.
+    pub method: AuthMethod,
+    /// `dh-group`.
+    pub group: DhGroup,
+    /// `authentication-algorithm`; SHA-1 only with `allow-legacy`.
+    pub hash: Hash,
+    /// `encryption-algorithm`.
+    pub cipher: Cipher,
+    /// Life of the IKE SA, 180-86400 s (from 20 s in a lab), default 86400.
+    pub lifetime_seconds: u32,
+}
+
+/// `dead-peer-detection` (RFC 3706).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadPeerDetection {
+    /// Seconds of silence before asking, 2-60.
+    pub interval_seconds: u32,
+    /// Questions without answer before the peer is dead, 1-5.
+    pub threshold: u32,
+}
+
+/// A policy of `[ike.policy.NAME]`, references resolved.
+#[derive(Debug, Clone)]
+pub(crate) struct Policy {
+    pub(crate) proposals: Vec<Phase1Proposal>,
+    pub(crate) pre_shared_key: SecretBytes,
+}
+
+/// What may be named, by its name; none for a statement that has problems of its own already.
+pub(crate) type Named<T> = BTreeMap<String, Option<T>>;
+
+const METHODS: &[(&str, AuthMethod)] = &[
+    ("pre-shared-keys", AuthMethod::PreSharedKey),
+    ("rsa-signatures", AuthMethod::RsaSignature),
+    ("ecdsa-signatures-256", AuthMethod::Ecdsa256),
+    ("ecdsa-signatures-384", AuthMethod::Ecdsa384),
+    ("ecdsa-signatures-521", AuthMethod::Ecdsa521),
+];
+
+const GROUPS: &[(&str, DhGroup)] = &[
+    ("group14", DhGroup::Modp2048),
+    ("group15", DhGroup::Modp3072),
+    ("group16", DhGroup::Modp4096),
+    ("group17", DhGroup::Modp6144),
+    ("group18", DhGroup::Modp8192),
+    ("group19", DhGroup::Ecp256),
+    ("group20", DhGroup::Ecp384),
+    ("group21", DhGroup::Ecp521),
+    ("group31", DhGroup::Curve25519),
+];
+
+const HASHES: &[(&str, Hash)] =
+    &[("sha-256", Hash::Sha256), ("sha-384", Hash::Sha384), ("sha-512", Hash::Sha512), ("sha1", Hash::Sha1)];
+
+/// AES-CBC as phase 1 and KEKs name it.
+pub(crate) const CIPHERS: &[(&str, Cipher)] = &[
+    ("aes-128-cbc", Cipher::Aes128Cbc),
+    ("aes-192-cbc", Cipher::Aes192Cbc),
+    ("aes-256-cbc", Cipher::Aes256Cbc),
+];
+
+/// The smallest life: `usual`, or 20 s in a lab.
+pub(crate) fn smallest_life(usual: u64, options: Options) -> u64 {
+    if options.lab { usual.min(20) } else { usual }
+}
+
+/// A number known to fit because its range was checked.
+pub(crate) fn narrow(value: u64) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+/// Reads the proposals below `[ike.proposal]`.
+pub(crate) fn read_proposals(ike: &Table<'_>, options: Options) -> Named<Phase1Proposal> {
+    let tables = ike.named_tables("proposal");
+    tables.iter().map(|(name, table)| ((*name).to_owned(), read_proposal(name, table, options))).collect()
+}
+
+fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phase1Proposal> {
+    let report = table.report();
+    let method = table.word("authentication-method", METHODS, None);
+    if method.is_some_and(|method| method != AuthMethod::PreSharedKey) {
+        report.not_supported(&table.place_of("authentication-method"), "with signatures needs certificates");
+    }
+    let group = table.word("dh-group", GROUPS, None);
+    let hash = table.word("authentication-algorithm", HASHES, None);
+    let cipher = table.word("encryption-algorithm", CIPHERS, None);
+    let lifetime = table.seconds("lifetime-seconds", (smallest_life(180, options), 86_400)).unwrap_or(86_400);
+    let legacy = table.boolean("allow-legacy", false);
+    if hash == Some(Hash::Sha1) && !legacy {
+        report.problem(
+            &table.place_of("authentication-algorithm"),
+            "sha1 is a legacy algorithm",
+            "sha-256, or allow-legacy = true",
+        );
+    }
+    table.finish();
+    Some(Phase1Proposal {
+        name: name.to_owned(),
+        method: method?,
+        group: group?,
+        hash: hash?,
+        cipher: cipher?,
+        lifetime_seconds: narrow(lifetime),
+    })
+}
+
+/// Reads the policies below `[ike.policy]`.
+pub(crate) fn read_policies(ike: &Table<'_>, proposals: &Named<Phase1Proposal>) -> Named<Policy> {
+    let tables = ike.named_tables("policy");
+    tables.iter().map(|(name, table)| ((*name).to_owned(), read_policy(table, proposals))).collect()
+}
+
+fn read_policy(table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Policy> {
+    let report = table.report();
+    if table.word("mode", &[("main", false), ("aggressive", true)], Some(false)) == Some(true) {
+        report.not_supported(&table.place_of("mode"), "= \"aggressive\"; main mode works");
+    }
+    let with_certificates = ["certificates", "trust-anchors", "crls", "verification"]
+        .into_iter()
+        .filter(|name| table.states(name))
+        .inspect(|name| {
+            report.not_supported(&table.place_of(name), "belongs to certificates; pre-shared-key works")
+        })
+        .count()
+        > 0;
+    let proposals = table.require("proposals", "a list of ike.proposal names").and_then(|item| {
+        let names = item.items(report);
+        if names.is_empty() && item.value.is_array() {
+            report.problem(&item.place, "is empty", "a list of ike.proposal names");
+        }
+        let mut seen: Vec<&str> = Vec::new();
+        for name in names.iter().filter_map(|name| name.value.as_str()) {
+            if seen.contains(&name) {
+                report.problem(&item.place, format!("{name:?} is named twice"), "");
+            }
+            seen.push(name);
+        }
+        names.iter().map(|name| resolve(name, report, "ike.proposal", known)).collect::<Option<Vec<_>>>()
+    });
+    let key = match table.get("pre-shared-key") {
+        Some(item) => secret_source::read_shared_key(&item, report),
+        None if with_certificates => None,
+        None => table.require("pre-shared-key", "{ file = \"…\" }").and(None),
+    };
+    table.finish();
+    Some(Policy { proposals: proposals?.into_iter().cloned().collect(), pre_shared_key: key? })
+}
+
+/// The statement that `item` names; a dangling name is a problem with the nearest existing one.
+pub(crate) fn resolve<'n, T>(
+    item: &Item<'_>,
+    report: &Report<'_>,
+    kind: &str,
+    known: &'n Named<T>,
+) -> Option<&'n T> {
+    let name = item.text(report)?;
+    match known.get(name) {
+        Some(found) => found.as_ref(),
+        None => {
+            let hint = match units::nearest(name, known.keys().map(String::as_str)) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None if known.is_empty() => format!("there is no {kind} at all"),
+                None => format!("one of {}", known.keys().cloned().collect::<Vec<_>>().join(", ")),
+            };
+            report.problem(&item.place, format!("no {kind} is named {name:?}"), hint);
+            None
+        }
+    }
+}
+
+/// Reads `ike-policy` of a gateway.
+pub(crate) fn read_gateway_policy(table: &Table<'_>, known: &Named<Policy>) -> Option<Policy> {
+    let item = table.require("ike-policy", "the name of an ike.policy")?;
+    resolve(&item, table.report(), "ike.policy", known).cloned()
+}
+
+/// Reads `dead-peer-detection = { interval = 10, threshold = 5 }`; interval 0 is off.
+pub(crate) fn read_dead_peer_detection(
+    table: &Table<'_>,
+    default: Option<DeadPeerDetection>,
+) -> Option<DeadPeerDetection> {
+    let Some(inner) = table.table("dead-peer-detection") else { return default };
+    let interval = inner.seconds("interval", (0, 60)).unwrap_or(10);
+    let threshold = inner.number("threshold", (1, 5), 5);
+    if interval == 1 {
+        table.report().problem(&inner.place_of("interval"), "1 s is out of range", "0 (off) or 2-60 s");
+    }
+    inner.finish();
+    (interval > 0)
+        .then(|| DeadPeerDetection { interval_seconds: narrow(interval), threshold: narrow(threshold) })
+}
+
+/// Reads `compat`.
+pub(crate) fn read_compat(table: &Table<'_>) -> Compat {
+    let mut compat = Compat::default();
+    let report = table.report();
+    let items = table.get("compat").map(|item| item.items(report)).unwrap_or_default();
+    for item in items {
+        let Some(word) = item.text(report) else { continue };
+        if !compat.set(word) {
+            let hint = match units::nearest(word, Compat::WORDS.iter().copied()) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => Compat::WORDS.join(" | "),
+            };
+            report.problem(&item.place, format!("{word:?} is not known"), hint);
+        }
+    }
+    compat
+}
+
+/// Reads a list of UDP addresses, all different; `default` when absent.
+pub(crate) fn read_listen(table: &Table<'_>, name: &str, default: &[&str]) -> Vec<SocketAddr> {
+    let report = table.report();
+    let Some(list) = table.get(name) else {
+        return default.iter().filter_map(|text| text.parse().ok()).collect();
+    };
+    let items = list.items(report);
+    if items.is_empty() && list.value.is_array() {
+        report.problem(&list.place, "is empty", "[\"0.0.0.0:848\", \"[::]:848\"]");
+    }
+    let mut out: Vec<SocketAddr> = Vec::new();
+    for item in items {
+        let Some(text) = item.text(report) else { continue };
+        match text.parse::<SocketAddr>() {
+            Ok(address) if out.contains(&address) => {
+                report.problem(&item.place, format!("{text:?} is listed twice"), "");
+            }
+            Ok(address) => out.push(address),
+            Err(_) => report.problem(
+                &item.place,
+                format!("{text:?} is not an address and port"),
+                "\"192.0.2.1:848\" or \"[2001:db8::1]:848\"",
+            ),
+        }
+    }
+    out
+}
+
+/// Reads `nat-traversal` and `nat-traversal-listen`. The feature is off in this build: asking for it is refused,
+/// the default is only noticed. Returns `(false, addresses)`.
+pub(crate) fn read_nat_traversal(table: &Table<'_>) -> (bool, Vec<SocketAddr>) {
+    let report = table.report();
+    let stated = table.get("nat-traversal").and_then(|item| item.boolean(report));
+    let listen = read_listen(table, "nat-traversal-listen", &["0.0.0.0:4500", "[::]:4500"]);
+    match stated {
+        Some(true) => report.not_supported(
+            &table.place_of("nat-traversal"),
+            "= true; registration uses the listen ports only (false, or leave it out)",
+        ),
+        None if table.states("nat-traversal-listen") => report.not_supported(
+            &table.place_of("nat-traversal-listen"),
+            "belongs to nat-traversal; registration uses the listen ports only",
+        ),
+        None => report.notice("nat-traversal: not supported yet, registration uses the listen ports only"),
+        Some(false) => {}
+    }
+    (false, listen)
+}
+
+/// Reads `approved-only`, which is off in this build. Returns false.
+pub(crate) fn read_approved_only(table: &Table<'_>) -> bool {
+    if table.boolean("approved-only", false) {
+        table.report().not_supported(&table.place_of("approved-only"), "= true; nothing would enforce it");
+    }
+    false
+}
+
+/// Reads `log-level`, default `info`.
+pub(crate) fn read_log_level(table: &Table<'_>) -> String {
+    const LEVELS: [(&str, &str); 5] =
+        [("error", "error"), ("warn", "warn"), ("info", "info"), ("debug", "debug"), ("trace", "trace")];
+    table.word("log-level", &LEVELS, Some("info")).unwrap_or("info").to_owned()
+}
+
+/// Reads a path that must not be empty.
+pub(crate) fn read_path(table: &Table<'_>, name: &str, default: &str) -> std::path::PathBuf {
+    let text = table.get(name).and_then(|item| item.filled_text(table.report())).unwrap_or(default);
+    text.into()
+}

@@ -1,0 +1,237 @@
+//! `[group.NAME.server-member-communication]` of `gcks.toml`: the KEK, its pushes and their acknowledgements.
+
+use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::Cipher;
+
+use crate::Options;
+use crate::common::{self, CIPHERS, narrow};
+use crate::secret_source;
+use crate::signing_key;
+use crate::table::Table;
+
+/// What acknowledgements of pushes are asked for and what their absence means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// Asked for; a member that stays silent is removed.
+    Required,
+    /// Asked for and recorded.
+    Requested,
+    /// Not asked for.
+    None,
+}
+
+/// `[group.NAME.server-member-communication]`.
+#[derive(Debug, Clone)]
+pub struct Communication {
+    /// KEK cipher.
+    pub cipher: Cipher,
+    /// Hash of the signature; with ECDSA the one its curve implies.
+    pub signature_hash: SignatureHash,
+    /// Signature of pushes.
+    pub signature: SignatureAlgorithm,
+    /// 2048, 3072, 4096 for RSA; 256, 384 for ECDSA.
+    pub signature_key_bits: u16,
+    /// PKCS#8 DER; none: one key per group, made at first start.
+    pub signing_key: Option<SecretBytes>,
+    /// KEK life, 300-2592000 s (from 20 s in a lab), default 3600.
+    pub lifetime_seconds: u32,
+    /// Copies after the first, 0-60, default 2.
+    pub number_of_retransmission: u32,
+    /// Time between copies, 2-60 s, default 10.
+    pub retransmission_period_seconds: u32,
+    /// Default required.
+    pub acknowledgement: Acknowledgement,
+    /// Unanswered rekeys before a member is removed, 1-100, default 1.
+    pub missed_rekeys: u32,
+    /// ATD, 0-900 s, default number-of-retransmission x retransmission-period + 10.
+    pub activation_delay_seconds: u16,
+    /// DTD, more than ATD, up to 3600 s, default ATD + 15.
+    pub deactivation_delay_seconds: u16,
+    /// Octets of UDP payload of a push, 576-65507, default 1280.
+    pub max_push_size: u32,
+    /// Seconds before the KEK's end at which its successor goes out; derived.
+    pub rekey_margin_kek_seconds: u32,
+}
+
+impl Communication {
+    /// The part of every rekey margin that does not depend on the life: all copies, then DTD, then 5 s.
+    pub fn rekey_span_seconds(&self) -> u32 {
+        rekey_span(
+            self.number_of_retransmission,
+            self.retransmission_period_seconds,
+            u32::from(self.deactivation_delay_seconds),
+        )
+    }
+}
+
+fn rekey_span(retransmissions: u32, period: u32, deactivation: u32) -> u32 {
+    (retransmissions + 1) * period + deactivation + 5
+}
+
+/// `max(10 % of the life, span)`; without a KEK nothing is pushed and 10 % remain.
+pub(crate) fn rekey_margin(life: u32, span: u32) -> u32 {
+    (life / 10).max(span)
+}
+
+/// Refuses a life that cannot hold its rekey margin twice.
+fn check_life(table: &Table<'_>, life: u64, span: u32, what: &str) {
+    let smallest = u64::from(span) * 2;
+    if life < smallest {
+        table.report().problem(
+            &table.place_of("lifetime-seconds"),
+            format!("{what} of {life} s cannot hold its rekey margin of {span} s twice"),
+            format!("at least {smallest} s"),
+        );
+    }
+}
+
+/// Signatures of pushes with their key size in bits.
+pub(crate) const SIGNATURES: &[(&str, (SignatureAlgorithm, u16))] = &[
+    ("rsa-2048", (SignatureAlgorithm::Rsa, 2048)),
+    ("rsa-3072", (SignatureAlgorithm::Rsa, 3072)),
+    ("rsa-4096", (SignatureAlgorithm::Rsa, 4096)),
+    ("ecdsa-256", (SignatureAlgorithm::Ecdsa256, 256)),
+    ("ecdsa-384", (SignatureAlgorithm::Ecdsa384, 384)),
+];
+
+const HASHES: &[(&str, SignatureHash)] = &[
+    ("sha-256", SignatureHash::Sha256),
+    ("sha-384", SignatureHash::Sha384),
+    ("sha-512", SignatureHash::Sha512),
+];
+
+/// Reads the section. The second value is the span of every rekey margin of the group, known even when the rest
+/// is unusable.
+pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication>, u32) {
+    let report = table.report();
+    refuse_later(table);
+    let cipher = table.word("encryption-algorithm", CIPHERS, None);
+    let signature = table.word("signature", SIGNATURES, None);
+    let hash = read_hash(table, signature.map(|(algorithm, _)| algorithm));
+    let signing_key = table.get("signing-key").map(|item| {
+        let secret = secret_source::read(&item, report)?;
+        let (algorithm, bits) = signature?;
+        signing_key::read(&secret, algorithm, bits)
+            .map_err(|(what, hint)| report.problem(&item.place, what, hint))
+            .ok()
+    });
+    let life_range = (common::smallest_life(300, options), 2_592_000);
+    let lifetime = table.seconds("lifetime-seconds", life_range).unwrap_or(3600);
+    let retransmissions = narrow(table.number("number-of-retransmission", (0, 60), 2));
+    let period = narrow(table.seconds("retransmission-period", (2, 60)).unwrap_or(10));
+    let words = [
+        ("required", Acknowledgement::Required),
+        ("requested", Acknowledgement::Requested),
+        ("none", Acknowledgement::None),
+    ];
+    let acknowledgement = table.word("acknowledgement", &words, Some(Acknowledgement::Required));
+    let missed_rekeys = narrow(table.number("missed-rekeys", (1, 100), 1));
+    let (activation, deactivation) = read_delays(table, retransmissions * period);
+    let max_push_size = narrow(table.number("max-push-size", (576, 65_507), 1280));
+    let span = rekey_span(retransmissions, period, u32::from(deactivation));
+    check_life(table, lifetime, span, "a KEK life");
+    table.finish();
+    let read = || {
+        let (signature, signature_key_bits) = signature?;
+        Some(Communication {
+            cipher: cipher?,
+            signature_hash: hash?,
+            signature,
+            signature_key_bits,
+            signing_key: match signing_key {
+                Some(key) => Some(key?),
+                None => None,
+            },
+            lifetime_seconds: narrow(lifetime),
+            number_of_retransmission: retransmissions,
+            retransmission_period_seconds: period,
+            acknowledgement: acknowledgement?,
+            missed_rekeys,
+            activation_delay_seconds: activation,
+            deactivation_delay_seconds: deactivation,
+            max_push_size,
+            rekey_margin_kek_seconds: rekey_margin(narrow(lifetime), span),
+        })
+    };
+    (read(), span)
+}
+
+fn refuse_later(table: &Table<'_>) {
+    let report = table.report();
+    let types = [("unicast", None), ("multicast", Some("multicast")), ("both", Some("both"))];
+    if let Some(Some(word)) = table.word("communication-type", &types, Some(None)) {
+        report.not_supported(
+            &table.place_of("communication-type"),
+            &format!("= {word:?}; pushes go out as \"unicast\""),
+        );
+    }
+    table.later("multicast-group", "belongs to multicast; pushes go out as unicast");
+    table.later("multicast-outgoing-interface", "belongs to multicast; pushes go out as unicast");
+    if table.word("key-management", &[("flat", false), ("lkh", true)], Some(false)) == Some(true) {
+        report.not_supported(&table.place_of("key-management"), "= \"lkh\"; \"flat\" works");
+    }
+}
+
+/// `sig-hash-algorithm`; an ECDSA curve implies its own (RFC 6407 section 5.3).
+fn read_hash(table: &Table<'_>, signature: Option<SignatureAlgorithm>) -> Option<SignatureHash> {
+    let hash = table.word("sig-hash-algorithm", HASHES, None)?;
+    let (implied, word) = match signature {
+        Some(SignatureAlgorithm::Ecdsa256) => (SignatureHash::Sha256, "sha-256"),
+        Some(SignatureAlgorithm::Ecdsa384) => (SignatureHash::Sha384, "sha-384"),
+        Some(SignatureAlgorithm::Ecdsa521) => (SignatureHash::Sha512, "sha-512"),
+        Some(SignatureAlgorithm::Rsa) | None => return Some(hash),
+    };
+    if hash != implied {
+        table.report().problem(
+            &table.place_of("sig-hash-algorithm"),
+            "signature implies another hash",
+            format!("{word:?} with this signature"),
+        );
+        return None;
+    }
+    Some(hash)
+}
+
+/// ATD and DTD in seconds; `span` is the time from the first copy of a push to the last.
+fn read_delays(table: &Table<'_>, span: u32) -> (u16, u16) {
+    let report = table.report();
+    let usual = u64::from(span) + 10;
+    let activation = match table.seconds("activation-time-delay", (0, 900)) {
+        Some(stated) => {
+            if stated < u64::from(span) {
+                report.warning(
+                    &table.place_of("activation-time-delay"),
+                    format!("{stated} s end before the last copy of a push at {span} s"),
+                    format!("at least {span} s, or members reached only by the last copy miss packets"),
+                );
+            }
+            stated
+        }
+        // A stated value that is out of range has its problem already.
+        None if table.states("activation-time-delay") => 0,
+        None if usual > 900 => {
+            report.problem(
+                &table.place,
+                format!("activation-time-delay would be {usual} s: number-of-retransmission x retransmission-period + 10"),
+                "state activation-time-delay (0-900 s), or fewer or faster copies",
+            );
+            900
+        }
+        None => usual,
+    };
+    let deactivation = match table.seconds("deactivation-time-delay", (0, 3600)) {
+        Some(stated) if stated <= activation => {
+            report.problem(
+                &table.place_of("deactivation-time-delay"),
+                format!("{stated} s is not more than activation-time-delay ({activation} s)"),
+                format!("{}-3600 s", activation + 1),
+            );
+            activation + 15
+        }
+        Some(stated) => stated,
+        None => activation + 15,
+    };
+    let seconds = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
+    (seconds(activation), seconds(deactivation))
+}

@@ -1,0 +1,195 @@
+//! `gcks.toml`: the server itself and the gateways; groups are in [`crate::group`].
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use gdoi_proto::payload::Identification;
+use gdoi_proto::secret::SecretBytes;
+
+use crate::Options;
+use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narrow};
+use crate::compat::Compat;
+use crate::error::Report;
+use crate::group::{self, Group};
+use crate::identity::{self, IdentityPattern};
+use crate::table::Table;
+use crate::units::AddressPrefix;
+
+/// The configuration of a key server.
+#[derive(Debug, Clone)]
+pub struct Gcks {
+    /// `[server]`.
+    pub server: Server,
+    /// `[ike.gateway.*]` in the order of the file.
+    pub gateways: Vec<Gateway>,
+    /// `[group.*]` in the order of the file.
+    pub groups: Vec<Group>,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
+    pub listen: Vec<SocketAddr>,
+    /// Always false in this build.
+    pub nat_traversal: bool,
+    /// UDP addresses for NAT traversal, default port 4500.
+    pub nat_traversal_listen: Vec<SocketAddr>,
+    /// Directory of the embedded database, default `/var/lib/gcks`.
+    pub state_directory: PathBuf,
+    /// Default `/run/gcks/observe.sock`.
+    pub observe_socket: PathBuf,
+    /// Default `/run/gcks/control.sock`.
+    pub control_socket: PathBuf,
+    /// Group that may open the observe socket; empty: root only.
+    pub socket_group: String,
+    /// Always false in this build.
+    pub approved_only: bool,
+    /// Phase 1 negotiations not yet authenticated, in all: 1-1000000, default 4096.
+    pub half_open_limit: u32,
+    /// The same per source address, default 16; at most the limit in all.
+    pub half_open_limit_per_address: u32,
+    /// Life of a negotiation not yet authenticated, 1-3600 s, default 30.
+    pub half_open_timeout_seconds: u64,
+    /// Always false in this build.
+    pub ike_fragmentation: bool,
+    /// `error`, `warn`, `info` (default), `debug` or `trace`.
+    pub log_level: String,
+}
+
+/// `[ike.gateway.NAME]`: one member, or many.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from; the longest prefix wins. Always given in this build.
+    pub address: Option<AddressPrefix>,
+    /// Who it must be; none: the peer's address.
+    pub remote_identity: Option<IdentityPattern>,
+    /// Who we say we are; none: the local address.
+    pub local_identity: Option<Identification>,
+    /// In order of preference.
+    pub proposals: Vec<Phase1Proposal>,
+    /// The pre-shared key of its policy.
+    pub pre_shared_key: SecretBytes,
+    /// Default 10 s and 5; none: off.
+    pub dead_peer_detection: Option<DeadPeerDetection>,
+    /// Deviations it needs.
+    pub compat: Compat,
+    /// Line of the statement, from 1.
+    pub line: usize,
+}
+
+/// Reads the root table.
+pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> Option<Gcks> {
+    let server = read_server(root);
+    let ike = root.section("ike");
+    let proposals = common::read_proposals(&ike, options);
+    let policies = common::read_policies(&ike, &proposals);
+    let gateways = read_gateways(&ike, &policies, report);
+    ike.finish();
+    let groups = group::read_groups(root, &gateways, options);
+    let mut gateways = gateways.into_values().collect::<Option<Vec<_>>>()?;
+    gateways.sort_by_key(|gateway| gateway.line);
+    Some(Gcks { server, gateways, groups: groups? })
+}
+
+fn read_server(root: &Table<'_>) -> Server {
+    let report = root.report();
+    let table = &root.section("server");
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    table.later("state-key", "would seal the state; protect state-directory by other means");
+    match table.get("ike-fragmentation").map(|item| item.boolean(report)) {
+        None => report.notice("ike-fragmentation: not supported yet, messages go out whole"),
+        Some(Some(true)) => report.not_supported(
+            &table.place_of("ike-fragmentation"),
+            "= true; messages go out whole (false, or leave it out)",
+        ),
+        Some(_) => {}
+    }
+    let half_open_limit = narrow(table.number("half-open-limit", (1, 1_000_000), 4096));
+    let default_per_address = u64::from(half_open_limit.min(16));
+    let per_address = table.number("half-open-limit-per-address", (1, 1_000_000), default_per_address);
+    if per_address > u64::from(half_open_limit) {
+        report.problem(
+            &table.place_of("half-open-limit-per-address"),
+            format!("{per_address} is more than half-open-limit"),
+            format!("1-{half_open_limit}"),
+        );
+    }
+    let server = Server {
+        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        nat_traversal,
+        nat_traversal_listen,
+        state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),
+        observe_socket: common::read_path(table, "observe-socket", "/run/gcks/observe.sock"),
+        control_socket: common::read_path(table, "control-socket", "/run/gcks/control.sock"),
+        socket_group: table.text("socket-group", ""),
+        approved_only: common::read_approved_only(table),
+        half_open_limit,
+        half_open_limit_per_address: narrow(per_address),
+        half_open_timeout_seconds: table.seconds("half-open-timeout-seconds", (1, 3600)).unwrap_or(30),
+        ike_fragmentation: false,
+        log_level: common::read_log_level(table),
+    };
+    if server.observe_socket == server.control_socket {
+        report.problem(&table.place, "observe-socket and control-socket are the same", "two paths");
+    }
+    table.finish();
+    server
+}
+
+fn read_gateways(ike: &Table<'_>, policies: &Named<Policy>, report: &Report<'_>) -> Named<Gateway> {
+    let mut gateways = Named::new();
+    let mut addresses: Vec<(AddressPrefix, String)> = Vec::new();
+    for (name, table) in ike.named_tables("gateway") {
+        let (gateway, address) = read_gateway(name, &table, policies);
+        if let Some(address) = address {
+            // The longest prefix wins, so the second of two equal ones would never be chosen.
+            match addresses.iter().find(|(other, _)| *other == address) {
+                Some((_, other)) => report.problem(
+                    &table.place_of("address"),
+                    format!("{address} is the address of ike.gateway.{other} already"),
+                    "one gateway per address or prefix; one gateway may serve many members",
+                ),
+                None => addresses.push((address, name.to_owned())),
+            }
+        }
+        gateways.insert(name.to_owned(), gateway);
+    }
+    gateways
+}
+
+fn read_gateway(
+    name: &str,
+    table: &Table<'_>,
+    policies: &Named<Policy>,
+) -> (Option<Gateway>, Option<AddressPrefix>) {
+    let report = table.report();
+    let policy = common::read_gateway_policy(table, policies);
+    table.later("dynamic", "finds a member by its identity; address takes an address or a prefix");
+    table.later("valid-until", "would end the membership by itself; remove the gateway by hand");
+    let address = match table.get("address") {
+        Some(item) => item.prefix(report),
+        None if table.states("dynamic") => None,
+        None => table.require("address", "an address or a prefix").and(None),
+    };
+    let remote = table.get("remote-identity").map(|item| identity::read_pattern(&item, report));
+    let local_identity = identity::read_local(table);
+    let usual = DeadPeerDetection { interval_seconds: 10, threshold: 5 };
+    let dead_peer_detection = common::read_dead_peer_detection(table, Some(usual));
+    let compat = common::read_compat(table);
+    table.finish();
+    let gateway = policy.map(|policy| Gateway {
+        name: name.to_owned(),
+        address,
+        remote_identity: remote.flatten(),
+        local_identity,
+        proposals: policy.proposals,
+        pre_shared_key: policy.pre_shared_key,
+        dead_peer_detection,
+        compat,
+        line: report.line(&table.place),
+    });
+    (gateway, address)
+}

@@ -1,0 +1,272 @@
+//! `gm.toml`: the member itself and its key servers; VPNs are in [`crate::vpn`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use gdoi_proto::payload::Identification;
+use gdoi_proto::secret::SecretBytes;
+
+use crate::Options;
+use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy};
+use crate::compat::Compat;
+use crate::error::Report;
+use crate::identity::{self, IdentityPattern};
+use crate::table::Table;
+use crate::units;
+use crate::vpn::{self, IpsecPolicy, Vpn, Zone};
+
+/// The port of a key server where `server-address` names none (RFC 6407 section 1.5).
+const GDOI_PORT: u16 = 848;
+
+/// The configuration of a member.
+#[derive(Debug, Clone)]
+pub struct Gm {
+    /// `[member]`.
+    pub member: Member,
+    /// `[ike.gateway.*]` in the order of the file.
+    pub gateways: Vec<GmGateway>,
+    /// `[vpn.*]` in the order of the file.
+    pub vpns: Vec<Vpn>,
+    /// `[data-plane] backend`; always none in this build.
+    pub backend: Backend,
+    /// `[zone.*]`; always empty in this build.
+    pub zones: Vec<Zone>,
+    /// `[[ipsec-policy]]`; always empty in this build.
+    pub policies: Vec<IpsecPolicy>,
+}
+
+/// `[member]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
+    pub listen: Vec<SocketAddr>,
+    /// Always false in this build.
+    pub nat_traversal: bool,
+    /// UDP addresses for NAT traversal, default port 4500.
+    pub nat_traversal_listen: Vec<SocketAddr>,
+    /// Default `/run/gm/observe.sock`.
+    pub observe_socket: PathBuf,
+    /// Default `/run/gm/control.sock`.
+    pub control_socket: PathBuf,
+    /// Unix datagram socket that gets one JSON line per key change. Always none in this build.
+    pub notify_socket: Option<PathBuf>,
+    /// Group that may open the observe socket; empty: root only.
+    pub socket_group: String,
+    /// Always false in this build.
+    pub approved_only: bool,
+    /// `error`, `warn`, `info` (default), `debug` or `trace`.
+    pub log_level: String,
+}
+
+/// What carries the keys into traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// Nothing: keys are shown by `gdoictl` only.
+    #[default]
+    None,
+    /// Userspace ESP; not in this build.
+    Tun,
+    /// The Linux kernel; not in this build.
+    Xfrm,
+}
+
+/// `[ike.gateway.NAME]` of a member: its key servers.
+#[derive(Debug, Clone)]
+pub struct GmGateway {
+    /// Its name.
+    pub name: String,
+    /// 1-4, tried in order; port 848 unless stated.
+    pub servers: Vec<SocketAddr>,
+    /// None: chosen by the route.
+    pub local_address: Option<IpAddr>,
+    /// Who we say we are; none: the local address.
+    pub local_identity: Option<Identification>,
+    /// Who may be our key server: empty, the server's address; one, for all servers; else one per server.
+    pub remote_identity: Vec<IdentityPattern>,
+    /// In order of preference.
+    pub proposals: Vec<Phase1Proposal>,
+    /// The pre-shared key of its policy.
+    pub pre_shared_key: SecretBytes,
+    /// Deviations the server needs.
+    pub compat: Compat,
+    /// None (the default): off.
+    pub dead_peer_detection: Option<DeadPeerDetection>,
+    /// Line of the statement, from 1.
+    pub line: usize,
+}
+
+impl GmGateway {
+    /// Who server number `index` must be; none: its address.
+    pub fn identity_of(&self, index: usize) -> Option<&IdentityPattern> {
+        match self.remote_identity.as_slice() {
+            [] => None,
+            [one] => Some(one),
+            several => several.get(index),
+        }
+    }
+}
+
+/// Reads the root table.
+pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> Option<Gm> {
+    let member = read_member(root);
+    let ike = root.section("ike");
+    let proposals = common::read_proposals(&ike, options);
+    let policies = common::read_policies(&ike, &proposals);
+    let gateways: Named<GmGateway> = ike
+        .named_tables("gateway")
+        .iter()
+        .map(|(name, table)| ((*name).to_owned(), read_gateway(name, table, &policies)))
+        .collect();
+    ike.finish();
+    let vpns = vpn::read_vpns(root, &gateways);
+    let (zones, policies) = vpn::read_zones_and_policies(root);
+    let backend = read_backend(root);
+    let mut gateways = gateways.into_values().collect::<Option<Vec<_>>>()?;
+    gateways.sort_by_key(|gateway| gateway.line);
+    if let Some(local) = gateways.iter().find_map(|gateway| unreachable_from(gateway, &member)) {
+        report.warning(&ike.place, format!("no listen socket has the family of {local}"), "");
+    }
+    Some(Gm { member, gateways, vpns: vpns?, backend, zones, policies })
+}
+
+/// The first server for which the member has no socket.
+fn unreachable_from(gateway: &GmGateway, member: &Member) -> Option<SocketAddr> {
+    let reachable = |server: &SocketAddr| member.listen.iter().any(|own| own.is_ipv4() == server.is_ipv4());
+    gateway.servers.iter().find(|server| !reachable(server)).copied()
+}
+
+fn read_member(root: &Table<'_>) -> Member {
+    let report = root.report();
+    let table = &root.section("member");
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    if !table.text("notify-socket", "").is_empty() {
+        report.not_supported(
+            &table.place_of("notify-socket"),
+            "would get no line; gdoictl watch shows key changes",
+        );
+    }
+    let member = Member {
+        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        nat_traversal,
+        nat_traversal_listen,
+        observe_socket: common::read_path(table, "observe-socket", "/run/gm/observe.sock"),
+        control_socket: common::read_path(table, "control-socket", "/run/gm/control.sock"),
+        notify_socket: None,
+        socket_group: table.text("socket-group", ""),
+        approved_only: common::read_approved_only(table),
+        log_level: common::read_log_level(table),
+    };
+    if member.observe_socket == member.control_socket {
+        report.problem(&table.place, "observe-socket and control-socket are the same", "two paths");
+    }
+    table.finish();
+    member
+}
+
+fn read_backend(root: &Table<'_>) -> Backend {
+    let table = root.section("data-plane");
+    let words = [("none", Backend::None), ("tun", Backend::Tun), ("xfrm", Backend::Xfrm)];
+    let backend = table.word("backend", &words, Some(Backend::None)).unwrap_or_default();
+    let word = match backend {
+        Backend::None => None,
+        Backend::Tun => Some("tun"),
+        Backend::Xfrm => Some("xfrm"),
+    };
+    if let Some(word) = word {
+        root.report().not_supported(
+            &table.place_of("backend"),
+            &format!("= {word:?}; \"none\" registers and shows keys"),
+        );
+    }
+    if !table.states("backend") {
+        root.report().notice("data-plane: not supported yet, keys are shown and protect no traffic");
+    }
+    table.finish();
+    backend
+}
+
+fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Option<GmGateway> {
+    let report = table.report();
+    let policy = common::read_gateway_policy(table, policies);
+    let servers = read_servers(table);
+    let local_address = table.get("local-address").map(|item| {
+        let address: Option<IpAddr> = item.text(report)?.parse().ok();
+        if address.is_none() {
+            report.problem(&item.place, "not an address", "IPv4 or IPv6, without a port");
+        }
+        address
+    });
+    if let Some(Some(local)) = local_address
+        && servers.iter().flatten().any(|server| server.is_ipv4() != local.is_ipv4())
+    {
+        report.problem(
+            &table.place_of("local-address"),
+            "not the address family of every server-address",
+            "",
+        );
+    }
+    let local_identity = identity::read_local(table);
+    let remote_identity = table.get("remote-identity").map(|item| {
+        let items = item.one_or_more(report);
+        if items.is_empty() {
+            report.problem(
+                &item.place,
+                "an identity rule must not be empty",
+                "{ hostname = \"gcks.example\" }",
+            );
+        }
+        let count = servers.as_ref().map_or(items.len(), Vec::len);
+        if items.len() > 1 && items.len() != count {
+            report.problem(
+                &item.place,
+                format!("{} identities for {count} servers", items.len()),
+                "one for all, or one per server-address",
+            );
+        }
+        items.iter().map(|item| identity::read_pattern(item, report)).collect::<Option<Vec<_>>>()
+    });
+    let compat = common::read_compat(table);
+    let dead_peer_detection = common::read_dead_peer_detection(table, None);
+    table.finish();
+    let policy = policy?;
+    Some(GmGateway {
+        name: name.to_owned(),
+        servers: servers?,
+        local_address: local_address.flatten(),
+        local_identity,
+        remote_identity: remote_identity.flatten().unwrap_or_default(),
+        proposals: policy.proposals,
+        pre_shared_key: policy.pre_shared_key,
+        compat,
+        dead_peer_detection,
+        line: report.line(&table.place),
+    })
+}
+
+fn read_servers(table: &Table<'_>) -> Option<Vec<SocketAddr>> {
+    let report = table.report();
+    let list = table.require("server-address", "1-4 addresses of key servers")?;
+    let items = list.one_or_more(report);
+    if !(1..=4).contains(&items.len()) {
+        report.problem(&list.place, format!("{} servers", items.len()), "1-4, tried in order");
+    }
+    let mut servers = Vec::new();
+    for item in &items {
+        let server = item.text(report).and_then(|text| {
+            let server = units::socket_address(text, GDOI_PORT);
+            if server.is_none() {
+                report.problem(
+                    &item.place,
+                    format!("{text:?} is not an address"),
+                    "\"192.0.2.1\", \"192.0.2.1:848\" or \"[2001:db8::1]:848\"",
+                );
+            }
+            server
+        });
+        if server.is_some() && servers.contains(&server) {
+            report.problem(&item.place, "this server is listed twice", "");
+        }
+        servers.push(server);
+    }
+    servers.into_iter().collect()
+}

@@ -1,0 +1,635 @@
+//! Every rule of `gcks.toml`: a change to a good file, and what it is told, with line and column.
+
+mod support;
+
+use config::Options;
+use support::{change, gcks, lines};
+
+/// A good file; the line numbers below count in it.
+const GOOD: &str = r#"[server]
+log-level = "info"
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.gw]
+ike-policy = "pol"
+address = "10.0.0.0/8"
+[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+[group.G]
+group-id = 1
+ike-gateways = ["gw"]
+[group.G.server-member-communication]
+encryption-algorithm = "aes-256-cbc"
+signature = "ecdsa-256"
+sig-hash-algorithm = "sha-256"
+[group.G.ipsec-sa.S]
+proposal = "esp"
+[[group.G.ipsec-sa.S.match-policy]]
+name = "m"
+source = "10.0.0.0/8"
+destination = "10.0.0.0/8"
+"#;
+
+fn problems(text: &str) -> Vec<String> {
+    match gcks(text, Options::default()) {
+        Ok(_) => Vec::new(),
+        Err(errors) => lines(&errors.to_string()),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let loaded = gcks(text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    loaded.warnings.iter().flat_map(|warning| lines(&warning.to_string())).collect()
+}
+
+/// Checks rows of `(from, to, expected line)`: exactly one problem each.
+#[track_caller]
+fn each(rows: &[(&str, &str, &str)]) {
+    for (from, to, expected) in rows {
+        assert_eq!(problems(&change(GOOD, from, to)), [*expected], "{to}");
+    }
+}
+
+#[test]
+fn a_short_file_is_complete_because_the_rest_has_defaults() {
+    let loaded = gcks(GOOD, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.warnings.is_empty());
+    assert_eq!(
+        loaded.notices,
+        [
+            "nat-traversal: not supported yet, registration uses the listen ports only",
+            "ike-fragmentation: not supported yet, messages go out whole",
+        ]
+    );
+    let group = &loaded.config.groups[0];
+    assert_eq!((group.sender_id_bits, group.rekey_on_leave, group.rekey_on_join), (16, true, false));
+    let communication = group.communication.as_ref().unwrap();
+    assert_eq!(communication.number_of_retransmission, 2);
+    assert_eq!(communication.retransmission_period_seconds, 10);
+    assert_eq!((communication.activation_delay_seconds, communication.deactivation_delay_seconds), (30, 45));
+    let detection = loaded.config.gateways[0].dead_peer_detection.unwrap();
+    assert_eq!((detection.interval_seconds, detection.threshold), (10, 5));
+}
+
+#[test]
+fn an_empty_file_is_a_server_without_members() {
+    assert!(problems("").is_empty());
+}
+
+#[test]
+fn all_problems_are_reported_in_one_run_in_the_order_of_the_file() {
+    let text = change(GOOD, "\"group19\"", "\"group2\"");
+    let text = change(&text, "address = \"10.0.0.0/8\"", "address = \"10.0.0.1/8\"\ncolour = 1");
+    let text = change(&text, "group-id = 1", "group-id = 0");
+    assert_eq!(
+        problems(&text),
+        [
+            "5:12: ike.proposal.p.dh-group: \"group2\" is not known (group14 | group15 | group16 | group17 | group18 | \
+             group19 | group20 | group21 | group31)",
+            "13:11: ike.gateway.gw.address: \"10.0.0.1/8\" has bits set behind its prefix length (10.0.0.0/8)",
+            "14:1: ike.gateway.gw.colour: unknown statement",
+            "18:12: group.G.group-id: 0 is out of range (1-4294967295)",
+        ]
+    );
+}
+
+#[test]
+fn syntax_errors_have_a_position_and_quote_nothing() {
+    let found = problems("[server]\nlog-level = \"in\nfo\"\n");
+    assert!(found[0].starts_with("2:"), "{found:?}");
+    let found = problems(&change(GOOD, "{ file = \"key\" }", "\"hunter2hunter2"));
+    assert!(!found.is_empty());
+    assert!(found.iter().all(|line| !line.contains("hunter2")), "{found:?}");
+}
+
+#[test]
+fn unknown_statements_are_refused_with_a_guess() {
+    each(&[
+        (
+            "dh-group =",
+            "dh-group = \"group19\"\ndhgroup =",
+            "6:1: ike.proposal.p.dhgroup: unknown statement (did you mean dh-group?)",
+        ),
+        ("[server]", "colour = 1\n[server]", "1:1: colour: unknown statement"),
+        (
+            "log-level",
+            "socket_group = \"\"\nlog-level",
+            "2:1: server.socket_group: unknown statement (did you mean socket-group?)",
+        ),
+        (
+            "name = \"m\"",
+            "name = \"m\"\nport = 1",
+            "27:1: group.G.ipsec-sa.S.match-policy.port: unknown statement",
+        ),
+        (
+            "{ file = \"key\" }",
+            "{ file = \"key\", mode = 1 }",
+            "10:34: ike.policy.pol.pre-shared-key.mode: unknown statement",
+        ),
+    ]);
+}
+
+#[test]
+fn server_values_have_ranges() {
+    each(&[
+        (
+            "log-level = \"info\"",
+            "log-level = \"loud\"",
+            "2:13: server.log-level: \"loud\" is not known (error | warn | info | debug | trace)",
+        ),
+        (
+            "log-level = \"info\"",
+            "listen = [\"10.0.0.1\"]",
+            "2:11: server.listen: \"10.0.0.1\" is not an address and port (\"192.0.2.1:848\" or \"[2001:db8::1]:848\")",
+        ),
+        (
+            "log-level = \"info\"",
+            "listen = []",
+            "2:10: server.listen: is empty ([\"0.0.0.0:848\", \"[::]:848\"])",
+        ),
+        (
+            "log-level = \"info\"",
+            "half-open-limit = 0",
+            "2:19: server.half-open-limit: 0 is out of range (1-1000000)",
+        ),
+        (
+            "log-level = \"info\"",
+            "half-open-limit-per-address = 5000",
+            "2:1: server.half-open-limit-per-address: 5000 is more than half-open-limit (1-4096)",
+        ),
+        (
+            "log-level = \"info\"",
+            "half-open-timeout-seconds = \"2d\"",
+            "2:29: server.half-open-timeout-seconds: 172800 s is out of range (1-3600 s)",
+        ),
+        (
+            "log-level = \"info\"",
+            "half-open-timeout-seconds = \"soon\"",
+            "2:29: server.half-open-timeout-seconds: \"soon\" is not a duration in whole s (a number with a unit: \"90s\", \"15m\", \"24h\", \"7d\")",
+        ),
+        (
+            "log-level = \"info\"",
+            "half-open-timeout-seconds = true",
+            "2:29: server.half-open-timeout-seconds: boolean where integer or duration belongs",
+        ),
+        ("log-level = \"info\"", "state-directory = \"\"", "2:19: server.state-directory: is empty"),
+        (
+            "log-level = \"info\"",
+            "control-socket = \"/run/gcks/observe.sock\"",
+            "1:2: server: observe-socket and control-socket are the same (two paths)",
+        ),
+    ]);
+}
+
+#[test]
+fn phase_1_words_are_checked_and_sha1_needs_allow_legacy() {
+    each(&[
+        (
+            "authentication-algorithm = \"sha-256\"",
+            "authentication-algorithm = \"sha1\"",
+            "6:1: ike.proposal.p.authentication-algorithm: sha1 is a legacy algorithm (sha-256, or allow-legacy = true)",
+        ),
+        (
+            "dh-group = \"group19\"\n",
+            "",
+            "3:15: ike.proposal.p: dh-group is missing (group14 | group15 | group16 | group17 | group18 | group19 | group20 | group21 | group31)",
+        ),
+        (
+            "dh-group = \"group19\"",
+            "dh-group = \"group19\"\nlifetime-seconds = 179",
+            "6:20: ike.proposal.p.lifetime-seconds: 179 s is out of range (180-86400 s)",
+        ),
+        (
+            "proposals = [\"p\"]",
+            "proposals = [\"q\"]",
+            "9:14: ike.policy.pol.proposals: no ike.proposal is named \"q\" (did you mean \"p\"?)",
+        ),
+        (
+            "proposals = [\"p\"]",
+            "proposals = []",
+            "9:13: ike.policy.pol.proposals: is empty (a list of ike.proposal names)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"headquarters\"",
+            "12:14: ike.gateway.gw.ike-policy: no ike.policy is named \"headquarters\" (one of pol)",
+        ),
+    ]);
+    let legacy = change(
+        GOOD,
+        "authentication-algorithm = \"sha-256\"",
+        "authentication-algorithm = \"sha1\"\nallow-legacy = true",
+    );
+    assert!(problems(&legacy).is_empty());
+}
+
+#[test]
+fn secrets_are_named_and_never_quoted() {
+    for (to, expected) in [
+        (
+            "\"hunter2hunter2hunter2\"",
+            "10:18: ike.policy.pol.pre-shared-key: a secret is never in this file, it is named ({ file = \"…\" }, { env = \"…\" } or { credential = \"…\" })",
+        ),
+        (
+            "{}",
+            "10:18: ike.policy.pol.pre-shared-key: a secret has exactly one source ({ file = \"…\" }, { env = \"…\" } or { credential = \"…\" })",
+        ),
+        (
+            "{ file = \"key\", env = \"PSK\" }",
+            "10:18: ike.policy.pol.pre-shared-key: a secret has exactly one source ({ file = \"…\" }, { env = \"…\" } or { credential = \"…\" })",
+        ),
+        (
+            "{ env = \"GDOI_TEST_UNSET\" }",
+            "10:26: ike.policy.pol.pre-shared-key.env: environment variable GDOI_TEST_UNSET is not set",
+        ),
+        (
+            "{ file = \"key\", encoding = \"hex\" }",
+            "10:27: ike.policy.pol.pre-shared-key.file: the secret is not hexadecimal (pairs of 0-9 a-f, nothing else)",
+        ),
+    ] {
+        assert_eq!(problems(&change(GOOD, "{ file = \"key\" }", to)), [expected]);
+    }
+    let open = problems(&change(GOOD, "{ file = \"key\" }", "{ file = \"open\" }"));
+    assert!(open[0].starts_with("10:27: ike.policy.pol.pre-shared-key.file: "), "{open:?}");
+    assert!(open[0].contains("may be read by group or others (mode 644)"), "{open:?}");
+}
+
+#[test]
+fn a_short_pre_shared_key_or_a_weak_phase_1_is_a_warning() {
+    assert_eq!(
+        warnings(&change(GOOD, "{ file = \"key\" }", "{ file = \"short\" }")),
+        [
+            "10:18: ike.policy.pol.pre-shared-key: a pre-shared key of 9 octets can be guessed (at least 16 octets: openssl rand -hex 32)"
+        ]
+    );
+    let text = change(
+        GOOD,
+        "encryption-algorithm = \"aes-256-cbc\"\n[ike",
+        "encryption-algorithm = \"aes-128-cbc\"\n[ike",
+    );
+    assert_eq!(
+        warnings(&text),
+        [
+            "18:1: group.G.ike-gateways: ike.gateway.gw may use ike.proposal.p, whose cipher of 128 bits carries keys of 256 bits (a stronger phase 1 cipher)"
+        ]
+    );
+}
+
+#[test]
+fn gateways_have_an_address_of_their_own_and_an_identity_rule_that_says_something() {
+    each(&[
+        (
+            "address = \"10.0.0.0/8\"\n",
+            "",
+            "11:14: ike.gateway.gw: address is missing (an address or a prefix)",
+        ),
+        (
+            "address = \"10.0.0.0/8\"",
+            "address = \"ten\"",
+            "13:11: ike.gateway.gw.address: \"ten\" is not a prefix (10.0.0.0/8, 2001:db8::/32, or an address)",
+        ),
+        (
+            "[ipsec.proposal.esp]",
+            "[ike.gateway.other]\nike-policy = \"pol\"\naddress = \"10.0.0.0/8\"\n[ipsec.proposal.esp]",
+            "16:1: ike.gateway.other.address: 10.0.0.0/8 is the address of ike.gateway.gw already (one gateway per address or prefix; one gateway may serve many members)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nremote-identity = {}",
+            "13:19: ike.gateway.gw.remote-identity: an identity rule must not be empty (exactly one of inet | hostname | user-at-hostname | distinguished-name | key-id)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nremote-identity = { hostname = \"\" }",
+            "13:32: ike.gateway.gw.remote-identity.hostname: an identity rule must not be empty (hostname = \"…\")",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nremote-identity = { hostname = \"gm*.example\" }",
+            "13:32: ike.gateway.gw.remote-identity.hostname: \"*\" may only be the first character (\"*.example\")",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nlocal-identity = { hostname = \"*.example\" }",
+            "13:18: ike.gateway.gw.local-identity: \"*\" cannot be said of oneself (the name in full)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\ndead-peer-detection = { interval = 1 }",
+            "13:25: ike.gateway.gw.dead-peer-detection.interval: 1 s is out of range (0 (off) or 2-60 s)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\ncompat = [\"large-offer\"]",
+            "13:11: ike.gateway.gw.compat: \"large-offer\" is not known (did you mean \"large-offers\"?)",
+        ),
+    ]);
+}
+
+#[test]
+fn groups_have_a_number_of_their_own_and_gateways_that_exist() {
+    each(&[
+        ("group-id = 1\n", "", "16:8: group.G: group-id is missing (a number, 1-4294967295)"),
+        (
+            "group-id = 1",
+            "group-id = 4294967296",
+            "17:12: group.G.group-id: 4294967296 is out of range (1-4294967295)",
+        ),
+        (
+            "ike-gateways = [\"gw\"]",
+            "ike-gateways = [\"gx\"]",
+            "18:17: group.G.ike-gateways: no ike.gateway is named \"gx\" (did you mean \"gw\"?)",
+        ),
+        (
+            "ike-gateways = [\"gw\"]",
+            "ike-gateways = [\"gw\", \"gw\"]",
+            "18:23: group.G.ike-gateways: \"gw\" is named twice",
+        ),
+        (
+            "group-id = 1",
+            "group-id = 1\nsender-id-bits = 10",
+            "18:1: group.G.sender-id-bits: 10 is not known (8 | 12 | 16)",
+        ),
+        (
+            "group-id = 1",
+            "group-id = 1\nmember-threshold = 0",
+            "18:20: group.G.member-threshold: 0 is out of range (1-4294967295)",
+        ),
+        (
+            "proposal = \"esp\"",
+            "proposal = \"ah\"",
+            "24:12: group.G.ipsec-sa.S.proposal: no ipsec.proposal is named \"ah\" (one of esp)",
+        ),
+    ]);
+    let second = format!(
+        "{GOOD}[group.H]\ngroup-id = 1\nike-gateways = [\"gw\"]\n[group.H.ipsec-sa.S]\nproposal = \"esp\"\n[[group.H.ipsec-sa.S.match-policy]]\nname = \"m\"\nsource = \"10.0.0.0/8\"\ndestination = \"10.0.0.0/8\"\n"
+    );
+    assert_eq!(
+        problems(&second),
+        [
+            "30:1: group.H.group-id: group-id 1 is that of group.G already (a number of its own for every group)"
+        ]
+    );
+}
+
+#[test]
+fn communication_is_checked_against_itself() {
+    each(&[
+        (
+            "sig-hash-algorithm = \"sha-256\"",
+            "sig-hash-algorithm = \"sha-512\"",
+            "22:1: group.G.server-member-communication.sig-hash-algorithm: signature implies another hash (\"sha-256\" with this signature)",
+        ),
+        (
+            "signature = \"ecdsa-256\"\n",
+            "",
+            "19:10: group.G.server-member-communication: signature is missing (rsa-2048 | rsa-3072 | rsa-4096 | ecdsa-256 | ecdsa-384)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nlifetime-seconds = 299",
+            "22:20: group.G.server-member-communication.lifetime-seconds: 299 s is out of range (300-2592000 s)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nnumber-of-retransmission = 61",
+            "22:28: group.G.server-member-communication.number-of-retransmission: 61 is out of range (0-60)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nretransmission-period = 1",
+            "22:25: group.G.server-member-communication.retransmission-period: 1 s is out of range (2-60 s)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nmissed-rekeys = 0",
+            "22:17: group.G.server-member-communication.missed-rekeys: 0 is out of range (1-100)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\ndeactivation-time-delay = 30",
+            "22:1: group.G.server-member-communication.deactivation-time-delay: 30 s is not more than activation-time-delay (30 s) (31-3600 s)",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nsigning-key = { file = \"key\" }",
+            "22:15: group.G.server-member-communication.signing-key: holds no PRIVATE KEY block (openssl pkcs8 -topk8 -nocrypt -in key -out key.pem)",
+        ),
+    ]);
+    let short =
+        change(GOOD, "signature = \"ecdsa-256\"", "signature = \"ecdsa-256\"\nactivation-time-delay = 10");
+    assert_eq!(
+        warnings(&short),
+        [
+            "22:1: group.G.server-member-communication.activation-time-delay: 10 s end before the last copy of a push at 20 s (at least 20 s, or members reached only by the last copy miss packets)"
+        ]
+    );
+}
+
+#[test]
+fn a_life_must_hold_its_rekey_margin_twice() {
+    // (4 + 1) x 60 + (4 x 60 + 10 + 15) + 5 = 570
+    let text = change(
+        GOOD,
+        "signature = \"ecdsa-256\"",
+        "signature = \"ecdsa-256\"\nnumber-of-retransmission = 4\nretransmission-period = 60\nlifetime-seconds = 1139",
+    );
+    let text = change(
+        &text,
+        "encryption-algorithm = \"aes-256-gcm\"",
+        "encryption-algorithm = \"aes-256-gcm\"\nlifetime-seconds = 1139",
+    );
+    assert_eq!(
+        problems(&text),
+        [
+            "25:1: group.G.server-member-communication.lifetime-seconds: a KEK life of 1139 s cannot hold its rekey margin of 570 s twice (at least 1140 s)",
+            "28:1: group.G.ipsec-sa.S.proposal: its TEK life of 1139 s cannot hold the group's rekey margin of 570 s twice (lifetime-seconds of at least 1140)",
+        ]
+    );
+    let loaded =
+        gcks(&text.replace("1139", "1140"), Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    let group = &loaded.config.groups[0];
+    assert_eq!(group.communication.as_ref().unwrap().rekey_margin_kek_seconds, 570);
+    assert_eq!(group.sas[0].rekey_margin_seconds, 570);
+}
+
+#[test]
+fn a_lab_lowers_the_smallest_lives_to_20_s() {
+    let text = change(
+        GOOD,
+        "signature = \"ecdsa-256\"",
+        "signature = \"ecdsa-256\"\nnumber-of-retransmission = 0\nretransmission-period = 2\nactivation-time-delay = 1\ndeactivation-time-delay = 2\nlifetime-seconds = 20",
+    );
+    let text = change(
+        &text,
+        "encryption-algorithm = \"aes-256-gcm\"",
+        "encryption-algorithm = \"aes-256-gcm\"\nlifetime-seconds = 20",
+    );
+    assert_eq!(problems(&text).len(), 2);
+    let loaded = gcks(&text, Options { lab: true }).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.groups[0].sas[0].rekey_margin_seconds, 9);
+    let shorter =
+        gcks(&text.replace("lifetime-seconds = 20", "lifetime-seconds = 19"), Options { lab: true });
+    assert_eq!(shorter.unwrap_err().0.len(), 2);
+}
+
+#[test]
+fn ipsec_statements_fit_together() {
+    let row = |extra: &str| format!("destination = \"10.0.0.0/8\"\n{extra}");
+    let twin = "[[group.G.ipsec-sa.S.match-policy]]\nname = \"n\"\nsource = \"10.0.0.0/8\"\ndestination = \"10.0.0.0/8\"";
+    each(&[
+        (
+            "\"aes-256-gcm\"",
+            "\"aes-256-cbc\"",
+            "14:17: ipsec.proposal.esp: authentication-algorithm is missing: CBC alone protects nothing (hmac-sha-256-128 | hmac-sha-384-192 | hmac-sha-512-256)",
+        ),
+        (
+            "\"aes-256-gcm\"",
+            "\"aes-256-gcm\"\nauthentication-algorithm = \"hmac-sha-256-128\"",
+            "16:28: ipsec.proposal.esp.authentication-algorithm: GCM authenticates by itself (leave it out)",
+        ),
+        (
+            "\"aes-256-gcm\"",
+            "\"aes-256-gcm\"\nprotocol = \"ah\"",
+            "16:12: ipsec.proposal.esp.protocol: \"ah\" is not known (esp)",
+        ),
+        (
+            "\"aes-256-gcm\"",
+            "\"aes-256-gcm\"\nlifetime-seconds = 2592001",
+            "16:20: ipsec.proposal.esp.lifetime-seconds: 2592001 s is out of range (180-2592000 s)",
+        ),
+        (
+            "destination = \"10.0.0.0/8\"",
+            "destination = \"2001:db8::/32\"",
+            "28:1: group.G.ipsec-sa.S.match-policy.destination: not the address family of source",
+        ),
+        (
+            "destination = \"10.0.0.0/8\"",
+            &row("protocol = 256"),
+            "29:12: group.G.ipsec-sa.S.match-policy.protocol: 256 is out of range (0-255)",
+        ),
+        (
+            "destination = \"10.0.0.0/8\"",
+            &row("source-port = 65536"),
+            "29:15: group.G.ipsec-sa.S.match-policy.source-port: 65536 is out of range (0-65535)",
+        ),
+        (
+            "destination = \"10.0.0.0/8\"",
+            &row(twin),
+            "29:1: group.G.ipsec-sa.S.match-policy: match-policy \"n\" is identical to \"m\" of ipsec-sa S (every match-policy of a group selects something else)",
+        ),
+        (
+            "[[group.G.ipsec-sa.S.match-policy]]\nname = \"m\"\nsource = \"10.0.0.0/8\"\ndestination = \"10.0.0.0/8\"\n",
+            "",
+            "23:19: group.G.ipsec-sa.S: match-policy is missing ([[group.NAME.ipsec-sa.SA1.match-policy]])",
+        ),
+    ]);
+    let second = change(
+        GOOD,
+        "destination = \"10.0.0.0/8\"",
+        &row(&twin.replace(
+            "source = \"10.0.0.0/8\"",
+            "source = \"10.1.0.0/16\"\nprotocol = \"tcp\"\nsource-port = 22",
+        )),
+    );
+    let loaded = gcks(&second, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    let policies = &loaded.config.groups[0].sas[0].policies;
+    assert_eq!((policies.len(), policies[1].protocol, policies[1].source_port), (2, 6, 22));
+}
+
+#[test]
+fn statements_of_later_versions_are_refused_and_never_ignored() {
+    each(&[
+        (
+            "log-level = \"info\"",
+            "nat-traversal = true",
+            "2:1: server.nat-traversal: not supported yet: nat-traversal = true; registration uses the listen ports only (false, or leave it out)",
+        ),
+        (
+            "log-level = \"info\"",
+            "nat-traversal-listen = [\"0.0.0.0:4500\"]",
+            "2:1: server.nat-traversal-listen: not supported yet: nat-traversal-listen belongs to nat-traversal; registration uses the listen ports only",
+        ),
+        (
+            "log-level = \"info\"",
+            "ike-fragmentation = true",
+            "2:1: server.ike-fragmentation: not supported yet: ike-fragmentation = true; messages go out whole (false, or leave it out)",
+        ),
+        (
+            "log-level = \"info\"",
+            "approved-only = true",
+            "2:1: server.approved-only: not supported yet: approved-only = true; nothing would enforce it",
+        ),
+        (
+            "log-level = \"info\"",
+            "state-key = { env = \"K\" }",
+            "2:1: server.state-key: not supported yet: state-key would seal the state; protect state-directory by other means",
+        ),
+        (
+            "authentication-method = \"pre-shared-keys\"",
+            "authentication-method = \"ecdsa-signatures-256\"",
+            "4:1: ike.proposal.p.authentication-method: not supported yet: authentication-method with signatures needs certificates",
+        ),
+        (
+            "proposals = [\"p\"]",
+            "proposals = [\"p\"]\nmode = \"aggressive\"",
+            "10:1: ike.policy.pol.mode: not supported yet: mode = \"aggressive\"; main mode works",
+        ),
+        (
+            "proposals = [\"p\"]",
+            "proposals = [\"p\"]\ntrust-anchors = []",
+            "10:1: ike.policy.pol.trust-anchors: not supported yet: trust-anchors belongs to certificates; pre-shared-key works",
+        ),
+        (
+            "address = \"10.0.0.0/8\"",
+            "dynamic = { hostname = \"gm1.example\" }",
+            "13:1: ike.gateway.gw.dynamic: not supported yet: dynamic finds a member by its identity; address takes an address or a prefix",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nvalid-until = 2027-01-31T00:00:00Z",
+            "13:1: ike.gateway.gw.valid-until: not supported yet: valid-until would end the membership by itself; remove the gateway by hand",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\nremote-identity = { distinguished-name = \"CN=a\" }",
+            "13:21: ike.gateway.gw.remote-identity.distinguished-name: not supported yet: distinguished-name needs certificates",
+        ),
+        (
+            "group-id = 1",
+            "group-oid = \"1.0.62351.1\"",
+            "17:1: group.G.group-oid: not supported yet: group-oid names a group of RFC 8052; group-id takes a number",
+        ),
+        (
+            "group-id = 1",
+            "group-id = 1\nrekey-on-join = true",
+            "18:1: group.G.rekey-on-join: not supported yet: rekey-on-join = true; a joiner gets the current keys",
+        ),
+        (
+            "group-id = 1",
+            "group-id = 1\nanti-replay-time-window = 1000",
+            "18:1: group.G.anti-replay-time-window: not supported yet: anti-replay-time-window needs IP-D3P in the data plane",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\ncommunication-type = \"both\"",
+            "22:1: group.G.server-member-communication.communication-type: not supported yet: communication-type = \"both\"; pushes go out as \"unicast\"",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
+            "22:1: group.G.server-member-communication.multicast-group: not supported yet: multicast-group belongs to multicast; pushes go out as unicast",
+        ),
+        (
+            "signature = \"ecdsa-256\"",
+            "signature = \"ecdsa-256\"\nkey-management = \"lkh\"",
+            "22:1: group.G.server-member-communication.key-management: not supported yet: key-management = \"lkh\"; \"flat\" works",
+        ),
+    ]);
+}

@@ -1,0 +1,249 @@
+//! Every rule of `gm.toml`: a change to a good file, and what it is told, with line and column.
+
+mod support;
+
+use config::{IdentityPattern, Options};
+use support::{change, gm, lines};
+
+/// A good file; the line numbers below count in it.
+const GOOD: &str = r#"[member]
+log-level = "info"
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.gw]
+ike-policy = "pol"
+server-address = ["10.10.10.1", "10.10.10.2:8480"]
+[vpn.V]
+ike-gateway = "gw"
+group = 1
+"#;
+
+fn problems(text: &str) -> Vec<String> {
+    match gm(text, Options::default()) {
+        Ok(_) => Vec::new(),
+        Err(errors) => lines(&errors.to_string()),
+    }
+}
+
+/// Checks rows of `(from, to, expected line)`: exactly one problem each.
+#[track_caller]
+fn each(rows: &[(&str, &str, &str)]) {
+    for (from, to, expected) in rows {
+        assert_eq!(problems(&change(GOOD, from, to)), [*expected], "{to}");
+    }
+}
+
+#[test]
+fn a_short_file_is_complete_because_the_rest_has_defaults() {
+    let loaded = gm(GOOD, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.warnings.is_empty());
+    assert_eq!(loaded.notices.len(), 2);
+    let gateway = &loaded.config.gateways[0];
+    assert_eq!(gateway.servers[0].to_string(), "10.10.10.1:848");
+    assert_eq!(gateway.servers[1].to_string(), "10.10.10.2:8480");
+    assert!(gateway.remote_identity.is_empty());
+    assert_eq!(gateway.identity_of(0), None);
+    assert!(gateway.dead_peer_detection.is_none());
+    let any = config::AddressPrefix::parse("0.0.0.0/0").unwrap();
+    assert!(loaded.config.vpns[0].allows(&any, &any));
+    assert_eq!(loaded.config.member.control_socket.to_str(), Some("/run/gm/control.sock"));
+}
+
+#[test]
+fn a_list_of_identities_gives_one_per_server() {
+    let text = change(
+        GOOD,
+        "[vpn.V]",
+        "remote-identity = [{ hostname = \"a.example\" }, { hostname = \"b.example\" }]\n[vpn.V]",
+    );
+    let loaded = gm(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.gateways[0].identity_of(1), Some(&IdentityPattern::Fqdn("b.example".into())));
+}
+
+#[test]
+fn gateways_name_one_to_four_servers_and_who_they_are() {
+    let servers = "server-address = [\"10.10.10.1\", \"10.10.10.2:8480\"]";
+    each(&[
+        (
+            servers,
+            "server-address = []",
+            "13:18: ike.gateway.gw.server-address: 0 servers (1-4, tried in order)",
+        ),
+        (
+            servers,
+            "server-address = [\"10.0.0.1\", \"10.0.0.2\", \"10.0.0.3\", \"10.0.0.4\", \"10.0.0.5\"]",
+            "13:18: ike.gateway.gw.server-address: 5 servers (1-4, tried in order)",
+        ),
+        (
+            servers,
+            "server-address = [\"gcks.example\"]",
+            "13:19: ike.gateway.gw.server-address: \"gcks.example\" is not an address (\"192.0.2.1\", \"192.0.2.1:848\" or \"[2001:db8::1]:848\")",
+        ),
+        (
+            servers,
+            "server-address = [\"10.0.0.1\", \"10.0.0.1:848\"]",
+            "13:31: ike.gateway.gw.server-address: this server is listed twice",
+        ),
+        (
+            "[vpn.V]",
+            "local-address = \"2001:db8::1\"\n[vpn.V]",
+            "14:1: ike.gateway.gw.local-address: not the address family of every server-address",
+        ),
+        (
+            "[vpn.V]",
+            "local-address = \"10.0.0.1:848\"\n[vpn.V]",
+            "14:17: ike.gateway.gw.local-address: not an address (IPv4 or IPv6, without a port)",
+        ),
+        (
+            "[vpn.V]",
+            "remote-identity = []\n[vpn.V]",
+            "14:19: ike.gateway.gw.remote-identity: an identity rule must not be empty ({ hostname = \"gcks.example\" })",
+        ),
+        (
+            "[vpn.V]",
+            "remote-identity = [{ inet = \"10.0.0.1\" }, { inet = \"10.0.0.2\" }, { inet = \"10.0.0.3\" }]\n[vpn.V]",
+            "14:19: ike.gateway.gw.remote-identity: 3 identities for 2 servers (one for all, or one per server-address)",
+        ),
+    ]);
+}
+
+#[test]
+fn vpns_name_a_gateway_and_a_group_of_their_own() {
+    each(&[
+        (
+            "ike-gateway = \"gw\"",
+            "ike-gateway = \"gateway\"",
+            "15:15: vpn.V.ike-gateway: no ike.gateway is named \"gateway\" (one of gw)",
+        ),
+        ("group = 1", "group = 0", "16:9: vpn.V.group: 0 is out of range (1-4294967295)"),
+        ("group = 1\n", "", "14:6: vpn.V: group is missing (a number, 1-4294967295)"),
+        (
+            "group = 1",
+            "group = 1\n[vpn.W]\nike-gateway = \"gw\"\ngroup = 1",
+            "19:1: vpn.W.group: group 1 of this ike-gateway is that of vpn.V already (one vpn per group)",
+        ),
+        (
+            "group = 1",
+            "group = 1\ntunnel-mtu = 100",
+            "17:14: vpn.V.tunnel-mtu: 100 is out of range (256-9192)",
+        ),
+        (
+            "group = 1",
+            "group = 1\naccept = { encryption = [\"3des-cbc\"] }",
+            "17:26: vpn.V.accept.encryption: \"3des-cbc\" is not known (aes-128-cbc | aes-192-cbc | aes-256-cbc | aes-128-gcm | aes-256-gcm)",
+        ),
+        (
+            "group = 1",
+            "group = 1\naccept = { encryption = [] }",
+            "17:25: vpn.V.accept.encryption: accepts nothing (leave it out to accept what this build supports)",
+        ),
+        (
+            "group = 1",
+            "group = 1\nallowed-flows = []",
+            "17:1: vpn.V.allowed-flows: allows nothing (leave it out to allow all)",
+        ),
+        (
+            "group = 1",
+            "group = 1\nallowed-flows = [ { source = \"10.0.0.0/8\" } ]",
+            "17:19: vpn.V.allowed-flows: destination is missing (a prefix)",
+        ),
+    ]);
+}
+
+#[test]
+fn statements_of_later_versions_are_refused_and_never_ignored() {
+    each(&[
+        (
+            "log-level = \"info\"",
+            "nat-traversal = true",
+            "2:1: member.nat-traversal: not supported yet: nat-traversal = true; registration uses the listen ports only (false, or leave it out)",
+        ),
+        (
+            "log-level = \"info\"",
+            "notify-socket = \"/run/n.sock\"",
+            "2:1: member.notify-socket: not supported yet: notify-socket would get no line; gdoictl watch shows key changes",
+        ),
+        (
+            "log-level = \"info\"",
+            "approved-only = true",
+            "2:1: member.approved-only: not supported yet: approved-only = true; nothing would enforce it",
+        ),
+        (
+            "group = 1",
+            "group = 1\nrecovery-probe = true",
+            "17:1: vpn.V.recovery-probe: not supported yet: recovery-probe = true; gdoictl member register starts over",
+        ),
+        (
+            "group = 1",
+            "group = 1\ndf-bit = \"copy\"",
+            "17:1: vpn.V.df-bit: not supported yet: df-bit needs the data plane",
+        ),
+        (
+            "group = 1",
+            "group = 1\nesp-encapsulation = \"udp\"",
+            "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation needs the data plane",
+        ),
+        (
+            "group = 1",
+            "group = 1\n[data-plane]\nbackend = \"xfrm\"",
+            "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"none\" registers and shows keys",
+        ),
+        (
+            "group = 1",
+            "group = 1\n[zone.lan]\ninterfaces = [\"eth1\"]",
+            "17:2: zone: not supported yet: zone steers traffic and needs the data plane",
+        ),
+        (
+            "group = 1",
+            "group = 1\n[[vpn.V.exclude]]\nname = \"bgp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"0.0.0.0/0\"\napplication = \"tcp/179\"",
+            "17:1: vpn.V.exclude: not supported yet: exclude rules steer traffic and need the data plane",
+        ),
+        (
+            "group = 1",
+            "group = 1\n[[vpn.V.fail-open]]\nname = \"ntp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"10.0.0.5/32\"\napplication = \"udp/123\"",
+            "17:1: vpn.V.fail-open: not supported yet: fail-open rules steer traffic and need the data plane",
+        ),
+        (
+            "group = 1",
+            "group = 1\n[[ipsec-policy]]\nfrom-zone = \"host\"\nto-zone = \"host\"\nvpn = \"V\"",
+            "17:1: ipsec-policy: not supported yet: ipsec-policy steers traffic and needs the data plane",
+        ),
+    ]);
+}
+
+#[test]
+fn rules_and_policies_are_checked_although_they_are_refused() {
+    let text = change(
+        GOOD,
+        "group = 1",
+        "group = 1\n[[vpn.V.exclude]]\nname = \"bgp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"0.0.0.0/0\"\napplication = \"icmp/8\"\n[[ipsec-policy]]\nfrom-zone = \"lan\"\nto-zone = \"host\"\nvpn = \"W\"",
+    );
+    let found = problems(&text);
+    assert!(found.contains(&"21:15: vpn.V.exclude.application: \"icmp/8\" is no application (\"any\", \"tcp\" or \"tcp/179\")".to_owned()), "{found:#?}");
+    assert!(
+        found.contains(&"23:13: ipsec-policy.from-zone: no zone is named \"lan\" (one of host)".to_owned()),
+        "{found:#?}"
+    );
+    assert!(
+        found.contains(&"25:7: ipsec-policy.vpn: no vpn is named \"W\" (did you mean \"V\"?)".to_owned()),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn statements_of_the_key_server_are_unknown_to_a_member() {
+    each(&[
+        ("[vpn.V]", "address = \"10.0.0.1\"\n[vpn.V]", "14:1: ike.gateway.gw.address: unknown statement"),
+        (
+            "log-level",
+            "state-directory = \"/tmp\"\nlog-level",
+            "2:1: member.state-directory: unknown statement",
+        ),
+    ]);
+}

@@ -1,0 +1,363 @@
+//! The command line. Words are those of Junos where it has one.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Operate a GDOI key server or group member.
+#[derive(Debug, Parser)]
+#[command(name = "gdoictl", version, propagate_version = true)]
+pub struct Args {
+    /// Local socket of the daemon [default: /run/gcks/control.sock or /run/gm/control.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// JSON instead of tables: snake_case names, seconds, RFC 3339, SPIs as 0x…
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The key server
+    #[command(subcommand)]
+    Server(ServerCommand),
+    /// The group member
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Events as they happen, until interrupted
+    Watch(WatchFilter),
+    /// Prometheus metrics over HTTP (not supported yet)
+    Metrics(Later),
+    /// Metrics and the read-only web page over HTTP (not supported yet)
+    Serve(Later),
+    /// Load generator (not supported yet)
+    Load(Later),
+    /// Completions for a shell, to stdout
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which events to print.
+#[derive(Debug, ClapArgs)]
+pub struct WatchFilter {
+    /// Only events of this group, by name
+    #[arg(long, value_name = "G")]
+    pub group: Option<String>,
+    /// Only events at least this loud
+    #[arg(long, value_enum, default_value_t = LevelName::Info)]
+    pub level: LevelName,
+}
+
+/// Names of levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LevelName {
+    /// Every datagram
+    Trace,
+    /// What a stranger can cause at will
+    Debug,
+    /// Members and keys changed
+    Info,
+    /// May deserve an operator
+    Warn,
+    /// Service is lost or about to be
+    Error,
+}
+
+/// What the key server can be told.
+#[derive(Debug, Subcommand)]
+pub enum ServerCommand {
+    /// Show what is
+    #[command(subcommand)]
+    Show(ServerShow),
+    /// Replace keys now and wait for the acknowledgements
+    Rekey {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Only the TEKs
+        #[arg(long, conflicts_with_all = ["kek", "both"])]
+        tek: bool,
+        /// Only the KEK
+        #[arg(long, conflicts_with = "both")]
+        kek: bool,
+        /// TEKs and KEK (the default)
+        #[arg(long)]
+        both: bool,
+    },
+    /// Take a member out of the list
+    Expel {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Address, address:port or identity as shown
+        #[arg(long, value_name = "M")]
+        member: String,
+    },
+    /// Forget members or counters
+    #[command(subcommand)]
+    Clear(ClearWhat),
+    /// Expel, block and change the keys (not supported yet)
+    Revoke(Later),
+    /// Lift a revocation (not supported yet)
+    Unrevoke(Later),
+    /// Verify, back up or reseal the stored state (not supported yet)
+    State(Later),
+    /// What a configuration would change (not supported yet)
+    Plan(Later),
+    /// Use a configuration with one rekey (not supported yet)
+    Apply(Later),
+    /// Why a member may or may not register (not supported yet)
+    Explain(Later),
+    /// One member's protocol events (not supported yet)
+    Trace(Later),
+}
+
+/// What to forget.
+#[derive(Debug, Subcommand)]
+pub enum ClearWhat {
+    /// All members of a group: they register again
+    Members {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+    },
+    /// Counters of a group, or of all
+    Statistics {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+    },
+}
+
+/// What of the key server to show.
+#[derive(Debug, Subcommand)]
+pub enum ServerShow {
+    /// Who is registered
+    RegisteredMembers {
+        /// How much
+        #[arg(value_enum)]
+        size: Option<Size>,
+        /// Only this group, by name or number
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+        /// Only members at this address
+        #[arg(long, value_name = "ADDRESS")]
+        peer: Option<String>,
+    },
+    /// Rekey SAs
+    #[command(subcommand)]
+    Kek(Associations),
+    /// Data-security SAs
+    #[command(subcommand)]
+    Ipsec(Associations),
+    /// Phase 1 SAs
+    #[command(subcommand)]
+    Ike(Associations),
+    /// Counters
+    Statistics {
+        /// Only this group, by name or number
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+    },
+    /// How pushes are delivered
+    ServerMemberCommunication,
+    /// One line per group
+    Groups,
+    /// What traffic is protected
+    Policy,
+    /// Expiry calendar of certificates (not supported yet)
+    Certificates(Later),
+    /// Who did what (not supported yet)
+    Audit(Later),
+}
+
+impl ServerShow {
+    /// The name of what does not exist yet.
+    pub fn later(&self) -> Option<&'static str> {
+        match self {
+            ServerShow::Certificates(_) => Some("certificates"),
+            ServerShow::Audit(_) => Some("audit"),
+            ServerShow::RegisteredMembers { .. }
+            | ServerShow::Kek(_)
+            | ServerShow::Ipsec(_)
+            | ServerShow::Ike(_)
+            | ServerShow::Statistics { .. }
+            | ServerShow::ServerMemberCommunication
+            | ServerShow::Groups
+            | ServerShow::Policy => None,
+        }
+    }
+}
+
+/// `security-associations`, as in Junos.
+#[derive(Debug, Subcommand)]
+pub enum Associations {
+    /// The SAs
+    SecurityAssociations {
+        /// How much
+        #[arg(value_enum)]
+        size: Option<Size>,
+        /// Only this group or VPN
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+    },
+}
+
+/// How much to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Size {
+    /// A table (the default)
+    Brief,
+    /// Everything
+    Detail,
+}
+
+/// What the member can be told.
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show what is
+    #[command(subcommand)]
+    Show(MemberShow),
+    /// Register again, now
+    Register {
+        /// Only this VPN
+        #[arg(long, value_name = "V")]
+        vpn: Option<String>,
+    },
+    /// Use a changed configuration (not supported yet)
+    Apply(Later),
+    /// Can the key server be reached, does phase 1 work (not supported yet)
+    Check(Later),
+}
+
+/// What of the member to show.
+#[derive(Debug, Subcommand)]
+pub enum MemberShow {
+    /// The rekey SA
+    #[command(subcommand)]
+    Kek(Associations),
+    /// Data-security SAs
+    #[command(subcommand)]
+    Ipsec(IpsecShow),
+    /// Phase 1 SAs
+    #[command(subcommand)]
+    Ike(Associations),
+    /// What traffic is protected
+    Policy,
+    /// Counters
+    Statistics,
+    /// VPNs without keys, and why (not supported yet)
+    InactiveTunnels(Later),
+}
+
+impl MemberShow {
+    /// The name of what does not exist yet.
+    pub fn later(&self) -> Option<&'static str> {
+        match self {
+            MemberShow::Ipsec(IpsecShow::Statistics(_)) => Some("ipsec statistics"),
+            MemberShow::InactiveTunnels(_) => Some("inactive-tunnels"),
+            MemberShow::Kek(_)
+            | MemberShow::Ipsec(IpsecShow::SecurityAssociations { .. })
+            | MemberShow::Ike(_)
+            | MemberShow::Policy
+            | MemberShow::Statistics => None,
+        }
+    }
+}
+
+/// Of the member's data-security SAs.
+#[derive(Debug, Subcommand)]
+pub enum IpsecShow {
+    /// The SAs
+    SecurityAssociations {
+        /// How much
+        #[arg(value_enum)]
+        size: Option<Size>,
+        /// Only this VPN
+        #[arg(long, value_name = "V")]
+        group: Option<String>,
+    },
+    /// Packets and octets (not supported yet)
+    Statistics(Later),
+}
+
+/// Arguments of a command that does not exist yet: anything.
+#[derive(Debug, ClapArgs)]
+pub struct Later {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    _rest: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_manual_is_understood() {
+        for line in [
+            "gdoictl server show registered-members detail --group g1 --peer 10.0.0.1",
+            "gdoictl server show kek security-associations detail",
+            "gdoictl server show ipsec security-associations --json",
+            "gdoictl server show ike security-associations",
+            "gdoictl server show statistics --group 1",
+            "gdoictl server show server-member-communication",
+            "gdoictl server show groups",
+            "gdoictl server show policy",
+            "gdoictl server show certificates",
+            "gdoictl server show audit --verify",
+            "gdoictl server state backup file",
+            "gdoictl server rekey --group g1 --tek",
+            "gdoictl server rekey --group g1 --both",
+            "gdoictl server expel --group g1 --member 10.0.0.1:848",
+            "gdoictl server revoke --group g1 --member m",
+            "gdoictl server clear members --group g1",
+            "gdoictl server clear statistics",
+            "gdoictl server plan file",
+            "gdoictl server explain --member m --group g",
+            "gdoictl server trace --member m --pcap f",
+            "gdoictl member show kek security-associations detail",
+            "gdoictl member show ipsec security-associations",
+            "gdoictl member show ipsec statistics",
+            "gdoictl member show ike security-associations",
+            "gdoictl member show policy",
+            "gdoictl member show statistics",
+            "gdoictl member show inactive-tunnels",
+            "gdoictl member register --vpn v",
+            "gdoictl member check",
+            "gdoictl --socket /tmp/s watch --level debug",
+            "gdoictl metrics --listen 127.0.0.1:9848",
+            "gdoictl load --members 10",
+            "gdoictl completions bash",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn contradictions_and_omissions_are_usage_errors() {
+        for line in [
+            "gdoictl server rekey",
+            "gdoictl server rekey --group g --tek --kek",
+            "gdoictl",
+            "gdoictl server expel",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! What happens, as one enum: logs, `watch`, metrics and the golden test traces all speak it.
+//!
+//! A variant is written once, in the table below: its JSON name, its level, its fields and its line for people. Fields
+//! are texts and numbers: a group by name, a member by identity, an SPI as `0x…`, an address as `address:port`. Texts
+//! that a stranger chose are escaped in the line (no control characters), never in the JSON, which has its own escapes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::rfc3339;
+
+/// How loud an event is, from quiet to loud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Every datagram.
+    Trace,
+    /// What a stranger can cause at will, and early exits.
+    Debug,
+    /// Members and keys changed.
+    Info,
+    /// May deserve an operator.
+    Warn,
+    /// Service is lost or about to be.
+    Error,
+}
+
+impl Level {
+    /// The name in configuration and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Level::Trace => "trace",
+            Level::Debug => "debug",
+            Level::Info => "info",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// `Variant "json_name" Level { fields } => (format arguments);`, without braces when there are no fields.
+macro_rules! events {
+    ($(
+        $(#[$doc:meta])*
+        $variant:ident $name:literal $level:ident $({
+            $( $(#[$field_doc:meta])* $field:ident : $type:ty ),* $(,)?
+        })? => ($($line:tt)*);
+    )*) => {
+        /// Something that happened in a daemon. JSON: an object whose `event` is [`Event::name`], then the fields.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "event")]
+        pub enum Event {
+            $(
+                $(#[$doc])*
+                #[serde(rename = $name)]
+                $variant $({ $( $(#[$field_doc])* $field: $type ),* })?,
+            )*
+        }
+
+        impl Event {
+            /// The stable name in snake_case, as in JSON.
+            pub const fn name(&self) -> &'static str {
+                match self { $( Event::$variant { .. } => $name, )* }
+            }
+
+            /// How loud it is.
+            pub const fn level(&self) -> Level {
+                match self { $( Event::$variant { .. } => Level::$level, )* }
+            }
+
+            /// Every name this build knows, in the order of the table.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+        }
+
+        impl Event {
+            #[allow(unused_variables, reason = "a line need not show every field")]
+            fn line(&self) -> String {
+                match self { $( Event::$variant { $($($field),*)? } => format!($($line)*), )* }
+            }
+        }
+    };
+}
+
+events! {
+    // Both daemons.
+    /// The daemon began.
+    Started "started" Info {
+        /// Of the program.
+        version: String,
+        /// Crypto provider.
+        provider: String,
+    } => ("started, version {version}, crypto by {provider}");
+    /// A UDP socket is open.
+    Listening "listening" Info {
+        /// Its address and port.
+        address: String,
+    } => ("listening on {address}");
+    /// Started with `--lab`.
+    LabMode "lab_mode" Warn => ("LAB MODE: short lifetimes allowed and keys shown; never use this with real traffic");
+    /// Started with `--show-keys`.
+    ShowKeys "show_keys" Warn => ("KEYS ARE SHOWN on the control socket (--show-keys)");
+    /// A changed configuration is in use.
+    ConfigurationReloaded "configuration_reloaded" Info => ("configuration reloaded");
+    /// A changed configuration is not in use; the old one stays.
+    ConfigurationRefused "configuration_refused" Error {
+        /// What is wrong with it.
+        reason: String,
+    } => ("configuration refused, nothing changed: {reason}");
+    /// A watcher was too slow; it alone gets this.
+    EventsLost "events_lost" Warn {
+        /// How many events it missed here.
+        count: u64,
+    } => ("{count} events lost: the reader is too slow");
+    /// The daemon ends.
+    DaemonStopping "daemon_stopping" Info => ("stopping");
+
+    // Phase 1 and its exchanges.
+    /// Two identities proved.
+    Phase1Established "phase1_established" Info {
+        /// Address and port of the peer.
+        peer: String,
+        /// Its identity.
+        identity: String,
+        /// Cipher, hash, group.
+        suite: String,
+        /// Ours: `initiator` or `responder`.
+        role: String,
+    } => ("phase 1 with {identity} at {peer} established as {role}: {suite}");
+    /// A negotiation ended without a phase 1.
+    Phase1Failed "phase1_failed" Debug {
+        /// Address and port of the peer.
+        peer: String,
+        /// Why.
+        reason: String,
+        /// The state it was in.
+        stage: String,
+    } => ("phase 1 with {peer} failed in {stage}: {reason}");
+    /// A phase 1 ended.
+    Phase1Deleted "phase1_deleted" Info {
+        /// Address and port of the peer.
+        peer: String,
+        /// Its identity.
+        identity: String,
+        /// Why.
+        reason: String,
+    } => ("phase 1 with {identity} at {peer} ended: {reason}");
+    /// More negotiations wait for their authentication than allowed.
+    HalfOpenLimit "half_open_limit" Debug {
+        /// Who asked for one more.
+        peer: String,
+    } => ("half-open limit reached by {peer}");
+    /// A Notify came.
+    NotifyReceived "notify_received" Debug {
+        /// Address and port of the peer.
+        peer: String,
+        /// Its type.
+        kind: String,
+        /// True under a phase 1; false: in clear, ignored.
+        protected: bool,
+    } => ("notify {kind} from {peer}{}", if *protected { "" } else { " (in clear, not acted on)" });
+    /// A Notify went out.
+    NotifySent "notify_sent" Debug {
+        /// Address and port of the peer.
+        peer: String,
+        /// Its type.
+        kind: String,
+    } => ("notify {kind} to {peer}");
+    /// A message got no answer.
+    MessageDropped "message_dropped" Debug {
+        /// Address and port of the sender.
+        peer: String,
+        /// Why.
+        reason: String,
+    } => ("message of {peer} dropped: {reason}");
+
+    // Key server: registration and members.
+    /// The stored state is in memory.
+    StateRestored "state_restored" Info {
+        /// How many groups.
+        groups: u64,
+        /// How many members in all.
+        members: u64,
+    } => ("state restored: {groups} groups, {members} members");
+    /// A registration was refused.
+    PullRefused "pull_refused" Warn {
+        /// Address and port.
+        peer: String,
+        /// Proved identity.
+        identity: String,
+        /// The group asked for.
+        group: String,
+        /// Why.
+        reason: String,
+    } => ("registration of {identity} at {peer} to {group} refused: {reason}");
+    /// A registration is complete.
+    PullCompleted "pull_completed" Debug {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// SIDs handed out.
+        sender_ids: Vec<u64>,
+    } => ("{group}: keys sent to {member} at {address}, SIDs [{}]", join(sender_ids));
+    /// A new member.
+    MemberRegistered "member_registered" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+    } => ("{group}: {member} registered from {address}");
+    /// A known member registered again.
+    MemberReregistered "member_reregistered" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+    } => ("{group}: {member} registered again from {address}");
+    /// A member was removed because it did not acknowledge.
+    MemberExpired "member_expired" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// Rekeys unanswered in a row.
+        missed: u64,
+    } => ("{group}: {member} at {address} expired after {missed} unanswered rekeys");
+    /// A member is no longer in the list.
+    MemberRemoved "member_removed" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Why.
+        reason: String,
+    } => ("{group}: {member} removed: {reason}");
+    /// A new member got no answer: the group is full.
+    MemberThresholdReached "member_threshold_reached" Warn {
+        /// Group.
+        group: String,
+        /// Its `member-threshold`.
+        threshold: u64,
+        /// Who was left outside.
+        member: String,
+    } => ("{group}: full with {threshold} members, {member} left unanswered");
+    /// No SID is left for a member that asks for some.
+    SenderIdsExhausted "sender_ids_exhausted" Error {
+        /// Group.
+        group: String,
+    } => ("{group}: no sender ID left; new keys are needed before anyone may register");
+
+    // Key server: keys.
+    /// A group got its first keys.
+    GroupCreated "group_created" Info {
+        /// Group.
+        group: String,
+        /// SPI of its KEK.
+        kek_spi: String,
+    } => ("{group}: first keys made, KEK {kek_spi}");
+    /// A group cannot go on by itself.
+    GroupFailed "group_failed" Error {
+        /// Group.
+        group: String,
+        /// Why.
+        reason: String,
+    } => ("{group}: {reason}");
+    /// A rekey is decided and durable.
+    RekeyStarted "rekey_started" Info {
+        /// Group.
+        group: String,
+        /// Number of its PUSH.
+        seq: u64,
+        /// SPI of the KEK that protects the PUSH.
+        kek_spi: String,
+        /// SPIs of new TEKs.
+        teks: Vec<String>,
+        /// SPI of the new KEK, if one.
+        new_kek: Option<String>,
+        /// Members it goes to.
+        members: u64,
+        /// Length of the PUSH.
+        octets: u64,
+        /// What caused it.
+        why: String,
+    } => (
+        "{group}: rekey SEQ {seq} under KEK {kek_spi} ({why}): new TEKs [{}], new KEK {}, {octets} octets to {members} members",
+        join(teks), or(new_kek, "none")
+    );
+    /// A rekey is over: all have answered or the last copy's time is up.
+    RekeyCompleted "rekey_completed" Info {
+        /// Group.
+        group: String,
+        /// Number of its PUSH.
+        seq: u64,
+        /// Members that acknowledged.
+        acknowledged: u64,
+        /// Identities of those that did not.
+        missing: Vec<String>,
+        /// From the decision to the end.
+        seconds: f64,
+    } => ("{group}: rekey SEQ {seq} done in {seconds:.3} s, {acknowledged} acknowledged, missing [{}]", join(missing));
+    /// One round of copies of a PUSH went out.
+    PushSent "push_sent" Info {
+        /// Group.
+        group: String,
+        /// Number of the PUSH.
+        seq: u64,
+        /// 1 for the first round.
+        attempt: u64,
+        /// Members addressed.
+        members: u64,
+    } => ("{group}: PUSH SEQ {seq} sent to {members} members, attempt {attempt}");
+    /// A member acknowledged.
+    AckReceived "ack_received" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Number of the PUSH.
+        seq: u64,
+        /// Since the rekey began.
+        milliseconds: u64,
+    } => ("{group}: {member} acknowledged SEQ {seq} after {milliseconds} ms");
+    /// An acknowledgement did not count.
+    AckRefused "ack_refused" Debug {
+        /// Address and port of the sender.
+        peer: String,
+        /// Group.
+        group: String,
+        /// Why.
+        reason: String,
+    } => ("{group}: acknowledgement of {peer} refused: {reason}");
+    /// The store refuses writes: registrations and rekeys wait.
+    StoreFailed "store_failed" Error {
+        /// What the store said.
+        reason: String,
+    } => ("the state cannot be written, registrations and rekeys wait: {reason}");
+    /// The store takes writes again.
+    StoreRecovered "store_recovered" Info => ("the state is written again");
+
+    // Member.
+    /// Registration begins.
+    Registering "registering" Info {
+        /// VPN.
+        vpn: String,
+        /// Address and port of the key server.
+        server: String,
+    } => ("{vpn}: registering with {server}");
+    /// Keys are here.
+    Registered "registered" Info {
+        /// VPN.
+        vpn: String,
+        /// Address and port of the key server.
+        server: String,
+        /// SPI of the KEK; none in a group without pushes.
+        kek_spi: Option<String>,
+        /// SPIs of the TEKs.
+        teks: Vec<String>,
+        /// Our SIDs.
+        sender_ids: Vec<u64>,
+    } => (
+        "{vpn}: registered with {server}, KEK {}, TEKs [{}], SIDs [{}]",
+        or(kek_spi, "none"), join(teks), join(sender_ids)
+    );
+    /// Registration did not work out; it will be tried again.
+    RegistrationFailed "registration_failed" Warn {
+        /// VPN.
+        vpn: String,
+        /// Address and port of the key server.
+        server: String,
+        /// Why.
+        reason: String,
+        /// Until the next try.
+        retry_seconds: u64,
+    } => ("{vpn}: registration with {server} failed, again in {retry_seconds} s: {reason}");
+    /// A TEK can decrypt.
+    TekInstalled "tek_installed" Info {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+        /// Life left.
+        lifetime_seconds: u64,
+        /// Until it encrypts (ATD).
+        send_after_seconds: u64,
+    } => ("{vpn}: TEK {spi} installed for {lifetime_seconds} s, encrypts in {send_after_seconds} s");
+    /// A TEK encrypts.
+    TekActivated "tek_activated" Info {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+    } => ("{vpn}: TEK {spi} encrypts now");
+    /// A TEK is gone.
+    TekRemoved "tek_removed" Info {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+        /// Why.
+        reason: String,
+    } => ("{vpn}: TEK {spi} removed: {reason}");
+    /// A KEK is in use.
+    KekInstalled "kek_installed" Info {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+        /// Life left.
+        lifetime_seconds: u64,
+    } => ("{vpn}: KEK {spi} installed for {lifetime_seconds} s");
+    /// A PUSH was applied.
+    PushAccepted "push_accepted" Info {
+        /// VPN.
+        vpn: String,
+        /// Its number.
+        seq: u64,
+        /// SPIs of new TEKs.
+        new_teks: Vec<String>,
+        /// SPI of the new KEK, if one.
+        new_kek: Option<String>,
+    } => ("{vpn}: PUSH SEQ {seq} accepted: new TEKs [{}], new KEK {}", join(new_teks), or(new_kek, "none"));
+    /// A PUSH was not applied.
+    PushRefused "push_refused" Debug {
+        /// VPN.
+        vpn: String,
+        /// Why.
+        reason: String,
+        /// Its number, where it could be read.
+        seq: Option<u64>,
+    } => ("{vpn}: PUSH{} refused: {reason}", seq.map(|seq| format!(" SEQ {seq}")).unwrap_or_default());
+    /// A PUSH came whose predecessors were not seen.
+    PushGap "push_gap" Warn {
+        /// VPN.
+        vpn: String,
+        /// The number that should have come.
+        expected: u64,
+        /// The number that came.
+        received: u64,
+    } => ("{vpn}: PUSH SEQ {received} came, {expected} was next: rekeys were missed");
+    /// A PUSH was acknowledged.
+    AckSent "ack_sent" Info {
+        /// VPN.
+        vpn: String,
+        /// Its number.
+        seq: u64,
+    } => ("{vpn}: SEQ {seq} acknowledged");
+    /// A registration is planned.
+    ReregistrationScheduled "reregistration_scheduled" Info {
+        /// VPN.
+        vpn: String,
+        /// Until then.
+        seconds: u64,
+        /// Why.
+        reason: String,
+    } => ("{vpn}: registering again in {seconds} s: {reason}");
+    /// The policy the server sent is not ours to accept.
+    PolicyRefused "policy_refused" Error {
+        /// VPN.
+        vpn: String,
+        /// Why.
+        reason: String,
+    } => ("{vpn}: policy of the key server refused: {reason}");
+    /// No usable TEK is left.
+    KeysExpired "keys_expired" Error {
+        /// VPN.
+        vpn: String,
+    } => ("{vpn}: no usable key is left");
+    /// A key server does not answer.
+    ServerUnreachable "server_unreachable" Warn {
+        /// VPN.
+        vpn: String,
+        /// Address and port of the key server.
+        server: String,
+    } => ("{vpn}: key server {server} does not answer");
+}
+
+fn join<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn or<'a>(text: &'a Option<String>, absent: &'a str) -> &'a str {
+    text.as_deref().unwrap_or(absent)
+}
+
+/// One line for people; what a stranger chose cannot break the line or steer a terminal.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.line()))
+    }
+}
+
+/// `text` with control characters, and those that reorder or hide text, written as escapes: fit for a terminal.
+pub fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' => {
+                out.extend(c.escape_unicode());
+            }
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// An event with its time, as `watch` carries it: `{"time":"…","event":"…",…}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Stamped {
+    /// The event as of a wall-clock moment.
+    pub fn new(unix_seconds: u64, event: Event) -> Stamped {
+        Stamped { time: rfc3339(unix_seconds), event }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rekey() -> Event {
+        Event::RekeyStarted {
+            group: "g1".to_owned(),
+            seq: 7,
+            kek_spi: "0x0a".to_owned(),
+            teks: vec!["0x00000100".to_owned(), "0x00000101".to_owned()],
+            new_kek: None,
+            members: 2,
+            octets: 300,
+            why: "operator".to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_event_survives_json_and_names_itself() {
+        let events = [
+            rekey(),
+            Event::LabMode,
+            Event::PushRefused { vpn: "v".to_owned(), reason: "SIG".to_owned(), seq: None },
+            Event::RekeyCompleted {
+                group: "g1".to_owned(),
+                seq: 7,
+                acknowledged: 1,
+                missing: vec!["gm2".to_owned()],
+                seconds: 20.5,
+            },
+        ];
+        for event in events {
+            let json = serde_json::to_value(&event).unwrap();
+            assert_eq!(json["event"], event.name());
+            assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
+        }
+    }
+
+    #[test]
+    fn a_stamped_event_is_one_flat_object() {
+        let stamped = Stamped::new(0, Event::AckSent { vpn: "v".to_owned(), seq: 3 });
+        let text = serde_json::to_string(&stamped).unwrap();
+        assert_eq!(text, r#"{"time":"1970-01-01T00:00:00Z","event":"ack_sent","vpn":"v","seq":3}"#);
+        assert_eq!(serde_json::from_str::<Stamped>(&text).unwrap(), stamped);
+    }
+
+    #[test]
+    fn the_line_says_it_in_words() {
+        assert_eq!(
+            rekey().to_string(),
+            "g1: rekey SEQ 7 under KEK 0x0a (operator): new TEKs [0x00000100 0x00000101], new KEK none, 300 octets to 2 members"
+        );
+    }
+
+    #[test]
+    fn a_strangers_text_cannot_break_the_line() {
+        let event =
+            Event::MessageDropped { peer: "p".to_owned(), reason: "a\n\u{1b}[2J\u{202e}é".to_owned() };
+        assert_eq!(event.to_string(), "message of p dropped: a\\n\\u{1b}[2J\\u{202e}é");
+    }
+
+    #[test]
+    fn names_are_unique_snake_case_words() {
+        let mut names = Event::NAMES.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Event::NAMES.len());
+        assert!(
+            names
+                .iter()
+                .all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
+        );
+    }
+
+    #[test]
+    fn an_event_of_a_newer_daemon_is_an_error_not_a_guess() {
+        assert!(serde_json::from_str::<Event>(r#"{"event":"from_the_future"}"#).is_err());
+    }
+}

@@ -1,0 +1,88 @@
+//! What becomes of TEKs: the trait every backend implements and the backend that only remembers.
+//!
+//! ```text
+//! install(TEK)   it can decrypt at once
+//! activate(SPI)  it encrypts from now on: of several active ones with the same selectors, the one activated last
+//! remove(SPI)    it is gone
+//! ```
+//!
+//! The engine of the member decides the moments (RFC 5374 section 4.2.1); a backend only obeys.
+#![forbid(unsafe_code)]
+
+pub mod recorder;
+
+use std::fmt;
+use std::time::Duration;
+
+use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::{Direction, SenderIds, TekKey, TekPolicy};
+
+pub use recorder::Recorder;
+
+/// A TEK to install. `Debug` shows lengths of keys only.
+#[derive(Debug, Clone)]
+pub struct TekInstall {
+    /// The VPN it belongs to.
+    pub vpn: String,
+    /// Selectors, cipher, mode and direction. `lifetime_seconds` counts from now.
+    pub policy: TekPolicy,
+    /// Its keys.
+    pub key: TekKey,
+    /// Our Sender-IDs; none for ciphers that do not count.
+    pub sender_ids: Option<SenderIds>,
+    /// When [`DataPlane::activate`] will come: zero for at once, none for never (receive only).
+    pub activate_after: Option<Duration>,
+}
+
+impl TekInstall {
+    /// Its SPI.
+    pub fn spi(&self) -> Spi {
+        self.policy.spi
+    }
+
+    /// True when it may ever encrypt.
+    pub fn may_send(&self) -> bool {
+        self.activate_after.is_some() && self.policy.direction != Direction::ReceiverOnly
+    }
+
+    /// True when it may decrypt.
+    pub fn may_receive(&self) -> bool {
+        self.policy.direction != Direction::SenderOnly
+    }
+}
+
+/// Why a backend did not obey. Holds no key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataPlaneError(pub String);
+
+impl fmt::Display for DataPlaneError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for DataPlaneError {}
+
+/// Something that encrypts and decrypts traffic with TEKs.
+pub trait DataPlane: Send {
+    /// Its name for logs.
+    fn name(&self) -> &'static str;
+
+    /// Installs a TEK for decryption. One with the same VPN and SPI is replaced.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when the backend cannot; nothing is installed then.
+    fn install(&mut self, tek: TekInstall) -> Result<(), DataPlaneError>;
+
+    /// Lets an installed TEK encrypt.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when it is not installed or may not send.
+    fn activate(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
+
+    /// Removes a TEK; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when the backend cannot.
+    fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
+}

@@ -1,0 +1,287 @@
+//! From the configuration file to what the engine needs to know: names to numbers, prefixes to selectors.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::{AddressPrefix, Gateway, Gcks, Group, IpsecSa, MatchPolicy};
+use gdoi_proto::payload::Endpoint;
+use gdoi_proto::registry::IdType;
+use ike::crypto::Suite;
+use ike::identity::IdentityRule;
+use ike::phase1::{Offer, PeerPolicy};
+
+use crate::engine::settings::{
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+};
+
+/// The whole configuration as the engine takes it.
+pub fn settings(config: &Gcks) -> Settings {
+    let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    Settings {
+        gateways: config.gateways.iter().filter_map(gateway).collect(),
+        groups: config.groups.iter().map(group).collect(),
+        half_open_limit: octets(config.server.half_open_limit),
+        half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
+        half_open_timeout: Duration::from_secs(config.server.half_open_timeout_seconds),
+    }
+}
+
+/// Statements of the file that this build reads and does not act on, a line each: words an operator wrote.
+pub fn without_effect(config: &Gcks) -> Vec<String> {
+    let mut lines = Vec::new();
+    for gateway in &config.gateways {
+        let compat = &gateway.compat;
+        let idle = [
+            ("selectors-little-endian", compat.selectors_little_endian),
+            ("group-id-address", compat.group_id_address),
+            ("bare-digest-signature", compat.bare_digest_signature),
+            ("padded-length-signature", compat.padded_length_signature),
+            ("ecdsa-double-hash", compat.ecdsa_double_hash),
+            ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
+            ("sid-little-endian", compat.sid_little_endian),
+            ("kek-old-spi", compat.kek_old_spi),
+        ];
+        for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
+            let (line, name) = (gateway.line, &gateway.name);
+            lines.push(format!(
+                "line {line}: ike.gateway.{name}.compat: {word:?} has no effect on a key server yet"
+            ));
+        }
+    }
+    lines
+}
+
+/// Defaults and usual statements that this build does not act on yet, for `--check`.
+pub fn notices(config: &Gcks) -> Vec<String> {
+    let mut lines = Vec::new();
+    if config.gateways.iter().any(|gateway| gateway.dead_peer_detection.is_some()) {
+        lines.push(
+            "dead-peer-detection: not supported yet, questions of members are answered and none are asked"
+                .to_owned(),
+        );
+    }
+    if config.groups.iter().any(|group| group.communication.is_some()) {
+        lines.push("max-push-size: not supported yet, a push goes out as large as it is".to_owned());
+    }
+    lines
+}
+
+/// None without an address: this build chooses gateways by address alone, and its configuration demands one.
+fn gateway(gateway: &Gateway) -> Option<GatewaySettings> {
+    let address = gateway.address?;
+    let offers = gateway.proposals.iter().map(|proposal| Offer {
+        suite: Suite {
+            cipher: proposal.cipher,
+            hash: proposal.hash,
+            group: proposal.group,
+            method: proposal.method,
+        },
+        lifetime: seconds(proposal.lifetime_seconds),
+    });
+    let remote = gateway.remote_identity.as_ref().map_or(IdentityRule::PeerAddress, |pattern| pattern.rule());
+    let policy = PeerPolicy {
+        offers: offers.collect(),
+        pre_shared_key: gateway.pre_shared_key.clone(),
+        local_identity: gateway.local_identity.clone(),
+        remote: vec![remote],
+        doi_ipsec: gateway.compat.phase1_doi_ipsec,
+        dialect: gateway.compat.dialect(),
+    };
+    Some(GatewaySettings {
+        name: gateway.name.clone(),
+        address: (address.address, address.prefix_len),
+        policy: Arc::new(policy),
+        group_id_little_endian: gateway.compat.group_id_little_endian,
+        ack_l_output: gateway.compat.ack_l_output,
+        line: gateway.line,
+    })
+}
+
+fn group(group: &Group) -> GroupSettings {
+    GroupSettings {
+        name: group.name.clone(),
+        id: group.id.clone(),
+        gateways: group.gateways.iter().cloned().collect(),
+        member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
+        sender_id_bits: group.sender_id_bits,
+        rekey_on_leave: group.rekey_on_leave,
+        communication: group.communication.as_ref().map(communication),
+        sas: group
+            .sas
+            .iter()
+            .flat_map(|sa| sa.policies.iter().map(move |policy| self::sa(sa, policy)))
+            .collect(),
+    }
+}
+
+fn communication(communication: &config::Communication) -> CommunicationSettings {
+    CommunicationSettings {
+        cipher: communication.cipher,
+        signature_hash: communication.signature_hash,
+        signature: communication.signature,
+        signature_key_bits: communication.signature_key_bits,
+        signing_key: communication.signing_key.clone(),
+        lifetime: seconds(communication.lifetime_seconds),
+        retransmissions: communication.number_of_retransmission,
+        retransmission_period: seconds(communication.retransmission_period_seconds),
+        acknowledgement: match communication.acknowledgement {
+            config::Acknowledgement::Required => Acknowledgement::Required,
+            config::Acknowledgement::Requested => Acknowledgement::Requested,
+            config::Acknowledgement::None => Acknowledgement::None,
+        },
+        missed_rekeys: communication.missed_rekeys,
+        activation_delay: communication.activation_delay_seconds,
+        deactivation_delay: communication.deactivation_delay_seconds,
+        margin: seconds(communication.rekey_margin_kek_seconds),
+    }
+}
+
+fn sa(sa: &IpsecSa, policy: &MatchPolicy) -> SaSettings {
+    SaSettings {
+        name: format!("{}/{}", sa.name, policy.name),
+        cipher: sa.cipher,
+        lifetime: seconds(sa.lifetime_seconds),
+        margin: seconds(sa.rekey_margin_seconds),
+        encapsulation: sa.encapsulation,
+        ip_protocol: policy.protocol,
+        source: selector(policy.source, policy.source_port),
+        destination: selector(policy.destination, policy.destination_port),
+    }
+}
+
+/// Network and mask, 8 octets for IPv4 and 32 for IPv6 (RFC 2407 section 4.6.2).
+fn selector(prefix: AddressPrefix, port: u16) -> Endpoint {
+    let length = u32::from(prefix.prefix_len);
+    let (id_type, data) = match prefix.address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(32u32.saturating_sub(length)).unwrap_or(0);
+            (IdType::Ipv4Subnet, [address.octets(), mask.to_be_bytes()].concat())
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(128u32.saturating_sub(length)).unwrap_or(0);
+            (IdType::Ipv6Subnet, [address.octets(), mask.to_be_bytes()].concat())
+        }
+    };
+    Endpoint { id_type, port, data }
+}
+
+fn seconds(seconds: u32) -> Duration {
+    Duration::from_secs(u64::from(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use gdoi_proto::ids::GroupId;
+    use gdoi_proto::policy::{Encapsulation, TekCipher};
+
+    use super::*;
+
+    const FILE: &str = r#"
+[server]
+half-open-limit = 100
+half-open-timeout-seconds = 7
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+lifetime-seconds = 3600
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.one]
+ike-policy = "pol"
+address = "10.0.0.7"
+[ike.gateway.many]
+ike-policy = "pol"
+address = "10.1.0.0/16"
+remote-identity = { hostname = "*.branch.example" }
+local-identity = { hostname = "gcks.example" }
+compat = ["ack-l-output", "large-offers", "kek-old-spi"]
+[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+encapsulation = "transport"
+[group.G]
+group-id = 9
+ike-gateways = ["one", "many"]
+member-threshold = 5
+[group.G.server-member-communication]
+encryption-algorithm = "aes-128-cbc"
+signature = "ecdsa-256"
+sig-hash-algorithm = "sha-256"
+acknowledgement = "requested"
+[group.G.ipsec-sa.S]
+proposal = "esp"
+[[group.G.ipsec-sa.S.match-policy]]
+name = "four"
+source = "172.16.0.0/12"
+destination = "0.0.0.0/0"
+destination-port = 53
+protocol = 17
+[[group.G.ipsec-sa.S.match-policy]]
+name = "six"
+source = "2001:db8::/33"
+destination = "2001:db8::1/128"
+"#;
+
+    fn config() -> Gcks {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key");
+        std::fs::write(&key, "a secret of more than 16 octets").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let path = directory.path().join("gcks.toml");
+        std::fs::write(&path, FILE).unwrap();
+        config::load_gcks(&path, config::Options::default())
+            .unwrap_or_else(|errors| panic!("{errors}"))
+            .config
+    }
+
+    #[test]
+    fn gateways_keep_their_rules_and_a_missing_identity_means_the_peers_address() {
+        let settings = settings(&config());
+        assert_eq!((settings.half_open_limit, settings.half_open_limit_per_address), (100, 16));
+        assert_eq!(settings.half_open_timeout, Duration::from_secs(7));
+        let [one, many] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
+        assert_eq!(one.address, ("10.0.0.7".parse().unwrap(), 32));
+        assert_eq!(one.policy.remote, [IdentityRule::PeerAddress]);
+        assert_eq!(one.policy.offers[0].lifetime, Duration::from_secs(3600));
+        assert!(!one.ack_l_output && !one.policy.dialect.large_offers);
+        assert_eq!(many.address, ("10.1.0.0".parse().unwrap(), 16));
+        let below = IdentityRule::NameEndsWith { id_type: IdType::Fqdn, tail: b".branch.example".to_vec() };
+        assert_eq!(many.policy.remote, [below]);
+        assert_eq!(many.policy.local_identity.as_ref().unwrap().data, b"gcks.example");
+        assert!(many.ack_l_output && many.policy.dialect.large_offers);
+    }
+
+    #[test]
+    fn every_match_policy_becomes_an_sa_with_network_and_mask() {
+        let settings = settings(&config());
+        let group = &settings.groups[0];
+        assert_eq!((&group.id, group.member_threshold), (&GroupId::number(9), Some(5)));
+        let communication = group.communication.as_ref().unwrap();
+        assert_eq!(communication.acknowledgement, Acknowledgement::Requested);
+        assert_eq!((communication.activation_delay, communication.deactivation_delay), (30, 45));
+        assert_eq!(communication.margin, Duration::from_secs(360));
+        let [four, six] = &group.sas[..] else { panic!("{:?}", group.sas) };
+        assert_eq!((four.name.as_str(), four.ip_protocol), ("S/four", 17));
+        assert_eq!(four.cipher, TekCipher::AesGcm { key_octets: 32, icv_octets: 16 });
+        assert_eq!(four.encapsulation, Encapsulation::Transport);
+        let subnet = |port, data: &[u8]| Endpoint { id_type: IdType::Ipv4Subnet, port, data: data.to_vec() };
+        assert_eq!(four.source, subnet(0, &[172, 16, 0, 0, 255, 240, 0, 0]));
+        assert_eq!(four.destination, subnet(53, &[0; 8]), "everything");
+        assert_eq!((six.source.id_type, six.source.data.len()), (IdType::Ipv6Subnet, 32));
+        assert_eq!(six.source.data[16..22], [255, 255, 255, 255, 128, 0]);
+        assert_eq!(six.destination.data[16..], [255; 16]);
+    }
+
+    #[test]
+    fn words_without_effect_are_named_with_their_line() {
+        assert_eq!(
+            without_effect(&config()),
+            [r#"line 17: ike.gateway.many.compat: "kek-old-spi" has no effect on a key server yet"#]
+        );
+    }
+}

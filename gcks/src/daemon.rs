@@ -1,0 +1,586 @@
+//! The shell around the engine: one loop that tells the engine what happens and does what it wants, in its order.
+//!
+//! ```text
+//! datagrams ┐                     ┌─ Persist ──> writer thread ──> disk
+//! jobs done │                     │                  │ written
+//! requests  ├──> engine ──> wish ─┤                  v
+//! timers    │                     └─ all else ──> gate ──> sockets, workers, replies, events
+//! signals   ┘
+//! ```
+//!
+//! What follows a write waits at the gate until the write is on disk; inputs are taken meanwhile. When too much waits, no
+//! datagrams are taken: the queue of the sockets fills and drops, as the network would.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Gcks;
+use ctl::control::{Reply, Request};
+use ctl::event::Event;
+use ctl::observe::{GcksSnapshot, Snapshot};
+use ike::crypto::provider::{Provider, default_provider};
+use ike::io::{Datagram, Entropy, JobResult, Machine};
+use runtime::clock::Clock;
+use runtime::control::Asked;
+use runtime::hub::Hub;
+use runtime::local::{LocalError, LocalSocket};
+use runtime::lock::{LockError, StateLock};
+use runtime::signals::{Signal, Signals};
+use runtime::udp::{BindError, Listen, Sockets, UdpCounters};
+use runtime::workers::Workers;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::convert;
+use crate::engine::io::{Command, Input, Output};
+use crate::engine::settings::Settings;
+use crate::engine::{KeyServer, RestoreError};
+use crate::store::embedded::Embedded;
+use crate::store::gate::Gate;
+use crate::store::writer::{Report, Writer};
+use crate::store::{Store, StoreError};
+
+/// Outputs that may wait for the disk before no more datagrams are taken.
+const HELD: usize = 65_536;
+/// Requests of local sockets that may wait for the loop.
+const ASKED: usize = 64;
+/// Longest sleep of the loop without a timer.
+const IDLE: Duration = Duration::from_secs(10);
+/// Given to those who watch to read that the daemon stops.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// How to run, from the command line.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file, read again on SIGHUP.
+    pub path: PathBuf,
+    /// `--lab`: lifetimes down to 20 s, and `show_keys`.
+    pub lab: bool,
+    /// `--show-keys`: key octets on the control socket.
+    pub show_keys: bool,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The state directory is another daemon's.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The state cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state was read, but one of its rows cannot be used.
+    #[error("{0}; the state is left as it is")]
+    Restore(#[from] RestoreError),
+    /// A UDP socket cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A local socket cannot be opened.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// The system refuses a thread or a signal.
+    #[error("{what}: {source}")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread that writes the state ended by itself.
+    #[error("the thread that writes the state ended; stopping, since nothing can be kept any more")]
+    WriterEnded,
+}
+
+impl StartError {
+    /// 4 for a damaged state, else 3.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Store(StoreError::Damaged { .. }) | StartError::Restore(_) => 4,
+            StartError::Store(StoreError::Refused { .. } | StoreError::Failed(_))
+            | StartError::Lock(_)
+            | StartError::Bind(_)
+            | StartError::Local(_)
+            | StartError::System { .. }
+            | StartError::WriterEnded => 3,
+        }
+    }
+}
+
+/// Runs the key server until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`StartError`]; [`StartError::exit_code`] is for the caller of the process.
+pub fn run(config: &Gcks, options: Options) -> Result<(), StartError> {
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::System { what: "tokio cannot be started", source })?;
+    let result = tokio.block_on(serve(config, options));
+    tokio.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
+    let server = &config.server;
+    // Taken first: a signal during the start ends the daemon in order too.
+    let mut system =
+        Signals::listen().map_err(|source| StartError::System { what: "signals cannot be taken", source })?;
+    let (signal, signals) = mpsc::channel(4);
+    tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
+    let _lock = StateLock::take(&server.state_directory)?;
+    let store = Embedded::open(&server.state_directory)?;
+    let listen: Vec<Listen> =
+        server.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
+    let sockets = Sockets::bind(&listen)?;
+    let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
+    let control = bind(&server.control_socket, runtime::control::MODE, "")?;
+    let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
+    let hub = Hub::new();
+    let (sender, asked) = mpsc::channel(ASKED);
+    let settings = convert::settings(config);
+    let (daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    inlets.signals = signals;
+    inlets.asked = asked;
+    let locals = [
+        runtime::control::serve(control, sender.clone(), hub.clone()),
+        runtime::observe::serve(observe, sender, hub),
+    ];
+    let result = daemon.work(inlets).await;
+    tokio::time::sleep(FAREWELL).await;
+    for local in locals {
+        local.abort();
+        // Awaited so that the file of the socket is gone when the process is.
+        let _ = local.await;
+    }
+    result
+}
+
+/// Random octets of the crypto library.
+struct Random(Arc<dyn Provider>);
+
+impl Entropy for Random {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill(out);
+    }
+}
+
+/// Where inputs come from.
+struct Inlets {
+    reports: mpsc::UnboundedReceiver<Report>,
+    results: mpsc::UnboundedReceiver<JobResult>,
+    datagrams: mpsc::Receiver<Datagram>,
+    asked: mpsc::Receiver<Asked>,
+    signals: mpsc::Receiver<Signal>,
+}
+
+/// The engine with everything it acts on.
+struct Daemon {
+    clock: Clock,
+    engine: KeyServer,
+    gate: Gate<Output>,
+    writer: Writer,
+    sockets: Sockets,
+    /// Counters of the sockets when statistics were cleared last.
+    cleared: UdpCounters,
+    workers: Workers,
+    hub: Hub,
+    /// Who waits for which ticket.
+    waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
+    last_ticket: u64,
+    /// What the store says while it refuses writes.
+    store_failing: Option<String>,
+    options: Options,
+}
+
+impl Daemon {
+    /// Restores the engine and starts the threads. The inlets for requests and signals are closed ones.
+    fn start(
+        settings: Settings,
+        options: Options,
+        mut store: impl Store + 'static,
+        mut sockets: Sockets,
+        hub: Hub,
+    ) -> Result<(Daemon, Inlets), StartError> {
+        let system = |what| move |source| StartError::System { what, source };
+        let clock = Clock::start();
+        let provider = default_provider();
+        let started = Event::Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            provider: provider.name().to_owned(),
+        };
+        hub.publish(clock.now().unix_seconds, &started);
+        let rows = store.load()?;
+        let engine = KeyServer::new(settings, rows, clock.now(), Box::new(Random(Arc::clone(&provider))))?;
+        let (report, reports) = mpsc::unbounded_channel();
+        let writer = Writer::start(store, move |said| drop(report.send(said)))
+            .map_err(system("the writing thread cannot be started"))?;
+        let (workers, results) =
+            Workers::start(provider, None).map_err(system("the crypto threads cannot be started"))?;
+        let datagrams = sockets.receive().map_err(system("the receiving threads cannot be started"))?;
+        let daemon = Daemon {
+            clock,
+            engine,
+            gate: Gate::new(),
+            writer,
+            sockets,
+            cleared: UdpCounters::default(),
+            workers,
+            hub,
+            waiting: BTreeMap::new(),
+            last_ticket: 0,
+            store_failing: None,
+            options,
+        };
+        for address in daemon.sockets.addresses() {
+            daemon.publish(&Event::Listening { address: address.to_string() });
+        }
+        for (on, event) in [(daemon.options.lab, Event::LabMode), (daemon.options.show_keys, Event::ShowKeys)]
+        {
+            if on {
+                daemon.publish(&event);
+            }
+        }
+        let (asked, signals) = (mpsc::channel(1).1, mpsc::channel(1).1);
+        Ok((daemon, Inlets { reports, results, datagrams, asked, signals }))
+    }
+
+    async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
+        self.drain();
+        loop {
+            let mut sleep = IDLE;
+            if let Some(wakeup) = self.engine.poll_timeout() {
+                if wakeup.at <= self.clock.now().at {
+                    tracing::trace!(why = wakeup.why, "timer");
+                    self.tell(Input::Timeout);
+                }
+                sleep = self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at));
+            }
+            tokio::select! {
+                // What finishes something goes before what begins something.
+                biased;
+                Some(signal) = inlets.signals.recv() => match signal {
+                    Signal::Stop => break,
+                    Signal::Reload => self.on_reload(),
+                },
+                report = inlets.reports.recv() => match report {
+                    Some(report) => self.on_report(report),
+                    None => return Err(StartError::WriterEnded),
+                },
+                Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
+                Some(asked) = inlets.asked.recv() => self.on_asked(asked),
+                Some(datagram) = inlets.datagrams.recv(), if self.gate.held() < HELD => {
+                    self.tell(Input::Datagram(datagram));
+                }
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+        self.stop(inlets.reports);
+        Ok(())
+    }
+
+    /// Writes what waits; what waited for that still leaves, so that nobody misses an answer that is true.
+    fn stop(mut self, mut reports: mpsc::UnboundedReceiver<Report>) {
+        self.publish(&Event::DaemonStopping);
+        self.writer.finish();
+        while let Ok(report) = reports.try_recv() {
+            match report {
+                Report::Written(ticket) => self.gate.written(ticket),
+                Report::Failing(reason) => self.publish(&Event::StoreFailed { reason }),
+                Report::Recovered => {}
+            }
+        }
+        self.release();
+    }
+
+    fn publish(&self, event: &Event) {
+        self.hub.publish(self.clock.now().unix_seconds, event);
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.handle(self.clock.now(), input);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Persist(changes) => self.gate.submitted(self.writer.write(changes)),
+                // It says nothing of the state, and a stranger must not fill the gate with it.
+                Output::Event(
+                    event @ (Event::MessageDropped { .. }
+                    | Event::HalfOpenLimit { .. }
+                    | Event::AckRefused { .. }),
+                ) => self.publish(&event),
+                output => self.gate.push(output),
+            }
+        }
+        self.release();
+    }
+
+    fn release(&mut self) {
+        while let Some(output) = self.gate.release() {
+            match output {
+                Output::Transmit(datagram) => {
+                    if let Err(error) = self.sockets.send(&datagram) {
+                        tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
+                    }
+                }
+                Output::Fanout { octets, to } => {
+                    let sent = self.sockets.send_many(&octets, &to);
+                    if sent < to.len() {
+                        let (lost, all) = (to.len() - sent, to.len());
+                        tracing::warn!(target: "gdoi", "{lost} of {all} pushes not taken by the system");
+                    }
+                }
+                Output::Job(request) => self.workers.submit(request),
+                Output::Event(event) => self.publish(&event),
+                Output::Reply { ticket, result } => {
+                    if let Some(reply) = self.waiting.remove(&ticket) {
+                        // Who asked may be gone.
+                        let _ = reply.send(match result {
+                            Ok((text, seq)) => Reply::Done { text, seq },
+                            Err(reason) => Reply::Refused { reason },
+                        });
+                    }
+                }
+                // Writes pass beside the gate, see `drain`.
+                Output::Persist(changes) => self.gate.submitted(self.writer.write(changes)),
+            }
+        }
+    }
+
+    fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Written(ticket) => {
+                self.gate.written(ticket);
+                self.release();
+            }
+            Report::Failing(reason) => {
+                self.publish(&Event::StoreFailed { reason: reason.clone() });
+                self.store_failing = Some(reason);
+                self.tell(Input::StoreFailing(true));
+            }
+            Report::Recovered => {
+                self.publish(&Event::StoreRecovered);
+                self.store_failing = None;
+                self.tell(Input::StoreFailing(false));
+            }
+        }
+    }
+
+    fn on_reload(&mut self) {
+        let options = config::Options { lab: self.options.lab };
+        let reason = match config::load_gcks(&self.options.path, options) {
+            Ok(_) => "not supported yet: reload (the file is good; restart to use it)".to_owned(),
+            Err(errors) => errors.to_string().replace('\n', "; "),
+        };
+        self.publish(&Event::ConfigurationRefused { reason });
+    }
+
+    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+        let command = match request {
+            Request::Snapshot => {
+                let snapshot = Snapshot::Gcks(self.snapshot());
+                return drop(reply.send(Reply::Snapshot(Box::new(snapshot))));
+            }
+            Request::Version => {
+                let text = format!("gcksd {}", env!("CARGO_PKG_VERSION"));
+                return drop(reply.send(Reply::Done { text, seq: None }));
+            }
+            Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
+            // The local sockets answer it themselves.
+            Request::Watch => return refuse(reply, "not on this way"),
+            Request::ClearStatistics { group } => {
+                if group.is_none() {
+                    self.cleared = self.sockets.counters();
+                }
+                Command::ClearStatistics { group }
+            }
+            Request::Rekey { group, tek, kek } => Command::Rekey { group, tek, kek },
+            Request::ClearMembers { group } => Command::ClearMembers { group },
+            Request::Expel { group, member } => Command::Expel { group, member },
+        };
+        if let Some(reason) = &self.store_failing {
+            return refuse(reply, &format!("the state cannot be written: {reason}"));
+        }
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        self.waiting.insert(ticket, reply);
+        self.tell(Input::Command { ticket, command });
+    }
+
+    fn snapshot(&self) -> GcksSnapshot {
+        let show_keys = self.options.show_keys || self.options.lab;
+        let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
+        let (counters, cleared) = (self.sockets.counters(), &self.cleared);
+        let statistics = &mut snapshot.statistics;
+        statistics.datagrams_received = counters.received - cleared.received;
+        statistics.datagrams_sent = counters.sent - cleared.sent;
+        statistics.datagrams_overflowed = counters.overflowed - cleared.overflowed;
+        statistics.send_errors = counters.send_errors - cleared.send_errors;
+        snapshot
+    }
+}
+
+fn refuse(reply: oneshot::Sender<Reply>, reason: &str) {
+    let _ = reply.send(Reply::Refused { reason: reason.to_owned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use config::Gcks;
+
+    use super::*;
+    use crate::store::memory::Memory;
+
+    const FILE: &str = r#"
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.gw]
+ike-policy = "pol"
+address = "127.0.0.0/8"
+[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+[group.g1]
+group-id = 1
+ike-gateways = ["gw"]
+[group.g1.server-member-communication]
+encryption-algorithm = "aes-256-cbc"
+signature = "ecdsa-256"
+sig-hash-algorithm = "sha-256"
+[group.g1.ipsec-sa.S]
+proposal = "esp"
+[[group.g1.ipsec-sa.S.match-policy]]
+name = "m"
+source = "10.0.0.0/8"
+destination = "10.0.0.0/8"
+"#;
+
+    /// A daemon over a store in memory, and the ends of its inlets.
+    struct Bench {
+        lines: runtime::hub::Lines,
+        asked: mpsc::Sender<Asked>,
+        signals: mpsc::Sender<Signal>,
+        ended: tokio::task::JoinHandle<Result<(), StartError>>,
+    }
+
+    impl Bench {
+        fn start(store: Memory) -> Bench {
+            let directory = tempfile::tempdir().unwrap();
+            let (path, key) = (directory.path().join("gcks.toml"), directory.path().join("key"));
+            std::fs::write(&path, FILE).unwrap();
+            std::fs::write(&key, "a secret of more than 16 octets").unwrap();
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let config: Gcks = config::load_gcks(&path, config::Options::default())
+                .unwrap_or_else(|errors| panic!("{errors}"))
+                .config;
+            let address = "127.0.0.1:0".parse().unwrap();
+            let sockets = Sockets::bind(&[Listen { address, marker: false }]).unwrap();
+            let hub = Hub::new();
+            let lines = hub.subscribe();
+            let options = Options { path, lab: false, show_keys: false };
+            let (daemon, mut inlets) =
+                Daemon::start(convert::settings(&config), options, store, sockets, hub).unwrap();
+            let (signals, taken) = mpsc::channel(4);
+            let (asked, requests) = mpsc::channel(4);
+            (inlets.signals, inlets.asked) = (taken, requests);
+            Bench { lines, asked, signals, ended: tokio::spawn(daemon.work(inlets)) }
+        }
+
+        /// Names of the events up to and including `name`.
+        async fn until(&mut self, name: &str) -> Vec<String> {
+            let mut names = Vec::new();
+            let wait = async {
+                while names.last().is_none_or(|last| last != name) {
+                    let line = self.lines.next().await.expect("the daemon runs");
+                    let stamped: ctl::event::Stamped = ctl::control::from_line(&line).unwrap();
+                    names.push(stamped.event.name().to_owned());
+                }
+            };
+            let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+            assert!(waited.is_ok(), "no {name} within 10 s");
+            names
+        }
+
+        async fn ask(&self, request: Request) -> Reply {
+            let (reply, answer) = oneshot::channel();
+            self.asked.send(Asked { request, reply }).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(10), answer)
+                .await
+                .expect("within 10 s")
+                .expect("an answer")
+        }
+
+        async fn stop(self) {
+            self.signals.send(Signal::Stop).await.unwrap();
+            self.ended.await.unwrap().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_on_disk_is_not_told_and_a_refusing_disk_is_recovered_from() {
+        let store = Memory::default();
+        store.fail(true);
+        let mut bench = Bench::start(store.clone());
+        let names = bench.until("store_failed").await;
+        assert!(!names.contains(&"group_created".to_owned()), "keys that are not on disk: {names:?}");
+        let rekey = Request::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+        let Reply::Refused { reason } = bench.ask(rekey.clone()).await else { panic!("not refused") };
+        assert_eq!(reason, "the state cannot be written: told to fail");
+        store.fail(false);
+        bench.until("store_recovered").await;
+        bench.until("group_created").await;
+        assert!(matches!(bench.ask(rekey).await, Reply::Done { .. }));
+        bench.stop().await;
+        assert!(!store.clone().load().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_stopping_daemon_writes_what_waits_and_the_next_one_goes_on() {
+        let store = Memory::default();
+        let mut first = Bench::start(store.clone());
+        first.until("group_created").await;
+        let Reply::Snapshot(snapshot) = first.ask(Request::Snapshot).await else { panic!("no snapshot") };
+        let Snapshot::Gcks(before) = *snapshot else { panic!("not a key server") };
+        assert_eq!(before.groups[0].kek.as_ref().unwrap().key_hex, None, "only with --show-keys");
+        first.stop().await;
+        let mut second = Bench::start(store);
+        let names = second.until("state_restored").await;
+        assert!(!names.contains(&"group_created".to_owned()), "{names:?}");
+        let Reply::Snapshot(snapshot) = second.ask(Request::Snapshot).await else { panic!("no snapshot") };
+        let Snapshot::Gcks(after) = *snapshot else { panic!("not a key server") };
+        let spis = |snapshot: &GcksSnapshot| {
+            let group = &snapshot.groups[0];
+            (
+                group.kek.as_ref().unwrap().spi.clone(),
+                group.teks.iter().map(|tek| tek.spi.clone()).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(spis(&before), spis(&after));
+        second.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_hang_up_checks_the_file_and_changes_nothing() {
+        let mut bench = Bench::start(Memory::default());
+        bench.until("group_created").await;
+        // The directory of the file is gone by now.
+        bench.signals.send(Signal::Reload).await.unwrap();
+        bench.until("configuration_refused").await;
+        let reply = bench.ask(Request::Register { vpn: None }).await;
+        assert!(matches!(reply, Reply::Refused { .. }));
+        bench.stop().await;
+    }
+}

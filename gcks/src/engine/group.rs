@@ -1,0 +1,511 @@
+//! One group: its policy, key generations and members. A group lives in one place; peers ask it.
+//!
+//! Rekeying is in `rekey.rs`, delivery and acknowledgements in `push.rs`, what survives in `rows.rs`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
+use gdoi_proto::payload::{Endpoint, GdoiSa, Identification, KeyDownload};
+use gdoi_proto::policy::{
+    AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet, SenderIds,
+    TekKey, TekPolicy,
+};
+use gdoi_proto::registry::{IdType, NotifyType};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::cipher::CipherKey;
+use ike::crypto::provider::{Job, Signer};
+use ike::io::{Entropy, Instant, Now};
+use ike::protect::ack::AckKey;
+use ike::protect::push::KekCipherKey;
+
+use super::durable::Change;
+use super::member::{Member, MemberKey};
+use super::peers::{Asker, PolicyAnswer};
+use super::push::Delivery;
+use super::sender_id::SenderIdPool;
+use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
+
+/// What message 2 of a PULL said: message 4 must keep it even when a rekey happens in between.
+#[derive(Debug)]
+pub struct Terms {
+    /// The SA payload.
+    pub sa: GdoiSa,
+    /// The policy in it.
+    pub policy: GroupPolicy,
+    /// Last SEQ under its KEK; none without a KEK.
+    pub seq: Option<SeqNumber>,
+    /// Its keys.
+    pub keys: KeySet,
+}
+
+/// A rekey SA.
+#[derive(Debug, Clone)]
+pub struct Kek {
+    /// Cookie pair of its PUSHes.
+    pub spi: KekSpi,
+    /// CBC IV of its PUSHes.
+    pub iv: [u8; 16],
+    /// Cipher key.
+    pub key: SecretBytes,
+    /// Last number used.
+    pub seq: SeqNumber,
+    /// When it was made.
+    pub made: Instant,
+    /// When it ends.
+    pub ends: Instant,
+    /// The same on the wall clock, seconds since 1970.
+    pub ends_unix: u64,
+    /// Key of its acknowledgements.
+    pub ack_key: Option<AckKey>,
+    /// The same for peers with `ack-l-output`.
+    pub ack_key_output: Option<AckKey>,
+    /// PUSHes under it.
+    pub cipher: KekCipherKey,
+    /// It has a successor; kept for acknowledgements until then.
+    pub replaced_until: Option<Instant>,
+}
+
+/// A data-security SA.
+#[derive(Debug, Clone)]
+pub struct Tek {
+    /// Name of its SA statement.
+    pub sa: String,
+    /// SPI.
+    pub spi: Spi,
+    /// Keys.
+    pub key: TekKey,
+    /// When members start sending on it.
+    pub activates: Instant,
+    /// When it ends.
+    pub ends: Instant,
+    /// The same on the wall clock.
+    pub ends_unix: u64,
+    /// It has a successor: members drop it then.
+    pub retires: Option<Instant>,
+}
+
+/// What a group wants.
+#[derive(Debug)]
+pub enum GroupOutput {
+    /// Write before anything that follows.
+    Persist(Vec<Change>),
+    /// Send the same octets to many.
+    Fanout(Bytes, Vec<(SocketAddr, SocketAddr)>),
+    /// Run for this group.
+    Job(Job),
+    /// Tell.
+    Event(Event),
+    /// A member is gone: its IKE SA goes too.
+    DeleteIdentity(Identification, String),
+}
+
+/// Counters of a group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupCounters {
+    /// PULLs completed.
+    pub pulls: u64,
+    /// PULLs refused: identity not authorised.
+    pub pulls_unauthorised: u64,
+    /// PULLs of new members beyond the threshold.
+    pub pulls_over_threshold: u64,
+    /// Rekeys begun.
+    pub rekeys: u64,
+    /// PUSH datagrams sent.
+    pub pushes_sent: u64,
+    /// Of these, copies after the first.
+    pub retransmissions: u64,
+    /// Acknowledgements accepted.
+    pub acks: u64,
+    /// Acknowledgements of something already acknowledged.
+    pub acks_duplicate: u64,
+    /// Acknowledgements that came too late or for nothing sent.
+    pub acks_unexpected: u64,
+    /// Acknowledgements with a wrong HASH.
+    pub acks_forged: u64,
+    /// Acknowledgements from nobody registered.
+    pub acks_stranger: u64,
+    /// Rekeys a member left unanswered, copies included.
+    pub unacknowledged: u64,
+    /// Members removed for silence.
+    pub expired: u64,
+}
+
+/// A group.
+pub struct Group {
+    /// Its configuration.
+    pub settings: GroupSettings,
+    pub(super) signer: Option<Arc<dyn Signer>>,
+    pub(super) signing_key: Option<SecretBytes>,
+    pub(super) public_key: Option<Vec<u8>>,
+    pub(super) kek: Option<Kek>,
+    pub(super) old_keks: Vec<Kek>,
+    pub(super) teks: Vec<Tek>,
+    pub(super) sids: SenderIdPool,
+    pub(super) members: BTreeMap<MemberKey, Member>,
+    pub(super) by_address: BTreeMap<SocketAddr, MemberKey>,
+    pub(super) deliveries: Vec<Delivery>,
+    pub(super) wanted: super::rekey::Wanted,
+    pub(super) out: VecDeque<GroupOutput>,
+    /// Counters.
+    pub counters: GroupCounters,
+}
+
+impl Group {
+    /// A group without keys.
+    pub fn new(settings: GroupSettings) -> Group {
+        let sids = SenderIdPool::new(settings.sender_id_bits, 0);
+        Group {
+            settings,
+            signer: None,
+            signing_key: None,
+            public_key: None,
+            kek: None,
+            old_keks: Vec::new(),
+            teks: Vec::new(),
+            sids,
+            members: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            deliveries: Vec::new(),
+            wanted: super::rekey::Wanted::default(),
+            out: VecDeque::new(),
+            counters: GroupCounters::default(),
+        }
+    }
+
+    /// The next wish.
+    pub fn poll(&mut self) -> Option<GroupOutput> {
+        self.out.pop_front()
+    }
+
+    /// Members by identity.
+    pub fn members(&self) -> impl Iterator<Item = (&MemberKey, &Member)> {
+        self.members.iter()
+    }
+
+    /// The current rekey SA.
+    pub fn kek(&self) -> Option<&Kek> {
+        self.kek.as_ref()
+    }
+
+    /// Live data-security SAs.
+    pub fn teks(&self) -> &[Tek] {
+        &self.teks
+    }
+
+    /// SPIs whose acknowledgements belong here.
+    pub fn kek_spis(&self) -> impl Iterator<Item = KekSpi> + '_ {
+        self.kek.iter().chain(&self.old_keks).map(|kek| kek.spi)
+    }
+
+    pub(super) fn event(&mut self, event: Event) {
+        self.out.push_back(GroupOutput::Event(event));
+    }
+
+    /// May this identity know the policy (message 1)? Nothing changes here (RFC 6407 section 3.2).
+    pub fn on_policy_ask(&mut self, now: Now, asker: &Asker) -> PolicyAnswer {
+        if !self.settings.gateways.contains(&asker.gateway.name) {
+            self.counters.pulls_unauthorised += 1;
+            self.event(Event::PullRefused {
+                peer: asker.peer.to_string(),
+                identity: asker.identity.to_string(),
+                group: self.settings.name.clone(),
+                reason: format!(
+                    "gateway {} (line {}) is not among the group's ike-gateways",
+                    asker.gateway.name, asker.gateway.line
+                ),
+            });
+            return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
+        }
+        if self.over_threshold(&asker.identity) {
+            self.refuse_over_threshold(&asker.identity);
+            return PolicyAnswer::Silence;
+        }
+        match self.terms(now, asker) {
+            Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
+            None => PolicyAnswer::Silence,
+        }
+    }
+
+    fn over_threshold(&self, identity: &MemberKey) -> bool {
+        self.settings
+            .member_threshold
+            .is_some_and(|most| self.members.len() >= most && !self.members.contains_key(identity))
+    }
+
+    fn refuse_over_threshold(&mut self, identity: &MemberKey) {
+        self.counters.pulls_over_threshold += 1;
+        let threshold = self.settings.member_threshold.unwrap_or(0);
+        self.event(Event::MemberThresholdReached {
+            group: self.settings.name.clone(),
+            threshold: threshold as u64,
+            member: identity.to_string(),
+        });
+    }
+
+    /// Policy and keys as of now; none while the keys are being made.
+    fn terms(&self, now: Now, asker: &Asker) -> Option<Terms> {
+        if self.settings.communication.is_some() && (self.kek.is_none() || self.public_key.is_none()) {
+            return None;
+        }
+        let at = now.at;
+        let teks: Vec<&Tek> = self.teks.iter().filter(|tek| tek.life(at) > Duration::ZERO).collect();
+        if teks.is_empty() {
+            return None;
+        }
+        let kek_policy = match (&self.settings.communication, &self.kek) {
+            (Some(communication), Some(kek)) => Some(self.kek_policy(
+                communication,
+                kek,
+                at,
+                endpoint(asker.local, asker.local.port()),
+                endpoint(asker.peer, asker.peer.port()),
+            )),
+            _ => None,
+        };
+        let (activation_delay, deactivation_delay) = self.delays(at);
+        let policy = GroupPolicy {
+            kek: kek_policy,
+            activation_delay,
+            deactivation_delay,
+            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, at)).collect(),
+        };
+        let keys = KeySet {
+            kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
+            teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
+            ..KeySet::default()
+        };
+        let seq = self.kek.as_ref().map(|kek| kek.seq);
+        Some(Terms { sa: policy.write(Carriage::Pull), policy, seq, keys })
+    }
+
+    /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
+    fn delays(&self, at: Instant) -> (u16, Option<u16>) {
+        let Some(communication) = &self.settings.communication else { return (0, None) };
+        let pending =
+            self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
+        let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
+        match (pending, retiring) {
+            (None, None) => (communication.activation_delay, Some(communication.deactivation_delay)),
+            (pending, retiring) => {
+                let activation = pending.map_or(0, ceil_seconds);
+                let deactivation = retiring.map_or(communication.deactivation_delay, ceil_seconds);
+                (activation, Some(deactivation.max(activation.saturating_add(1))))
+            }
+        }
+    }
+
+    pub(super) fn kek_policy(
+        &self,
+        communication: &CommunicationSettings,
+        kek: &Kek,
+        at: Instant,
+        source: Endpoint,
+        destination: Endpoint,
+    ) -> KekPolicy {
+        KekPolicy {
+            spi: kek.spi,
+            source,
+            destination,
+            cipher: KekCipher::AesCbc { key_octets: communication.cipher.key_len() },
+            lifetime_seconds: seconds(kek.ends.since(at)),
+            signature_hash: communication.signature_hash,
+            signature: communication.signature,
+            signature_key_bits: Some(communication.signature_key_bits),
+            acknowledgement: communication.ack_request(),
+            lkh: false,
+        }
+    }
+
+    pub(super) fn kek_key(&self, kek: &Kek) -> KekKey {
+        KekKey { iv: kek.iv.to_vec(), key: kek.key.clone(), public_key: self.public_key.clone() }
+    }
+
+    pub(super) fn sa_settings(&self, name: &str) -> Option<&SaSettings> {
+        self.settings.sas.iter().find(|sa| sa.name == name)
+    }
+
+    pub(super) fn tek_policy(&self, tek: &Tek, at: Instant) -> Option<TekPolicy> {
+        let sa = self.sa_settings(&tek.sa)?;
+        Some(TekPolicy {
+            spi: tek.spi,
+            ip_protocol: sa.ip_protocol,
+            source: sa.source.clone(),
+            destination: sa.destination.clone(),
+            cipher: sa.cipher,
+            lifetime_seconds: seconds(tek.life(at)),
+            lifetime_kilobytes: None,
+            encapsulation: sa.encapsulation,
+            address_preservation: AddressPreservation::Both,
+            direction: Direction::Symmetric,
+        })
+    }
+
+    /// Message 3 was valid: the member is live. Its record and SIDs are written before its keys leave.
+    pub fn on_join(
+        &mut self,
+        now: Now,
+        asker: &Asker,
+        terms: &Terms,
+        sender_ids: u16,
+    ) -> Option<KeyDownload> {
+        if !self.settings.gateways.contains(&asker.gateway.name) {
+            return None;
+        }
+        if self.over_threshold(&asker.identity) {
+            self.refuse_over_threshold(&asker.identity);
+            return None;
+        }
+        let mut changes = Vec::new();
+        let mut keys = terms.keys.clone();
+        let mut sids = Vec::new();
+        if terms.policy.teks.iter().any(TekPolicy::needs_sender_id) {
+            let Some(allocation) = self.sids.allocate(u32::from(sender_ids.max(1))) else {
+                self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+                return None;
+            };
+            if allocation.reserve {
+                changes.push(self.group_row());
+            }
+            sids = allocation.sids;
+            keys.sender_ids = Some(SenderIds { bits: self.sids.bits(), values: sids.clone() });
+        }
+        let known = self.members.get(&asker.identity);
+        let again = known.is_some();
+        let member = Member {
+            peer: asker.peer,
+            local: asker.local,
+            gateway: asker.gateway.name.clone(),
+            sender_ids: sids,
+            registered: known.map_or(now.at, |member| member.registered),
+            last_ack: known.and_then(|member| member.last_ack),
+            missed: 0,
+            pushes_sent: known.map_or(0, |member| member.pushes_sent),
+            acks: known.map_or(0, |member| member.acks),
+        };
+        if let Some(old) = known.filter(|old| old.peer != asker.peer) {
+            self.by_address.remove(&old.peer);
+        }
+        changes.push(self.member_row(&asker.identity, &member));
+        let sender_ids = member.sender_ids.iter().map(|sid| u64::from(sid.0)).collect();
+        // Two identities behind one address and port: the later one is there now.
+        if let Some(other) =
+            self.by_address.insert(asker.peer, asker.identity.clone()).filter(|o| *o != asker.identity)
+            && let Some(change) = self.forget_member(&other, "its address registered another identity")
+        {
+            changes.push(change);
+        }
+        self.members.insert(asker.identity.clone(), member);
+        self.counters.pulls += 1;
+        self.out.push_back(GroupOutput::Persist(changes));
+        let (group, member, address) =
+            (self.settings.name.clone(), asker.identity.to_string(), asker.peer.to_string());
+        self.event(if again {
+            Event::MemberReregistered {
+                group: group.clone(),
+                member: member.clone(),
+                address: address.clone(),
+            }
+        } else {
+            Event::MemberRegistered { group: group.clone(), member: member.clone(), address: address.clone() }
+        });
+        self.event(Event::PullCompleted { group, member, address, sender_ids });
+        self.catch_up(now, &asker.identity, terms);
+        Some(keys.write(&terms.policy))
+    }
+
+    /// Takes a member out of every table; the change that makes it durable.
+    pub(super) fn forget_member(&mut self, key: &MemberKey, reason: &str) -> Option<Change> {
+        let member = self.members.remove(key)?;
+        if self.by_address.get(&member.peer) == Some(key) {
+            self.by_address.remove(&member.peer);
+        }
+        for delivery in &mut self.deliveries {
+            delivery.outstanding.remove(key);
+        }
+        self.event(Event::MemberRemoved {
+            group: self.settings.name.clone(),
+            member: key.to_string(),
+            reason: reason.to_owned(),
+        });
+        Some(self.member_gone(key))
+    }
+
+    /// Forgets every member: they register again.
+    pub fn clear_members(&mut self, reason: &str) -> usize {
+        let keys: Vec<MemberKey> = self.members.keys().cloned().collect();
+        for key in &keys {
+            self.remove_member(key, reason);
+        }
+        keys.len()
+    }
+
+    /// Takes a member out of the list and ends its IKE SA.
+    pub fn expel(&mut self, key: &MemberKey) {
+        self.remove_member(key, "expelled by the operator");
+    }
+
+    fn remove_member(&mut self, key: &MemberKey, reason: &str) {
+        if let Some(change) = self.forget_member(key, reason) {
+            self.out.push_back(GroupOutput::Persist(vec![change]));
+            self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
+        }
+    }
+
+    /// A member by identity, address, or address and port, as `show` prints them.
+    pub fn find_member(&self, text: &str) -> Option<MemberKey> {
+        self.members
+            .iter()
+            .find(|(key, member)| {
+                key.to_string() == text
+                    || member.peer.to_string() == text
+                    || member.peer.ip().to_string() == text
+            })
+            .map(|(key, _)| key.clone())
+    }
+}
+
+impl Tek {
+    /// Time left for members: to its end, or to its retirement.
+    pub fn life(&self, at: Instant) -> Duration {
+        self.retires.map_or(self.ends, |retires| retires.min(self.ends)).since(at)
+    }
+}
+
+/// An address and port as SAK endpoints name them.
+fn endpoint(address: SocketAddr, port: u16) -> Endpoint {
+    match address.ip() {
+        std::net::IpAddr::V4(a) => Endpoint { id_type: IdType::Ipv4Addr, port, data: a.octets().to_vec() },
+        std::net::IpAddr::V6(a) => Endpoint { id_type: IdType::Ipv6Addr, port, data: a.octets().to_vec() },
+    }
+}
+
+/// The destination of a pushed SAK: "the address you registered with".
+pub(super) fn unspecified_endpoint() -> Endpoint {
+    Endpoint { id_type: IdType::Ipv4Addr, port: 0, data: vec![0; 4] }
+}
+
+fn seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1)
+}
+
+fn ceil_seconds(time: Duration) -> u16 {
+    u16::try_from(time.as_millis().div_ceil(1000)).unwrap_or(u16::MAX)
+}
+
+/// The cipher of PUSHes under a KEK.
+pub(super) fn kek_cipher(spi: KekSpi, iv: [u8; 16], key: &SecretBytes) -> Option<KekCipherKey> {
+    let cipher = ike::crypto::Cipher::with_key_len(key.len())?;
+    Some(KekCipherKey { spi, key: CipherKey::new(cipher, key.clone())?, iv })
+}
+
+/// Fresh random octets for a key.
+pub(super) fn fresh_secret(octets: usize, entropy: &mut dyn Entropy) -> SecretBytes {
+    let mut key = vec![0; octets];
+    entropy.fill(&mut key);
+    SecretBytes::new(key)
+}

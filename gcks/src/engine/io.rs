@@ -1,0 +1,88 @@
+//! Input and output of the key server's engine. The order of outputs is meaning: whatever follows a
+//! [`Output::Persist`] must wait until that batch is on disk.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use ike::io::{Datagram, JobRequest, JobResult};
+
+use super::durable::Change;
+
+/// What the key server is told.
+#[derive(Debug)]
+pub enum Input {
+    /// A datagram arrived.
+    Datagram(Datagram),
+    /// [`ike::io::Machine::poll_timeout`] is due.
+    Timeout,
+    /// A job is done.
+    Job(JobResult),
+    /// An operator's wish; `ticket` comes back with the [`Output::Reply`].
+    Command {
+        /// Names the wish.
+        ticket: u64,
+        /// The wish.
+        command: Command,
+    },
+    /// The store refuses writes (`true`) or takes them again (`false`): registrations wait meanwhile.
+    StoreFailing(bool),
+}
+
+/// An operator's wish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Replace keys now.
+    Rekey {
+        /// Group name.
+        group: String,
+        /// New TEKs.
+        tek: bool,
+        /// New KEK.
+        kek: bool,
+    },
+    /// Forget all members: they register again.
+    ClearMembers {
+        /// Group name.
+        group: String,
+    },
+    /// Out of the list; rekey when `rekey-on-leave`.
+    Expel {
+        /// Group name.
+        group: String,
+        /// Identity, address or address:port as shown.
+        member: String,
+    },
+    /// Counters to zero; all groups when none is named.
+    ClearStatistics {
+        /// Group name.
+        group: Option<String>,
+    },
+}
+
+/// What the key server wants.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram.
+    Transmit(Datagram),
+    /// Send the same octets to many: `(local, peer)` each.
+    Fanout {
+        /// The datagram.
+        octets: Bytes,
+        /// Destinations.
+        to: Vec<(SocketAddr, SocketAddr)>,
+    },
+    /// Write these changes in one transaction before anything that follows.
+    Persist(Vec<Change>),
+    /// Run this.
+    Job(JobRequest),
+    /// Tell.
+    Event(Event),
+    /// Answer a command.
+    Reply {
+        /// From the command.
+        ticket: u64,
+        /// Done with a line for the operator and the SEQ of the rekey it started, or refused with the reason.
+        result: Result<(String, Option<u32>), String>,
+    },
+}

@@ -1,0 +1,33 @@
+//! The server's record of one member.
+
+use std::net::SocketAddr;
+
+use gdoi_proto::ids::{SenderId, SeqNumber};
+use gdoi_proto::payload::Identification;
+use ike::io::Instant;
+
+/// Names a member within its group: the authenticated phase 1 identity.
+pub type MemberKey = Identification;
+
+/// A registered member.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Address and port of its last PULL.
+    pub peer: SocketAddr,
+    /// Our address that PULL came to; pushes leave from it.
+    pub local: SocketAddr,
+    /// The gateway statement that admitted it.
+    pub gateway: String,
+    /// SIDs of its last PULL.
+    pub sender_ids: Vec<SenderId>,
+    /// When it registered first in this life of the server.
+    pub registered: Instant,
+    /// Last number acknowledged.
+    pub last_ack: Option<SeqNumber>,
+    /// Rekeys unanswered in a row.
+    pub missed: u32,
+    /// Pushes sent to it, copies included.
+    pub pushes_sent: u64,
+    /// Acknowledgements accepted.
+    pub acks: u64,
+}

@@ -1,0 +1,367 @@
+//! The key server's engine: dispatch by exchange type, questions of peers to groups, timers. No I/O.
+
+pub mod durable;
+pub mod group;
+pub mod io;
+pub mod member;
+pub mod peers;
+pub mod pull;
+pub mod push;
+pub mod rekey;
+mod rows;
+pub mod sender_id;
+pub mod settings;
+mod snapshot;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ctl::event::Event;
+use gdoi_proto::header::Header;
+use gdoi_proto::ids::{CookiePair, GroupId};
+use gdoi_proto::registry::{ExchangeType, NotifyType};
+use ike::crypto::provider::Job;
+use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
+use ike::protect::ack::Ack;
+
+use durable::{Kind, Row};
+use group::{Group, GroupOutput};
+use io::{Command, Input, Output};
+use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
+pub use rows::RestoreError;
+use settings::Settings;
+
+/// The key server.
+pub struct KeyServer {
+    peers: Peers,
+    groups: BTreeMap<String, Group>,
+    by_id: BTreeMap<GroupId, String>,
+    jobs: BTreeMap<JobId, Owner>,
+    next_job: u64,
+    store_failing: bool,
+    entropy: Box<dyn Entropy>,
+    out: VecDeque<Output>,
+}
+
+/// Whose job it is.
+#[derive(Debug, Clone)]
+enum Owner {
+    Peer(CookiePair),
+    Group(String),
+}
+
+impl KeyServer {
+    /// A key server from its configuration and its stored rows. What it wants at once is polled as usual.
+    ///
+    /// # Errors
+    /// [`RestoreError`] naming the row that cannot be used; nothing is thrown away.
+    pub fn new(
+        settings: Settings,
+        rows: Vec<Row>,
+        now: Now,
+        mut entropy: Box<dyn Entropy>,
+    ) -> Result<KeyServer, RestoreError> {
+        let peers = Peers::new(&settings, entropy.as_mut());
+        let mut groups: BTreeMap<String, Group> = settings
+            .groups
+            .into_iter()
+            .map(|settings| (settings.name.clone(), Group::new(settings)))
+            .collect();
+        // Kinds in order: a PUSH needs its KEK, a KEK its group.
+        for kind in Kind::ALL {
+            for row in rows.iter().filter(|row| row.kind == kind) {
+                if let Some(group) = groups.values_mut().find(|group| group.owns(row)) {
+                    group.restore(now, row)?;
+                }
+            }
+        }
+        let by_id =
+            groups.values().map(|group| (group.settings.id.clone(), group.settings.name.clone())).collect();
+        let members = groups.values().map(|group| group.members().count() as u64).sum();
+        let mut server = KeyServer {
+            peers,
+            by_id,
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            store_failing: false,
+            entropy,
+            out: VecDeque::new(),
+            groups,
+        };
+        if !rows.is_empty() {
+            let groups = server.groups.len() as u64;
+            server.out.push_back(Output::Event(Event::StateRestored { groups, members }));
+        }
+        for group in server.groups.values_mut() {
+            group.restored();
+            group.start(now, server.entropy.as_mut());
+        }
+        server.settle(now);
+        Ok(server)
+    }
+
+    /// The groups by name.
+    pub fn groups(&self) -> &BTreeMap<String, Group> {
+        &self.groups
+    }
+
+    /// Phase 1.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
+    }
+
+    fn on_datagram(&mut self, now: Now, datagram: &Datagram) {
+        let octets = datagram.octets.as_ref();
+        let (local, peer) = (datagram.local, datagram.peer);
+        let header = match Header::decode(octets) {
+            Ok(header) => header,
+            Err(error) => return self.drop_message(datagram, error.to_string()),
+        };
+        // While the store refuses writes nobody can be registered: members repeat their messages.
+        if self.store_failing && header.exchange != ExchangeType::GroupkeyPushAck {
+            return self.drop_message(datagram, "the store refuses writes".to_owned());
+        }
+        let entropy = self.entropy.as_mut();
+        match header.exchange {
+            ExchangeType::MainMode => {
+                self.peers.on_phase1(now.at, now.unix_seconds, (local, peer), &header, octets, entropy);
+            }
+            ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
+            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
+            ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
+            ExchangeType::Base
+            | ExchangeType::AuthenticationOnly
+            | ExchangeType::Aggressive
+            | ExchangeType::GroupkeyPush
+            | ExchangeType::Other(_) => {
+                self.drop_message(datagram, format!("exchange {} is not for a key server", header.exchange));
+            }
+        }
+    }
+
+    fn on_ack(&mut self, now: Now, datagram: &Datagram) {
+        let ack = match Ack::decode(&datagram.octets) {
+            Ok(ack) => ack,
+            Err(error) => return self.drop_message(datagram, error.to_string()),
+        };
+        let Some(group) = self.groups.values_mut().find(|group| group.kek_spis().any(|spi| spi == ack.spi))
+        else {
+            return self.drop_message(datagram, "acknowledgement for an unknown rekey SA".to_owned());
+        };
+        let output_length = self.peers.takes_short_l(datagram.peer.ip());
+        group.on_ack(now, datagram.peer, ack, output_length);
+    }
+
+    fn drop_message(&mut self, datagram: &Datagram, reason: String) {
+        self.peers.counters.dropped += 1;
+        self.out.push_back(Output::Event(Event::MessageDropped { peer: datagram.peer.to_string(), reason }));
+    }
+
+    fn on_job(&mut self, now: Now, result: JobResult) {
+        match self.jobs.remove(&result.id) {
+            Some(Owner::Peer(cookies)) => self.peers.on_done(now.at, cookies, result.done),
+            Some(Owner::Group(name)) => {
+                let Some(group) = self.groups.get_mut(&name) else { return };
+                if let Err(error) = group.on_done(now, result.done, self.entropy.as_mut()) {
+                    let reason = format!("group {name}: {error}");
+                    self.out.push_back(Output::Event(Event::GroupFailed { group: name, reason }));
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn on_command(&mut self, now: Now, ticket: u64, command: Command) {
+        let result = self.obey(now, command);
+        // What the command wrote and sent goes first: the reply then tells the truth.
+        self.settle(now);
+        self.out.push_back(Output::Reply { ticket, result });
+    }
+
+    fn obey(&mut self, now: Now, command: Command) -> Result<(String, Option<u32>), String> {
+        let entropy = self.entropy.as_mut();
+        match command {
+            Command::Rekey { group, tek, kek } => {
+                let started =
+                    find(&mut self.groups, &group)?.rekey_now(now, tek, kek, "operator", entropy)?;
+                Ok((started.text, started.seq.map(|seq| seq.0)))
+            }
+            Command::ClearMembers { group } => {
+                let count = find(&mut self.groups, &group)?.clear_members("cleared by the operator");
+                Ok((format!("{count} members cleared; they register again"), None))
+            }
+            Command::Expel { group, member } => {
+                let group = find(&mut self.groups, &group)?;
+                let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
+                group.expel(&key);
+                if !group.settings.rekey_on_leave {
+                    return Ok((
+                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end"),
+                        None,
+                    ));
+                }
+                let started = group.rekey_now(now, true, true, "member expelled", entropy)?;
+                Ok((format!("{key} expelled; {}", started.text), started.seq.map(|seq| seq.0)))
+            }
+            Command::ClearStatistics { group: Some(group) } => {
+                find(&mut self.groups, &group)?.counters = group::GroupCounters::default();
+                Ok(("statistics cleared".to_owned(), None))
+            }
+            Command::ClearStatistics { group: None } => {
+                for group in self.groups.values_mut() {
+                    group.counters = group::GroupCounters::default();
+                }
+                self.peers.counters = peers::PeerCounters::default();
+                Ok(("statistics cleared".to_owned(), None))
+            }
+        }
+    }
+
+    /// Carries wishes of peers and groups out and questions across until nobody wants anything.
+    fn settle(&mut self, now: Now) {
+        loop {
+            let mut quiet = true;
+            let names: Vec<String> = self.groups.keys().cloned().collect();
+            for name in names {
+                while let Some(output) = self.groups.get_mut(&name).and_then(Group::poll) {
+                    quiet = false;
+                    self.on_group_output(&name, output);
+                }
+            }
+            while let Some(output) = self.peers.poll() {
+                quiet = false;
+                match output {
+                    PeerOutput::Transmit(local, peer, octets) => {
+                        self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
+                    }
+                    PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                    PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                    PeerOutput::Ask(ask) => {
+                        self.on_ask(now, ask);
+                        // A join persists before its message 4 may leave: take the group's wishes first.
+                        break;
+                    }
+                }
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn on_group_output(&mut self, name: &str, output: GroupOutput) {
+        match output {
+            GroupOutput::Persist(changes) => self.out.push_back(Output::Persist(changes)),
+            GroupOutput::Fanout(octets, to) => self.out.push_back(Output::Fanout { octets, to }),
+            GroupOutput::Job(job) => self.request(Owner::Group(name.to_owned()), job),
+            GroupOutput::Event(event) => self.out.push_back(Output::Event(event)),
+            GroupOutput::DeleteIdentity(identity, reason) => {
+                self.peers.delete_identity(&identity, &reason, self.entropy.as_mut());
+            }
+        }
+    }
+
+    fn on_ask(&mut self, now: Now, ask: Ask) {
+        match ask {
+            Ask::Policy(name, asker, id) => {
+                let answer = match self.by_id.get(&id).and_then(|known| self.groups.get_mut(known)) {
+                    Some(group) => group.on_policy_ask(now, &asker),
+                    None => {
+                        self.out.push_back(Output::Event(Event::PullRefused {
+                            peer: asker.peer.to_string(),
+                            identity: asker.identity.to_string(),
+                            group: id.to_string(),
+                            reason: "no such group".to_owned(),
+                        }));
+                        // The same answer as for "not authorised": groups cannot be probed.
+                        PolicyAnswer::Refused(NotifyType::InvalidIdInformation)
+                    }
+                };
+                self.peers.answer_policy(name, id, answer, self.entropy.as_mut());
+            }
+            Ask::Join(name, asker, id, terms, sender_ids) => {
+                let joined = self
+                    .by_id
+                    .get(&id)
+                    .cloned()
+                    .and_then(|known| self.groups.get_mut(&known).map(|group| (known, group)))
+                    .and_then(|(known, group)| {
+                        let keys = group.on_join(now, &asker, &terms, sender_ids);
+                        keys.map(|keys| (known, keys))
+                    });
+                match joined {
+                    Some((known, keys)) => {
+                        // Everything up to and including the last write goes before message 4.
+                        let mut after = Vec::new();
+                        while let Some(output) = self.groups.get_mut(&known).and_then(Group::poll) {
+                            match output {
+                                GroupOutput::Fanout(..) => after.push(output),
+                                other => self.on_group_output(&known, other),
+                            }
+                        }
+                        self.peers.answer_join(name, Some(keys));
+                        while let Some(output) = self.peers.poll() {
+                            match output {
+                                PeerOutput::Transmit(local, peer, octets) => {
+                                    self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
+                                }
+                                PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                                PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                                PeerOutput::Ask(ask) => self.on_ask(now, ask),
+                            }
+                        }
+                        for output in after {
+                            self.on_group_output(&known, output);
+                        }
+                    }
+                    None => self.peers.answer_join(name, None),
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, owner: Owner, job: Job) {
+        self.next_job += 1;
+        let id = JobId(self.next_job);
+        self.jobs.insert(id, owner);
+        self.out.push_back(Output::Job(JobRequest { id, job }));
+    }
+}
+
+fn find<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> Result<&'a mut Group, String> {
+    let by_number = groups
+        .values()
+        .find(|group| group.settings.id.to_string() == name)
+        .map(|group| group.settings.name.clone());
+    groups.get_mut(by_number.as_deref().unwrap_or(name)).ok_or_else(|| format!("no group {name}"))
+}
+
+impl Machine for KeyServer {
+    type Input = Input;
+    type Output = Output;
+
+    fn handle(&mut self, now: Now, input: Input) {
+        match input {
+            Input::Datagram(datagram) => self.on_datagram(now, &datagram),
+            Input::Timeout => {
+                self.peers.on_timeout(now.at, self.entropy.as_mut());
+                for group in self.groups.values_mut() {
+                    if group.poll_timeout().is_some_and(|wakeup| wakeup.at <= now.at) {
+                        group.on_timeout(now, self.entropy.as_mut());
+                    }
+                }
+            }
+            Input::Job(result) => self.on_job(now, result),
+            Input::Command { ticket, command } => self.on_command(now, ticket, command),
+            Input::StoreFailing(failing) => self.store_failing = failing,
+        }
+        self.settle(now);
+    }
+
+    fn poll(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Wakeup> {
+        self.groups.values().map(Group::poll_timeout).fold(self.peers.poll_timeout(), Wakeup::earlier)
+    }
+}

@@ -1,0 +1,669 @@
+//! Phase 1 negotiations in flight and established, and the exchanges under them. Knows nothing of groups: it asks
+//! ([`Ask`]) and is answered, so that peers can be spread over threads while a group stays in one place.
+//! [`shard_of`] says which peer table a datagram belongs to.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gdoi_proto::header::{Flags, Header};
+use gdoi_proto::ids::{Cookie, CookiePair, GroupId, MessageId};
+use gdoi_proto::message::Message;
+use gdoi_proto::payload::{Identification, KeyDownload};
+use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
+use ike::crypto::Hash;
+use ike::crypto::prf::prf;
+use ike::crypto::provider::{Done, Job};
+use ike::io::{Entropy, Instant, Wakeup};
+use ike::phase1::responder::Answered;
+use ike::phase1::{Refusal, Responder, Step};
+use ike::protect::notify::{self, Informational};
+use ike::sa::IkeSa;
+
+use super::group::Terms;
+use super::pull::{self, Pull, Wish};
+use super::settings::{GatewaySettings, Settings};
+
+/// Message 6 is repeated on request this long after phase 1.
+const ANSWER_LIFE: Duration = Duration::from_secs(60);
+/// PULLs under way per SA.
+const MAX_PULLS: usize = 8;
+/// Clear notifications per second, in all.
+const NOTIFIES_PER_SECOND: u32 = 10;
+
+/// Names one PULL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PullName {
+    /// Its SA.
+    pub sa: CookiePair,
+    /// Its message ID.
+    pub message_id: MessageId,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// The authenticated phase 1 identity.
+    pub identity: Identification,
+    /// The gateway statement it came in by.
+    pub gateway: Arc<GatewaySettings>,
+    /// Where it is.
+    pub peer: SocketAddr,
+    /// Where it found us.
+    pub local: SocketAddr,
+}
+
+/// A question to a group.
+#[derive(Debug)]
+pub enum Ask {
+    /// Message 1 of a PULL: may it know the policy?
+    Policy(PullName, Asker, GroupId),
+    /// Message 3: it is live; make it a member.
+    Join(PullName, Asker, GroupId, Arc<Terms>, u16),
+}
+
+/// The answer to [`Ask::Policy`].
+#[derive(Debug)]
+pub enum PolicyAnswer {
+    /// What message 2 says.
+    Terms(Arc<Terms>),
+    /// A protected notification.
+    Refused(NotifyType),
+    /// Nothing at all.
+    Silence,
+}
+
+/// What the table wants.
+#[derive(Debug)]
+pub enum PeerOutput {
+    /// Send.
+    Transmit(SocketAddr, SocketAddr, Bytes),
+    /// Run for a negotiation.
+    Job(CookiePair, Job),
+    /// Tell.
+    Event(Event),
+    /// Ask a group.
+    Ask(Ask),
+}
+
+/// Counters of phase 1 and its exchanges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerCounters {
+    /// Negotiations that ended with two identities proved.
+    pub established: u64,
+    /// Negotiations that ended otherwise.
+    pub failed: u64,
+    /// Messages dropped without answer.
+    pub dropped: u64,
+    /// First messages dropped or negotiations evicted because of a limit.
+    pub limited: u64,
+}
+
+struct HalfOpen {
+    responder: Responder,
+    gateway: Arc<GatewaySettings>,
+    local: SocketAddr,
+    peer: SocketAddr,
+    started: Instant,
+}
+
+struct Established {
+    sa: IkeSa,
+    gateway: Arc<GatewaySettings>,
+    local: SocketAddr,
+    peer: SocketAddr,
+    answered: Option<Answered>,
+    since: Instant,
+    pulls: BTreeMap<MessageId, Pull>,
+}
+
+/// The peer table.
+pub struct Peers {
+    gateways: Vec<Arc<GatewaySettings>>,
+    limit: usize,
+    limit_per_address: usize,
+    timeout: Duration,
+    secret: [u8; 32],
+    counter: u64,
+    half_open: BTreeMap<CookiePair, HalfOpen>,
+    by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
+    per_address: BTreeMap<IpAddr, usize>,
+    established: BTreeMap<CookiePair, Established>,
+    timers: BTreeSet<(Instant, CookiePair)>,
+    notify_window: (u64, u32),
+    notified: BTreeMap<IpAddr, u64>,
+    out: VecDeque<PeerOutput>,
+    /// Counters.
+    pub counters: PeerCounters,
+}
+
+/// Which of `shards` peer tables a datagram belongs to: CKY-I stays the same for the life of an SA.
+pub fn shard_of(octets: &[u8], shards: usize) -> usize {
+    let mut sum: usize = 0;
+    for octet in octets.iter().take(8) {
+        sum = sum.wrapping_mul(31).wrapping_add(usize::from(*octet));
+    }
+    sum % shards.max(1)
+}
+
+impl Peers {
+    /// An empty table.
+    pub fn new(settings: &Settings, entropy: &mut dyn Entropy) -> Peers {
+        let mut secret = [0; 32];
+        entropy.fill(&mut secret);
+        Peers {
+            gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
+            limit: settings.half_open_limit,
+            limit_per_address: settings.half_open_limit_per_address,
+            timeout: settings.half_open_timeout,
+            secret,
+            counter: 0,
+            half_open: BTreeMap::new(),
+            by_first: BTreeMap::new(),
+            per_address: BTreeMap::new(),
+            established: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            notify_window: (0, 0),
+            notified: BTreeMap::new(),
+            out: VecDeque::new(),
+            counters: PeerCounters::default(),
+        }
+    }
+
+    /// The next wish.
+    pub fn poll(&mut self) -> Option<PeerOutput> {
+        self.out.pop_front()
+    }
+
+    /// The next timer.
+    pub fn poll_timeout(&self) -> Option<Wakeup> {
+        self.timers.first().map(|(at, _)| Wakeup { at: *at, why: "phase 1 life" })
+    }
+
+    /// Established SAs: identity, peer, suite, end.
+    pub fn established(&self) -> impl Iterator<Item = (&IkeSa, SocketAddr, SocketAddr, Instant)> {
+        self.established.values().map(|peer| (&peer.sa, peer.local, peer.peer, peer.since))
+    }
+
+    /// True when the gateway that covers `address` may use the short L in acknowledgements (`ack-l-output`).
+    pub fn takes_short_l(&self, address: IpAddr) -> bool {
+        self.gateway_for(address).is_some_and(|gateway| gateway.ack_l_output)
+    }
+
+    /// Negotiations under way.
+    pub fn half_open(&self) -> usize {
+        self.half_open.len()
+    }
+
+    fn gateway_for(&self, address: IpAddr) -> Option<Arc<GatewaySettings>> {
+        self.gateways
+            .iter()
+            .filter(|gateway| gateway.covers(address))
+            .max_by_key(|gateway| gateway.address.1)
+            .cloned()
+    }
+
+    fn drop_message(&mut self, peer: SocketAddr, reason: impl ToString) {
+        self.counters.dropped += 1;
+        self.out.push_back(PeerOutput::Event(Event::MessageDropped {
+            peer: peer.to_string(),
+            reason: reason.to_string(),
+        }));
+    }
+
+    /// Exchange 2: phase 1.
+    pub fn on_phase1(
+        &mut self,
+        now: Instant,
+        unix_seconds: u64,
+        (local, peer): (SocketAddr, SocketAddr),
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) {
+        if header.cookies.responder.is_zero() {
+            return self.on_first(now, unix_seconds, (local, peer), header, octets, entropy);
+        }
+        if let Some(half) = self.half_open.get_mut(&header.cookies) {
+            if half.peer != peer {
+                return self.drop_message(peer, "another address than the negotiation began with");
+            }
+            let result = half.responder.on_message(now, header, octets, entropy);
+            return self.on_steps(now, header.cookies, result);
+        }
+        let repeat = self
+            .established
+            .get_mut(&header.cookies)
+            .filter(|known| known.peer == peer && now.since(known.since) < ANSWER_LIFE)
+            .and_then(|known| known.answered.as_mut()?.repeat(octets));
+        match repeat {
+            Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
+            None => self.drop_message(peer, "no such phase 1"),
+        }
+    }
+
+    fn on_first(
+        &mut self,
+        now: Instant,
+        unix_seconds: u64,
+        (local, peer): (SocketAddr, SocketAddr),
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) {
+        let first = (header.cookies.initiator, peer);
+        if let Some(known) = self.by_first.get(&first) {
+            let repeat =
+                self.half_open.get_mut(known).and_then(|half| half.responder.answered().repeat(octets));
+            match repeat {
+                Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
+                None => self.drop_message(peer, "a first message for a negotiation under way"),
+            }
+            return;
+        }
+        let Some(gateway) = self.gateway_for(peer.ip()) else {
+            return self.drop_message(peer, "no gateway covers this address");
+        };
+        if !self.make_room(peer) {
+            return;
+        }
+        let cookie = self.fresh_cookie(unix_seconds, local, peer, header.cookies.initiator, entropy);
+        let started = Responder::start(gateway.policy.clone(), cookie, local.ip(), peer.ip(), header, octets);
+        match started {
+            Ok((responder, steps)) => {
+                let cookies = responder.cookies();
+                self.half_open.insert(cookies, HalfOpen { responder, gateway, local, peer, started: now });
+                self.by_first.insert(first, cookies);
+                *self.per_address.entry(peer.ip()).or_default() += 1;
+                self.timers.insert((now + self.timeout, cookies));
+                self.on_steps(now, cookies, Ok(steps));
+            }
+            Err(Refusal::Unacceptable { notify, reason }) => {
+                self.counters.failed += 1;
+                self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
+                    peer: peer.to_string(),
+                    reason,
+                    stage: "message 1".to_owned(),
+                }));
+                self.clear_notify(
+                    now,
+                    (local, peer),
+                    header.cookies.initiator,
+                    cookie,
+                    notify,
+                    octets.len(),
+                    entropy,
+                );
+            }
+            Err(refusal) => self.drop_message(peer, refusal),
+        }
+    }
+
+    /// Keeps the half-open limits: evicts the oldest negotiation that showed no return routability, else refuses.
+    fn make_room(&mut self, peer: SocketAddr) -> bool {
+        let here = self.per_address.get(&peer.ip()).copied().unwrap_or(0);
+        let crowded_here = here >= self.limit_per_address;
+        if !crowded_here && self.half_open.len() < self.limit {
+            return true;
+        }
+        self.counters.limited += 1;
+        self.out.push_back(PeerOutput::Event(Event::HalfOpenLimit { peer: peer.to_string() }));
+        let victim = self
+            .half_open
+            .iter()
+            .filter(|(_, half)| !half.responder.returned() && (!crowded_here || half.peer.ip() == peer.ip()))
+            .min_by_key(|(_, half)| half.started)
+            .map(|(cookies, _)| *cookies);
+        match victim {
+            Some(cookies) => {
+                self.forget_half_open(cookies);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// A keyed cookie bound to the parties and the time (RFC 2408 section 2.5.3), never zero, never of a live SA.
+    fn fresh_cookie(
+        &mut self,
+        unix_seconds: u64,
+        local: SocketAddr,
+        peer: SocketAddr,
+        initiator: Cookie,
+        entropy: &mut dyn Entropy,
+    ) -> Cookie {
+        loop {
+            self.counter += 1;
+            let mut salt = [0; 8];
+            entropy.fill(&mut salt);
+            let text = format!("responder|{local}|{peer}|{unix_seconds}|{}", self.counter);
+            let mac = prf(Hash::Sha256, &self.secret, &[text.as_bytes(), &salt]);
+            let Some(head) = mac.expose().first_chunk::<8>() else { continue };
+            let cookie = Cookie(*head);
+            let pair = CookiePair { initiator, responder: cookie };
+            let taken = self.half_open.contains_key(&pair) || self.established.contains_key(&pair);
+            if !cookie.is_zero() && cookie != initiator && !taken {
+                return cookie;
+            }
+        }
+    }
+
+    /// The result of a job asked for by a negotiation.
+    pub fn on_done(&mut self, now: Instant, cookies: CookiePair, done: Done) {
+        if let Some(half) = self.half_open.get_mut(&cookies) {
+            let result = half.responder.on_done(done);
+            self.on_steps(now, cookies, result);
+        }
+    }
+
+    fn on_steps(&mut self, now: Instant, cookies: CookiePair, result: Result<Vec<Step>, Refusal>) {
+        let Some(half) = self.half_open.get(&cookies) else { return };
+        let (local, peer) = (half.local, half.peer);
+        match result {
+            Ok(steps) => {
+                for step in steps {
+                    match step {
+                        Step::Send(octets) => self.out.push_back(PeerOutput::Transmit(local, peer, octets)),
+                        Step::Run(job) => self.out.push_back(PeerOutput::Job(cookies, job)),
+                        Step::Established(done) => {
+                            self.on_established(now, cookies, done.sa, done.initial_contact)
+                        }
+                    }
+                }
+            }
+            Err(Refusal::Failed { reason }) => {
+                self.counters.failed += 1;
+                self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
+                    peer: peer.to_string(),
+                    reason,
+                    stage: half.responder.state().to_owned(),
+                }));
+                self.forget_half_open(cookies);
+            }
+            Err(refusal) => self.drop_message(peer, refusal),
+        }
+    }
+
+    fn on_established(&mut self, now: Instant, cookies: CookiePair, sa: IkeSa, initial_contact: bool) {
+        let Some(half) = self.forget_half_open(cookies) else { return };
+        self.counters.established += 1;
+        self.out.push_back(PeerOutput::Event(Event::Phase1Established {
+            peer: half.peer.to_string(),
+            identity: sa.peer_identity.to_string(),
+            suite: sa.suite.to_string(),
+            role: "responder".to_owned(),
+        }));
+        if initial_contact {
+            // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
+            let old: Vec<CookiePair> = self
+                .established
+                .iter()
+                .filter(|(_, known)| known.sa.peer_identity == sa.peer_identity)
+                .map(|(cookies, _)| *cookies)
+                .collect();
+            for old in old {
+                self.forget_established(old, "initial contact");
+            }
+        }
+        self.timers.insert((sa.expires, cookies));
+        let answered = Some(half.responder.into_answered());
+        self.established.insert(
+            cookies,
+            Established {
+                sa,
+                gateway: half.gateway,
+                local: half.local,
+                peer: half.peer,
+                answered,
+                since: now,
+                pulls: BTreeMap::new(),
+            },
+        );
+    }
+
+    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
+        let half = self.half_open.remove(&cookies)?;
+        self.timers.remove(&(half.started + self.timeout, cookies));
+        self.by_first.remove(&(cookies.initiator, half.peer));
+        if let Some(count) = self.per_address.get_mut(&half.peer.ip()) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_address.remove(&half.peer.ip());
+            }
+        }
+        Some(half)
+    }
+
+    fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
+        if let Some(known) = self.established.remove(&cookies) {
+            self.timers.remove(&(known.sa.expires, cookies));
+            self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
+                peer: known.peer.to_string(),
+                identity: known.sa.peer_identity.to_string(),
+                reason: reason.to_owned(),
+            }));
+        }
+    }
+
+    /// Ends every SA of an identity with a Delete: its owner was removed.
+    pub fn delete_identity(&mut self, identity: &Identification, reason: &str, entropy: &mut dyn Entropy) {
+        let doomed: Vec<CookiePair> = self
+            .established
+            .iter()
+            .filter(|(_, known)| known.sa.peer_identity == *identity)
+            .map(|(cookies, _)| *cookies)
+            .collect();
+        for cookies in doomed {
+            self.delete(cookies, reason, entropy);
+        }
+    }
+
+    fn delete(&mut self, cookies: CookiePair, reason: &str, entropy: &mut dyn Entropy) {
+        if let Some(known) = self.established.get_mut(&cookies) {
+            let octets = notify::seal(&mut known.sa, &[notify::delete_isakmp(cookies)], entropy);
+            self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+        }
+        self.forget_established(cookies, reason);
+    }
+
+    /// Lives that ended.
+    pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
+        while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, cookies));
+            if let Some(half) = self.forget_half_open(cookies) {
+                self.counters.failed += 1;
+                self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
+                    peer: half.peer.to_string(),
+                    reason: "no answer in time".to_owned(),
+                    stage: half.responder.state().to_owned(),
+                }));
+            } else {
+                self.delete(cookies, "lifetime ended", entropy);
+            }
+        }
+        // Once a second at most of these is remembered; old ones say nothing any more.
+        let second = now.0 / 1_000_000;
+        self.notified.retain(|_, last| *last == second);
+    }
+
+    /// Exchange 5: informational.
+    pub fn on_informational(
+        &mut self,
+        peer: SocketAddr,
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) {
+        let Some(known) = self.established.get_mut(&header.cookies) else {
+            return self.drop_message(peer, "informational without a phase 1");
+        };
+        let said = match notify::open(&mut known.sa, header, octets) {
+            Ok(said) => said.into_inner(),
+            Err(error) => return self.drop_message(peer, error),
+        };
+        for said in said {
+            let Some(known) = self.established.get_mut(&header.cookies) else { return };
+            match said {
+                Informational::DeleteIsakmp => self.forget_established(header.cookies, "deleted by the peer"),
+                Informational::RUThere(number) if known.sa.peer_does_dpd => {
+                    let answer = notify::dpd(header.cookies, NotifyType::RUThereAck, number);
+                    let octets = notify::seal(&mut known.sa, &[answer], entropy);
+                    self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                }
+                Informational::RUThere(_) | Informational::RUThereAck(_) | Informational::InitialContact => {}
+                Informational::Notified(kind) => {
+                    self.out.push_back(PeerOutput::Event(Event::NotifyReceived {
+                        peer: peer.to_string(),
+                        kind: kind.to_string(),
+                        protected: true,
+                    }))
+                }
+            }
+        }
+    }
+
+    /// Exchange 32: GROUPKEY-PULL.
+    pub fn on_pull(&mut self, now: Instant, peer: SocketAddr, header: &Header, octets: &[u8]) {
+        let Some(known) = self.established.get_mut(&header.cookies) else {
+            return self.drop_message(peer, "PULL without a phase 1");
+        };
+        if known.peer != peer {
+            return self.drop_message(peer, "PULL from another address than its phase 1");
+        }
+        known.pulls.retain(|_, pull| now.since(pull.started) < pull::LIFE);
+        let asker = Asker {
+            identity: known.sa.peer_identity.clone(),
+            gateway: known.gateway.clone(),
+            peer: known.peer,
+            local: known.local,
+        };
+        let name = PullName { sa: header.cookies, message_id: header.message_id };
+        let under_way = known.pulls.len();
+        let wish = match known.pulls.get_mut(&header.message_id) {
+            Some(pull) => pull.on_message(&known.sa, header, octets),
+            None if header.message_id.0 == 0 => return self.drop_message(peer, "PULL with message ID 0"),
+            None if known.sa.was_seen(header.message_id) => return self.drop_message(peer, "replayed PULL"),
+            None if under_way >= MAX_PULLS => return self.drop_message(peer, "too many PULLs under way"),
+            None => Pull::start(&known.sa, now, header, octets).map(|(pull, wish)| {
+                known.sa.remember(header.message_id);
+                known.pulls.insert(header.message_id, pull);
+                wish
+            }),
+        };
+        match wish {
+            Ok(Wish::Policy { group }) => {
+                let group = if known.gateway.group_id_little_endian { reversed(group) } else { group };
+                self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
+            }
+            Ok(Wish::Join { group, terms, sender_ids }) => {
+                self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
+            }
+            Ok(Wish::Repeat(answer)) => {
+                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
+            }
+            Err(error) => self.drop_message(peer, error),
+        }
+    }
+
+    /// Message 2, a refusal, or nothing.
+    pub fn answer_policy(
+        &mut self,
+        name: PullName,
+        group: GroupId,
+        answer: PolicyAnswer,
+        entropy: &mut dyn Entropy,
+    ) {
+        let Some(known) = self.established.get_mut(&name.sa) else { return };
+        match answer {
+            PolicyAnswer::Terms(terms) => {
+                let octets = known
+                    .pulls
+                    .get_mut(&name.message_id)
+                    .and_then(|pull| pull.offer(&known.sa, group, terms, entropy));
+                if let Some(octets) = octets {
+                    self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                }
+            }
+            PolicyAnswer::Refused(kind) => {
+                known.pulls.remove(&name.message_id);
+                let octets = notify::seal(&mut known.sa, &[notify::notification(name.sa, kind)], entropy);
+                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                self.out.push_back(PeerOutput::Event(Event::NotifySent {
+                    peer: known.peer.to_string(),
+                    kind: kind.to_string(),
+                }));
+            }
+            PolicyAnswer::Silence => {
+                known.pulls.remove(&name.message_id);
+            }
+        }
+    }
+
+    /// Message 4, or nothing.
+    pub fn answer_join(&mut self, name: PullName, keys: Option<KeyDownload>) {
+        let Some(known) = self.established.get_mut(&name.sa) else { return };
+        let octets = match (keys, known.pulls.get_mut(&name.message_id)) {
+            (Some(kd), Some(pull)) => pull.deliver(&known.sa, kd),
+            _ => None,
+        };
+        match octets {
+            Some(octets) => self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets)),
+            None => {
+                known.pulls.remove(&name.message_id);
+            }
+        }
+    }
+
+    /// A clear notification, rate-limited and never larger than its cause.
+    #[allow(clippy::too_many_arguments)]
+    fn clear_notify(
+        &mut self,
+        now: Instant,
+        (local, peer): (SocketAddr, SocketAddr),
+        initiator: Cookie,
+        responder: Cookie,
+        kind: NotifyType,
+        cause: usize,
+        entropy: &mut dyn Entropy,
+    ) {
+        let second = now.0 / 1_000_000;
+        if self.notify_window.0 != second {
+            self.notify_window = (second, 0);
+            self.notified.clear();
+        }
+        if self.notify_window.1 >= NOTIFIES_PER_SECOND || self.notified.insert(peer.ip(), second).is_some() {
+            return;
+        }
+        self.notify_window.1 += 1;
+        let cookies = CookiePair { initiator, responder };
+        let mut id = [0; 4];
+        entropy.fill(&mut id);
+        id[3] |= 1;
+        let header = Header {
+            cookies,
+            next: PayloadType::None,
+            exchange: ExchangeType::Informational,
+            flags: Flags::NONE,
+            message_id: MessageId(u32::from_be_bytes(id)),
+            length: 0,
+        };
+        let octets = Message { header, payloads: vec![notify::notification(cookies, kind)] }.encode();
+        if octets.len() <= cause {
+            self.out.push_back(PeerOutput::Transmit(local, peer, octets.into()));
+            self.out.push_back(PeerOutput::Event(Event::NotifySent {
+                peer: peer.to_string(),
+                kind: kind.to_string(),
+            }));
+        }
+    }
+}
+
+/// The group a little-endian peer means.
+fn reversed(group: GroupId) -> GroupId {
+    let mut data = group.data;
+    data.reverse();
+    GroupId { id_type: group.id_type, data }
+}

@@ -1,0 +1,294 @@
+//! Delivery of PUSHes: copies until acknowledged, members that stay silent, acknowledgements (RFC 8263).
+//!
+//! ```text
+//! Unsigned --signature--> Signed: copy 1 .. copy n+1, every retransmission-period, to whoever has not acknowledged
+//!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gdoi_proto::ids::{KekSpi, SeqNumber};
+use ike::io::{Entropy, Instant, Now, Wakeup};
+use ike::protect::ack::Ack;
+use ike::protect::push::Unsigned;
+
+use super::durable::Change;
+use super::group::{Group, GroupOutput, Terms};
+use super::member::MemberKey;
+use super::settings::Acknowledgement;
+
+/// One PUSH on its way.
+pub struct Delivery {
+    /// KEK that protects it.
+    pub kek_spi: KekSpi,
+    /// Its number.
+    pub seq: SeqNumber,
+    /// Members that did not acknowledge.
+    pub outstanding: BTreeSet<MemberKey>,
+    /// Members it was sent to.
+    pub addressed: usize,
+    /// When the rekey began.
+    pub started: Instant,
+    pub(super) stage: Stage,
+}
+
+pub(super) enum Stage {
+    Unsigned { unsigned: Unsigned, asked: bool },
+    Signed { datagram: Bytes, copies: u32, due: Instant },
+}
+
+impl Delivery {
+    pub(super) fn new(
+        kek_spi: KekSpi,
+        seq: SeqNumber,
+        unsigned: Unsigned,
+        members: BTreeSet<MemberKey>,
+        started: Instant,
+    ) -> Delivery {
+        let addressed = members.len();
+        let stage = Stage::Unsigned { unsigned, asked: false };
+        Delivery { kek_spi, seq, outstanding: members, addressed, started, stage }
+    }
+
+    /// True until the signature is there.
+    pub fn is_unsigned(&self) -> bool {
+        matches!(self.stage, Stage::Unsigned { .. })
+    }
+
+    /// Copies sent so far.
+    pub fn copies(&self) -> u32 {
+        match self.stage {
+            Stage::Unsigned { .. } => 0,
+            Stage::Signed { copies, .. } => copies,
+        }
+    }
+}
+
+impl Group {
+    /// PUSHes on their way.
+    pub fn deliveries(&self) -> &[Delivery] {
+        &self.deliveries
+    }
+
+    /// The signature is there: the datagram is written, then sent.
+    pub(super) fn on_signed(&mut self, now: Now, signature: &[u8]) {
+        let Some(index) = self.deliveries.iter().position(Delivery::is_unsigned) else { return };
+        let kek_spi = self.deliveries[index].kek_spi;
+        let Some(cipher) =
+            self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == kek_spi).map(|k| k.cipher.clone())
+        else {
+            self.deliveries.remove(index);
+            return;
+        };
+        let delivery = &mut self.deliveries[index];
+        if let Stage::Unsigned { unsigned, .. } = &delivery.stage {
+            let datagram = unsigned.clone().seal(&cipher, signature);
+            delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at };
+        }
+        let row = self.push_row(&self.deliveries[index]);
+        self.out.push_back(GroupOutput::Persist(vec![row]));
+        self.send_due(now);
+        self.sign_next();
+    }
+
+    pub(super) fn delivery_wakeup(&self) -> Option<Wakeup> {
+        self.deliveries
+            .iter()
+            .filter_map(|delivery| match delivery.stage {
+                Stage::Signed { due, .. } => Some(Wakeup { at: due, why: "next copy of a push" }),
+                Stage::Unsigned { .. } => None,
+            })
+            .min_by_key(|wakeup| wakeup.at)
+    }
+
+    /// Sends copies that are due and closes deliveries whose last copy had its time.
+    pub(super) fn send_due(&mut self, now: Now) {
+        let Some(communication) = self.settings.communication.clone() else { return };
+        let mut closed = Vec::new();
+        for index in 0..self.deliveries.len() {
+            let delivery = &mut self.deliveries[index];
+            let Stage::Signed { datagram, copies, due } = &mut delivery.stage else { continue };
+            if *due > now.at {
+                continue;
+            }
+            if *copies > communication.retransmissions || delivery.outstanding.is_empty() {
+                closed.push(index);
+                continue;
+            }
+            *copies += 1;
+            *due = now.at + communication.retransmission_period;
+            let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
+            let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
+            for key in &delivery.outstanding {
+                if let Some(member) = self.members.get_mut(key) {
+                    member.pushes_sent += 1;
+                    to.push((member.local, member.peer));
+                }
+            }
+            let members = to.len() as u64;
+            self.counters.pushes_sent += members;
+            if attempt > 1 {
+                self.counters.retransmissions += members;
+            }
+            self.out.push_back(GroupOutput::Fanout(datagram, to));
+            let group = self.settings.name.clone();
+            self.event(Event::PushSent {
+                group,
+                seq: u64::from(seq.0),
+                attempt: u64::from(attempt),
+                members,
+            });
+        }
+        for index in closed.into_iter().rev() {
+            self.close(now, index, communication.acknowledgement, communication.missed_rekeys);
+        }
+    }
+
+    fn close(&mut self, now: Now, index: usize, acknowledgement: Acknowledgement, missed_rekeys: u32) {
+        let delivery = self.deliveries.remove(index);
+        let mut changes: Vec<Change> = vec![self.push_gone(&delivery)];
+        let missing: Vec<String> = match acknowledgement {
+            Acknowledgement::None => Vec::new(),
+            _ => delivery.outstanding.iter().map(ToString::to_string).collect(),
+        };
+        self.event(Event::RekeyCompleted {
+            group: self.settings.name.clone(),
+            seq: u64::from(delivery.seq.0),
+            acknowledged: (delivery.addressed.saturating_sub(delivery.outstanding.len())) as u64,
+            missing,
+            seconds: now.at.since(delivery.started).as_secs_f64(),
+        });
+        if acknowledgement != Acknowledgement::None {
+            for key in &delivery.outstanding {
+                let Some(member) = self.members.get_mut(key) else { continue };
+                member.missed += 1;
+                self.counters.unacknowledged += 1;
+                if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
+                    let (missed, address) = (u64::from(member.missed), member.peer.to_string());
+                    self.counters.expired += 1;
+                    self.event(Event::MemberExpired {
+                        group: self.settings.name.clone(),
+                        member: key.to_string(),
+                        address,
+                        missed,
+                    });
+                    changes.extend(self.forget_member(key, "no acknowledgement"));
+                    self.out
+                        .push_back(GroupOutput::DeleteIdentity(key.clone(), "no acknowledgement".to_owned()));
+                }
+            }
+        }
+        self.out.push_back(GroupOutput::Persist(changes));
+    }
+
+    /// A member that joined with terms older than a PUSH on its way gets that PUSH; one that joined with newer terms has
+    /// its content already.
+    pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, terms: &Terms) {
+        let (Some(seq), Some(policy)) = (terms.seq, &terms.policy.kek) else { return };
+        let mut send = Vec::new();
+        for delivery in &mut self.deliveries {
+            if delivery.kek_spi == policy.spi && delivery.seq > seq {
+                if delivery.outstanding.insert(key.clone()) {
+                    delivery.addressed += 1;
+                }
+                if let Stage::Signed { datagram, .. } = &delivery.stage {
+                    send.push(datagram.clone());
+                }
+            } else {
+                delivery.outstanding.remove(key);
+            }
+        }
+        let Some(member) = self.members.get(key) else { return };
+        let to = vec![(member.local, member.peer)];
+        for datagram in send {
+            self.out.push_back(GroupOutput::Fanout(datagram, to.clone()));
+        }
+        self.close_answered(now);
+    }
+
+    /// An acknowledgement for one of this group's KEKs (RFC 8263 section 5).
+    pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
+        let Some(key) = self.by_address.get(&peer).cloned() else {
+            self.counters.acks_stranger += 1;
+            return self.refuse_ack(peer, "no member is registered at this address");
+        };
+        if ack.address() != Some(peer.ip()) {
+            self.counters.acks_forged += 1;
+            return self.refuse_ack(peer, "its ID is not the address it came from");
+        }
+        let spi = ack.spi;
+        let Some(index) =
+            self.deliveries.iter().position(|d| d.kek_spi == spi && d.seq == ack.seq && !d.is_unsigned())
+        else {
+            self.counters.acks_unexpected += 1;
+            return self.refuse_ack(peer, "nothing with this number waits for an acknowledgement");
+        };
+        if !self.deliveries[index].outstanding.contains(&key) {
+            self.counters.acks_duplicate += 1;
+            return;
+        }
+        let kek = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi);
+        let verified = kek.and_then(|kek| {
+            let plain = kek.ack_key.as_ref().and_then(|ack_key| ack_key.verify(ack.clone()).ok());
+            plain.or_else(|| kek.ack_key_output.as_ref().filter(|_| output_length)?.verify(ack).ok())
+        });
+        let Some(ack) = verified else {
+            self.counters.acks_forged += 1;
+            return self.refuse_ack(peer, "HASH mismatch");
+        };
+        let ack = ack.into_inner();
+        self.counters.acks += 1;
+        let delivery = &mut self.deliveries[index];
+        delivery.outstanding.remove(&key);
+        let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
+        if let Some(member) = self.members.get_mut(&key) {
+            member.last_ack = Some(ack.seq);
+            member.missed = 0;
+            member.acks += 1;
+        }
+        self.event(Event::AckReceived {
+            group: self.settings.name.clone(),
+            member: key.to_string(),
+            seq: u64::from(ack.seq.0),
+            milliseconds,
+        });
+        self.close_answered(now);
+    }
+
+    /// Closes what everybody acknowledged.
+    fn close_answered(&mut self, now: Now) {
+        let Some(communication) = &self.settings.communication else { return };
+        if communication.acknowledgement == Acknowledgement::None {
+            return;
+        }
+        let (acknowledgement, missed) = (communication.acknowledgement, communication.missed_rekeys);
+        let answered = |delivery: &Delivery| {
+            !delivery.is_unsigned() && delivery.copies() > 0 && delivery.outstanding.is_empty()
+        };
+        while let Some(index) = self.deliveries.iter().position(answered) {
+            self.close(now, index, acknowledgement, missed);
+        }
+    }
+
+    fn refuse_ack(&mut self, peer: SocketAddr, reason: &str) {
+        self.event(Event::AckRefused {
+            peer: peer.to_string(),
+            group: self.settings.name.clone(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Timers of keys and deliveries.
+    pub fn on_timeout(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        self.send_due(now);
+        self.on_key_timers(now, entropy);
+    }
+
+    /// The group's next timer.
+    pub fn poll_timeout(&self) -> Option<Wakeup> {
+        Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup())
+    }
+}

@@ -1,0 +1,486 @@
+//! When to rekey and what goes in: make before break, ATD and DTD (RFC 6407 section 4, RFC 5374 section 4.2.1).
+//!
+//! ```text
+//! want  ->  new keys and SEQ written, with the unsigned PUSH  ->  signature (a job)
+//!       ->  signed datagram written  ->  sent, repeated, acknowledged (push.rs)
+//! ```
+//!
+//! The SEQ is written with the message it names before anything is signed: a restart signs the same message again
+//! and never another one under that number.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
+use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, SignatureAlgorithm, TekCipher, TekKey};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::provider::{CryptoError, Done, Job, Signer};
+use ike::io::{Entropy, Instant, Now, Wakeup};
+use ike::protect::ack::AckKey;
+use ike::protect::push::{PushContent, Unsigned};
+use std::sync::Arc;
+
+use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, unspecified_endpoint};
+use super::push::{Delivery, Stage};
+use super::settings::SaSettings;
+
+/// Rekeys asked for while another was being signed.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    tek: BTreeSet<String>,
+    kek: bool,
+    why: Option<&'static str>,
+}
+
+/// What one rekey will do, for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Its number under the KEK that protects it; none when there was nobody to tell.
+    pub seq: Option<SeqNumber>,
+    /// One line.
+    pub text: String,
+}
+
+impl Group {
+    /// Loads or makes the signing key; everything else waits for it. Called once after restore.
+    pub fn start(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        let Some(communication) = self.settings.communication.clone() else {
+            self.fill_keys(now, entropy);
+            return;
+        };
+        let algorithm = communication.signature;
+        let stored = communication.signing_key.clone().or_else(|| self.signing_key.clone());
+        self.out.push_back(GroupOutput::Job(match stored {
+            Some(pkcs8) => Job::LoadSigner { algorithm, pkcs8 },
+            None => Job::MakeSigner { algorithm, key_bits: communication.signature_key_bits },
+        }));
+    }
+
+    /// A job of this group is done. `Err` says why the group cannot work.
+    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), CryptoError> {
+        match done {
+            Done::Signer(result) => {
+                let (signer, pkcs8) = result?;
+                self.on_signer(now, signer, pkcs8, entropy);
+                Ok(())
+            }
+            Done::Signed(result) => {
+                self.on_signed(now, &result?);
+                self.want_more(now, entropy);
+                Ok(())
+            }
+            Done::DhKey(_) | Done::Shared(_) | Done::Responded(_) | Done::Verified(_) => Ok(()),
+        }
+    }
+
+    fn on_signer(
+        &mut self,
+        now: Now,
+        signer: Arc<dyn Signer>,
+        pkcs8: SecretBytes,
+        entropy: &mut dyn Entropy,
+    ) {
+        let public_key = signer.public_key().to_vec();
+        // Members verify with the key they were given: another key needs another rekey SA.
+        if self.public_key.as_ref().is_some_and(|old| *old != public_key) {
+            self.drop_keks();
+        }
+        self.public_key = Some(public_key);
+        self.signing_key = Some(pkcs8);
+        self.signer = Some(signer);
+        let row = self.group_row();
+        self.out.push_back(GroupOutput::Persist(vec![row]));
+        self.fill_keys(now, entropy);
+        self.sign_next();
+    }
+
+    /// Makes what is missing without a PUSH: first start, or keys that ended while we were away.
+    fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        let mut changes = Vec::new();
+        if let (Some(communication), None) = (&self.settings.communication, &self.kek) {
+            let kek = new_kek(
+                now,
+                communication.lifetime,
+                communication.cipher.key_len(),
+                communication.ack_request(),
+                entropy,
+            );
+            if let Some(kek) = kek {
+                self.event(Event::GroupCreated {
+                    group: self.settings.name.clone(),
+                    kek_spi: kek.spi.to_string(),
+                });
+                changes.push(self.kek_row(&kek));
+                self.kek = Some(kek);
+            }
+        }
+        for sa in self.settings.sas.clone() {
+            if !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
+                let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
+                changes.push(self.tek_row(&tek));
+                self.teks.push(tek);
+            }
+        }
+        if !changes.is_empty() {
+            self.out.push_back(GroupOutput::Persist(changes));
+        }
+    }
+
+    fn new_tek(&self, now: Now, sa: &SaSettings, activates_in: Duration, entropy: &mut dyn Entropy) -> Tek {
+        let (encryption, integrity) = key_lengths(sa.cipher);
+        let mut spi = [0; 4];
+        loop {
+            entropy.fill(&mut spi);
+            let candidate = u32::from_be_bytes(spi);
+            if candidate > 255 && !self.teks.iter().any(|tek| tek.spi == Spi(candidate)) {
+                break;
+            }
+        }
+        Tek {
+            sa: sa.name.clone(),
+            spi: Spi(u32::from_be_bytes(spi)),
+            key: TekKey {
+                encryption: fresh_secret(encryption, entropy),
+                integrity: (integrity > 0).then(|| fresh_secret(integrity, entropy)),
+            },
+            activates: now.at + activates_in,
+            ends: now.at + sa.lifetime,
+            ends_unix: now.unix_seconds + sa.lifetime.as_secs(),
+            retires: None,
+        }
+    }
+
+    /// SAs whose current TEK must be replaced by `at`.
+    fn due_sas(&self, at: Instant) -> BTreeSet<String> {
+        self.settings
+            .sas
+            .iter()
+            .filter(|sa| self.current_tek(&sa.name).is_none_or(|tek| tek.ends - sa.margin <= at))
+            .map(|sa| sa.name.clone())
+            .collect()
+    }
+
+    fn current_tek(&self, sa: &str) -> Option<&Tek> {
+        self.teks.iter().filter(|tek| tek.sa == sa && tek.retires.is_none()).max_by_key(|tek| tek.ends)
+    }
+
+    fn kek_due(&self, at: Instant) -> bool {
+        match (&self.settings.communication, &self.kek) {
+            (Some(communication), Some(kek)) => kek.ends - communication.margin <= at,
+            _ => false,
+        }
+    }
+
+    /// The next rekey, retirement or end, when nothing is being signed.
+    pub(super) fn rekey_wakeup(&self) -> Option<Wakeup> {
+        let signing = self.deliveries.iter().any(|delivery| delivery.is_unsigned());
+        let ready = self.settings.communication.is_none() || self.signer.is_some();
+        let rekeys = self
+            .settings
+            .sas
+            .iter()
+            .filter_map(|sa| self.current_tek(&sa.name).map(|tek| tek.ends - sa.margin))
+            .chain(self.settings.communication.iter().zip(&self.kek).map(|(c, kek)| kek.ends - c.margin))
+            .min()
+            .filter(|_| ready && !signing)
+            .map(|at| Wakeup { at, why: "rekey" });
+        let ends = self
+            .teks
+            .iter()
+            .map(|tek| tek.retires.map_or(tek.ends, |retires| retires.min(tek.ends)))
+            .chain(self.old_keks.iter().filter_map(|kek| kek.replaced_until))
+            .min()
+            .map(|at| Wakeup { at, why: "end of a key" });
+        Wakeup::earlier(rekeys, ends)
+    }
+
+    /// Removes what ended and begins what is due.
+    pub(super) fn on_key_timers(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        let mut changes = Vec::new();
+        let (ended, live): (Vec<Tek>, Vec<Tek>) =
+            std::mem::take(&mut self.teks).into_iter().partition(|tek| tek.life(now.at).is_zero());
+        self.teks = live;
+        changes.extend(ended.iter().map(|tek| self.tek_gone(tek.spi)));
+        let in_use: BTreeSet<KekSpi> = self.deliveries.iter().map(|delivery| delivery.kek_spi).collect();
+        let (ended, live): (Vec<Kek>, Vec<Kek>) =
+            std::mem::take(&mut self.old_keks).into_iter().partition(|kek| {
+                kek.replaced_until.is_none_or(|until| until <= now.at) && !in_use.contains(&kek.spi)
+            });
+        self.old_keks = live;
+        changes.extend(ended.iter().map(|kek| self.kek_gone(kek.spi)));
+        if !changes.is_empty() {
+            self.out.push_back(GroupOutput::Persist(changes));
+        }
+        let ready = self.settings.communication.is_none() || self.signer.is_some();
+        if ready && !self.deliveries.iter().any(Delivery::is_unsigned) {
+            // What ends soon after goes along: one rekey instead of two.
+            let span = self.settings.communication.as_ref().map_or(Duration::ZERO, |communication| {
+                communication.retransmission_period * (communication.retransmissions + 1)
+            });
+            let due = self.due_sas(now.at);
+            let kek_due = self.kek_due(now.at);
+            if !due.is_empty() || kek_due {
+                let teks = self.due_sas(now.at + span);
+                let kek = self.kek_due(now.at + span);
+                self.rekey(now, teks, kek, "before keys end", entropy);
+            }
+        }
+    }
+
+    /// An operator's rekey. One that is being signed goes first.
+    ///
+    /// # Errors
+    /// A reason for the operator.
+    pub fn rekey_now(
+        &mut self,
+        now: Now,
+        tek: bool,
+        kek: bool,
+        why: &'static str,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Started, String> {
+        if self.settings.communication.is_some() && self.signer.is_none() {
+            return Err("the group's signing key is not ready".to_owned());
+        }
+        let sas =
+            if tek { self.settings.sas.iter().map(|sa| sa.name.clone()).collect() } else { BTreeSet::new() };
+        let kek = kek && self.settings.communication.is_some();
+        if self.deliveries.iter().any(Delivery::is_unsigned) {
+            self.wanted.tek.extend(sas);
+            self.wanted.kek |= kek;
+            self.wanted.why = Some(why);
+            return Ok(Started {
+                seq: None,
+                text: "queued behind the rekey that is being signed".to_owned(),
+            });
+        }
+        Ok(self.rekey(now, sas, kek, why, entropy))
+    }
+
+    fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        let wanted = std::mem::take(&mut self.wanted);
+        if let Some(why) = wanted.why {
+            self.rekey(now, wanted.tek, wanted.kek, why, entropy);
+        }
+    }
+
+    /// Makes the new keys and lays out the PUSH that carries them.
+    fn rekey(
+        &mut self,
+        now: Now,
+        sas: BTreeSet<String>,
+        new_kek_wanted: bool,
+        why: &'static str,
+        entropy: &mut dyn Entropy,
+    ) -> Started {
+        self.counters.rekeys += 1;
+        let communication = self.settings.communication.clone();
+        let tell = communication.is_some() && !self.members.is_empty();
+        let (atd, dtd) = communication.as_ref().filter(|_| tell).map_or((0, 0), |communication| {
+            (u64::from(communication.activation_delay), u64::from(communication.deactivation_delay))
+        });
+        let mut changes = Vec::new();
+        let mut teks = Vec::new();
+        for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
+            let tek = self.new_tek(now, sa, Duration::from_secs(atd), entropy);
+            // Members that register keep both until the old one is dropped everywhere.
+            let overlap = if communication.is_some() { Duration::from_secs(dtd) } else { sa.margin };
+            for old in self.teks.iter_mut().filter(|old| old.sa == sa.name && old.retires.is_none()) {
+                old.retires = Some((now.at + overlap).min(old.ends));
+            }
+            for old in self.teks.iter().filter(|old| old.sa == sa.name) {
+                changes.push(self.tek_row(old));
+            }
+            changes.push(self.tek_row(&tek));
+            teks.push(tek);
+        }
+        let successor = communication
+            .as_ref()
+            .filter(|_| new_kek_wanted)
+            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
+        let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
+        let mut started = Started {
+            seq: None,
+            text: format!(
+                "new TEKs [{}], new KEK {}, no member to tell",
+                spis.join(" "),
+                new_spi.as_deref().unwrap_or("none")
+            ),
+        };
+        let message = communication
+            .as_ref()
+            .filter(|_| tell)
+            .and_then(|_| self.lay_out(now, &teks, successor.as_ref()));
+        if let (Some((seq, unsigned)), Some(protecting)) = (message, self.kek.as_mut()) {
+            protecting.seq = seq;
+            let protecting = protecting.clone();
+            changes.push(self.kek_row(&protecting));
+            let octets = unsigned.datagram_len();
+            let delivery =
+                Delivery::new(protecting.spi, seq, unsigned, self.members.keys().cloned().collect(), now.at);
+            changes.push(self.push_row(&delivery));
+            self.deliveries.push(delivery);
+            self.event(Event::RekeyStarted {
+                group: self.settings.name.clone(),
+                seq: u64::from(seq.0),
+                kek_spi: protecting.spi.to_string(),
+                teks: spis.clone(),
+                new_kek: new_spi.clone(),
+                members: self.members.len() as u64,
+                octets: octets as u64,
+                why: why.to_owned(),
+            });
+            started = Started {
+                seq: Some(seq),
+                text: format!(
+                    "rekey SEQ {seq}: new TEKs [{}], new KEK {}, {octets} octets to {} members",
+                    spis.join(" "),
+                    new_spi.as_deref().unwrap_or("none"),
+                    self.members.len()
+                ),
+            };
+        }
+        if let Some(successor) = successor {
+            changes.push(self.kek_row(&successor));
+            if let Some(mut old) = self.kek.replace(successor) {
+                // RFC 8263 section 6: late acknowledgements must still find the key.
+                let span = communication
+                    .as_ref()
+                    .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
+                old.replaced_until = Some(now.at + span + Duration::from_secs(10));
+                changes.push(self.kek_row(&old));
+                self.old_keks.push(old);
+            }
+        }
+        self.teks.extend(teks);
+        self.out.push_back(GroupOutput::Persist(changes));
+        self.sign_next();
+        started
+    }
+
+    fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
+        let communication = self.settings.communication.clone()?;
+        let protecting = self.kek.as_ref()?;
+        let seq = protecting.seq.next()?;
+        let policy = GroupPolicy {
+            kek: successor.map(|kek| {
+                self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
+            }),
+            activation_delay: communication.activation_delay,
+            deactivation_delay: Some(communication.deactivation_delay),
+            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, now.at)).collect(),
+        };
+        let keys = KeySet {
+            kek: successor.map(|kek| self.kek_key(kek)),
+            teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
+            ..KeySet::default()
+        };
+        let content = PushContent {
+            seq,
+            deletes: Vec::new(),
+            keys: Some((policy.write(Carriage::Push), keys.write(&policy))),
+        };
+        let signature_len = signature_len(communication.signature, communication.signature_key_bits);
+        Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
+    }
+
+    /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.
+    pub(super) fn sign_next(&mut self) {
+        let (Some(signer), Some(communication)) = (self.signer.clone(), &self.settings.communication) else {
+            return;
+        };
+        let hash = communication.signature_hash;
+        let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
+            return;
+        };
+        if let Stage::Unsigned { unsigned, asked } = &mut delivery.stage
+            && !*asked
+        {
+            *asked = true;
+            let input: Bytes = unsigned.signature_input();
+            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input }));
+        }
+    }
+
+    /// Drops every rekey SA without a word: the signing key changed under them.
+    fn drop_keks(&mut self) {
+        let gone: Vec<KekSpi> = self.kek_spis().collect();
+        let changes = gone.iter().map(|spi| self.kek_gone(*spi)).collect();
+        self.kek = None;
+        self.old_keks.clear();
+        self.deliveries.clear();
+        self.out.push_back(GroupOutput::Persist(changes));
+    }
+}
+
+/// A fresh rekey SA with counter 0.
+fn new_kek(
+    now: Now,
+    lifetime: Duration,
+    key_len: usize,
+    ack: Option<gdoi_proto::policy::AckRequest>,
+    entropy: &mut dyn Entropy,
+) -> Option<Kek> {
+    let mut spi = [0; 16];
+    while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
+        entropy.fill(&mut spi);
+    }
+    let mut iv = [0; 16];
+    entropy.fill(&mut iv);
+    let key = fresh_secret(key_len, entropy);
+    let ends_unix = now.unix_seconds + lifetime.as_secs();
+    make_kek(KekSpi(spi), iv, key, SeqNumber(0), (now.at, now.at + lifetime, ends_unix), ack)
+}
+
+/// A rekey SA from its parts; none when the key has no AES length.
+pub(super) fn make_kek(
+    spi: KekSpi,
+    iv: [u8; 16],
+    key: SecretBytes,
+    seq: SeqNumber,
+    (made, ends, ends_unix): (Instant, Instant, u64),
+    ack: Option<gdoi_proto::policy::AckRequest>,
+) -> Option<Kek> {
+    Some(Kek {
+        spi,
+        iv,
+        cipher: kek_cipher(spi, iv, &key)?,
+        ack_key: ack.map(|request| AckKey::derive(request, &key, spi)),
+        ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
+        key,
+        seq,
+        made,
+        ends,
+        ends_unix,
+        replaced_until: None,
+    })
+}
+
+/// Octets of TEK_ALGORITHM_KEY and TEK_INTEGRITY_KEY (0: absent).
+fn key_lengths(cipher: TekCipher) -> (usize, usize) {
+    use gdoi_proto::policy::TekAuthentication as Auth;
+    let integrity = |authentication| match authentication {
+        Auth::HmacSha1 => 20,
+        Auth::HmacSha256 => 32,
+        Auth::HmacSha384 => 48,
+        Auth::HmacSha512 => 64,
+    };
+    match cipher {
+        TekCipher::AesCbc { key_octets, authentication } => (key_octets, integrity(authentication)),
+        TekCipher::AesGcm { key_octets, .. } | TekCipher::AesGmac { key_octets } => (key_octets + 4, 0),
+        TekCipher::Null { authentication } => (0, integrity(authentication)),
+    }
+}
+
+/// Octets of a SIG body.
+fn signature_len(algorithm: SignatureAlgorithm, key_bits: u16) -> usize {
+    match algorithm {
+        SignatureAlgorithm::Rsa => usize::from(key_bits) / 8,
+        SignatureAlgorithm::Ecdsa256 => 64,
+        SignatureAlgorithm::Ecdsa384 => 96,
+        SignatureAlgorithm::Ecdsa521 => 132,
+    }
+}

@@ -1,0 +1,431 @@
+//! A group's state as rows and back: the fold of `durable.rs`. Bodies are JSON with a `version`; octets are
+//! hexadecimal, times are Unix seconds.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use gdoi_proto::ids::{KekSpi, SenderId, SeqNumber, Spi};
+use gdoi_proto::payload::Identification;
+use gdoi_proto::policy::TekKey;
+use gdoi_proto::registry::IdType;
+use gdoi_proto::secret::SecretBytes;
+use ike::io::{Instant, Now};
+use ike::protect::push::Unsigned;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::durable::{Change, Kind, Row};
+use super::group::{Group, Kek, Tek};
+use super::member::{Member, MemberKey};
+use super::push::{Delivery, Stage};
+use super::rekey::make_kek;
+use super::sender_id::SenderIdPool;
+
+/// Version of every body this build writes.
+const VERSION: u32 = 1;
+
+/// Why a stored row cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("stored {kind} {key}: {reason}")]
+pub struct RestoreError {
+    /// Kind of the row.
+    pub kind: &'static str,
+    /// Its key.
+    pub key: String,
+    /// What is wrong; never its content.
+    pub reason: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct GroupBody {
+    version: u32,
+    signing_key: Option<Hex>,
+    public_key: Option<Hex>,
+    sids_reserved: u32,
+    sid_bits: u8,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KekBody {
+    version: u32,
+    iv: Hex,
+    key: Hex,
+    seq: u32,
+    ends: u64,
+    replaced: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TekBody {
+    version: u32,
+    sa: String,
+    encryption: Hex,
+    integrity: Option<Hex>,
+    activates: u64,
+    ends: u64,
+    retires: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PushBody {
+    version: u32,
+    kek_spi: Hex,
+    seq: u32,
+    unsigned: Option<Hex>,
+    signature_len: usize,
+    datagram: Option<Hex>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MemberBody {
+    version: u32,
+    id_type: u8,
+    data: Hex,
+    protocol: u8,
+    port: u16,
+    peer: SocketAddr,
+    local: SocketAddr,
+    gateway: String,
+    sids: Vec<u32>,
+}
+
+/// Octets as hexadecimal text, wiped on drop.
+struct Hex(SecretBytes);
+
+impl Hex {
+    fn of(octets: &[u8]) -> Hex {
+        Hex(SecretBytes::copy(octets))
+    }
+}
+
+impl Serialize for Hex {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = zeroize::Zeroizing::new(String::with_capacity(self.0.len() * 2));
+        for octet in self.0.expose() {
+            text.push(char::from(b"0123456789abcdef"[usize::from(octet >> 4)]));
+            text.push(char::from(b"0123456789abcdef"[usize::from(octet & 15)]));
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hex {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Hex, D::Error> {
+        let text = zeroize::Zeroizing::new(String::deserialize(deserializer)?);
+        let digit = |octet: u8| char::from(octet).to_digit(16).and_then(|value| u8::try_from(value).ok());
+        let octets = text
+            .as_bytes()
+            .chunks(2)
+            .map(|pair| match pair {
+                [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+                _ => None,
+            })
+            .collect::<Option<Vec<u8>>>();
+        octets
+            .map(|octets| Hex(SecretBytes::new(octets)))
+            .ok_or_else(|| serde::de::Error::custom("not hexadecimal"))
+    }
+}
+
+fn row(kind: Kind, key: String, body: &impl Serialize) -> Change {
+    // Serialising these structs to memory cannot fail: every map key is a string.
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    Change::Put(Row { kind, key, body: SecretBytes::new(body) })
+}
+
+fn body<'a, T: Deserialize<'a>>(row: &'a Row) -> Result<T, RestoreError> {
+    serde_json::from_slice(row.body.expose())
+        .map_err(|error| refuse(row, format!("not readable at column {}", error.column())))
+}
+
+fn refuse(row: &Row, reason: impl Into<String>) -> RestoreError {
+    RestoreError { kind: row.kind.name(), key: row.key.clone(), reason: reason.into() }
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+impl Group {
+    fn kek_key_name(&self, spi: KekSpi) -> String {
+        format!("{}/{}", self.settings.name, hex(&spi.0))
+    }
+
+    fn tek_key_name(&self, spi: Spi) -> String {
+        format!("{}/{:08x}", self.settings.name, spi.0)
+    }
+
+    fn push_key_name(&self, spi: KekSpi, seq: SeqNumber) -> String {
+        format!("{}/{}/{}", self.settings.name, hex(&spi.0), seq.0)
+    }
+
+    fn member_key_name(&self, key: &MemberKey) -> String {
+        format!("{}/{}:{}", self.settings.name, key.id_type.number(), hex(&key.data))
+    }
+
+    pub(super) fn group_row(&self) -> Change {
+        let body = GroupBody {
+            version: VERSION,
+            signing_key: self.signing_key.as_ref().map(|key| Hex(key.clone())),
+            public_key: self.public_key.as_deref().map(Hex::of),
+            sids_reserved: self.sids.reserved(),
+            sid_bits: self.sids.bits(),
+        };
+        row(Kind::Group, self.settings.name.clone(), &body)
+    }
+
+    pub(super) fn kek_row(&self, kek: &Kek) -> Change {
+        let body = KekBody {
+            version: VERSION,
+            iv: Hex::of(&kek.iv),
+            key: Hex(kek.key.clone()),
+            seq: kek.seq.0,
+            ends: kek.ends_unix,
+            replaced: kek.replaced_until.is_some(),
+        };
+        row(Kind::Kek, self.kek_key_name(kek.spi), &body)
+    }
+
+    pub(super) fn kek_gone(&self, spi: KekSpi) -> Change {
+        Change::Remove { kind: Kind::Kek, key: self.kek_key_name(spi) }
+    }
+
+    pub(super) fn tek_row(&self, tek: &Tek) -> Change {
+        let unix = |at: Instant| wall(tek, at);
+        let body = TekBody {
+            version: VERSION,
+            sa: tek.sa.clone(),
+            encryption: Hex(tek.key.encryption.clone()),
+            integrity: tek.key.integrity.clone().map(Hex),
+            activates: unix(tek.activates),
+            ends: tek.ends_unix,
+            retires: tek.retires.map(unix),
+        };
+        row(Kind::Tek, self.tek_key_name(tek.spi), &body)
+    }
+
+    pub(super) fn tek_gone(&self, spi: Spi) -> Change {
+        Change::Remove { kind: Kind::Tek, key: self.tek_key_name(spi) }
+    }
+
+    pub(super) fn push_row(&self, delivery: &Delivery) -> Change {
+        let (unsigned, signature_len, datagram) = match &delivery.stage {
+            Stage::Unsigned { unsigned, .. } => {
+                let (plain, signature_len) = unsigned.parts();
+                (Some(Hex::of(plain)), signature_len, None)
+            }
+            Stage::Signed { datagram, .. } => (None, 0, Some(Hex::of(datagram))),
+        };
+        let body = PushBody {
+            version: VERSION,
+            kek_spi: Hex::of(&delivery.kek_spi.0),
+            seq: delivery.seq.0,
+            unsigned,
+            signature_len,
+            datagram,
+        };
+        row(Kind::Push, self.push_key_name(delivery.kek_spi, delivery.seq), &body)
+    }
+
+    pub(super) fn push_gone(&self, delivery: &Delivery) -> Change {
+        Change::Remove { kind: Kind::Push, key: self.push_key_name(delivery.kek_spi, delivery.seq) }
+    }
+
+    pub(super) fn member_row(&self, key: &MemberKey, member: &Member) -> Change {
+        let body = MemberBody {
+            version: VERSION,
+            id_type: key.id_type.number(),
+            data: Hex::of(&key.data),
+            protocol: key.protocol,
+            port: key.port,
+            peer: member.peer,
+            local: member.local,
+            gateway: member.gateway.clone(),
+            sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
+        };
+        row(Kind::Member, self.member_key_name(key), &body)
+    }
+
+    pub(super) fn member_gone(&self, key: &MemberKey) -> Change {
+        Change::Remove { kind: Kind::Member, key: self.member_key_name(key) }
+    }
+
+    /// True when a row of this kind and key is this group's.
+    pub(super) fn owns(&self, row: &Row) -> bool {
+        let name = &self.settings.name;
+        row.key == *name || row.key.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// Folds one row into the state. Keys that ended meanwhile stay out.
+    pub(super) fn restore(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
+        match row.kind {
+            Kind::Group => self.restore_group(row),
+            Kind::Kek => self.restore_kek(now, row),
+            Kind::Tek => self.restore_tek(now, row),
+            Kind::Push => self.restore_push(now, row),
+            Kind::Member => self.restore_member(now, row),
+        }
+    }
+
+    fn restore_group(&mut self, row: &Row) -> Result<(), RestoreError> {
+        let body: GroupBody = body(row)?;
+        check(row, body.version)?;
+        self.signing_key = body.signing_key.map(|key| key.0);
+        self.public_key = body.public_key.map(|key| key.0.expose().to_vec());
+        // Another width is another space, but the same keys: continue above what was handed out.
+        self.sids = SenderIdPool::new(self.settings.sender_id_bits, body.sids_reserved);
+        Ok(())
+    }
+
+    fn restore_kek(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
+        let body: KekBody = body(row)?;
+        check(row, body.version)?;
+        let Some(communication) = self.settings.communication.clone() else { return Ok(()) };
+        if body.ends <= now.unix_seconds {
+            return Ok(());
+        }
+        let spi = row
+            .key
+            .rsplit('/')
+            .next()
+            .and_then(parse_hex::<16>)
+            .map(KekSpi)
+            .ok_or_else(|| refuse(row, "no SPI"))?;
+        let iv = <[u8; 16]>::try_from(body.iv.0.expose()).map_err(|_| refuse(row, "IV is not 16 octets"))?;
+        let ends = at(now, body.ends);
+        let made = ends - communication.lifetime;
+        let ack = communication.ack_request();
+        let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, body.ends), ack)
+            .ok_or_else(|| refuse(row, "key length"))?;
+        if body.replaced {
+            let span = communication.retransmission_period * (communication.retransmissions + 1);
+            kek.replaced_until = Some(now.at + span + Duration::from_secs(10));
+            self.old_keks.push(kek);
+        } else {
+            self.kek = Some(kek);
+        }
+        Ok(())
+    }
+
+    fn restore_tek(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
+        let body: TekBody = body(row)?;
+        check(row, body.version)?;
+        let spi = row.key.rsplit('/').next().and_then(parse_hex::<4>).ok_or_else(|| refuse(row, "no SPI"))?;
+        let live =
+            body.ends > now.unix_seconds && body.retires.is_none_or(|retires| retires > now.unix_seconds);
+        if !live || self.sa_settings(&body.sa).is_none() {
+            return Ok(());
+        }
+        self.teks.push(Tek {
+            sa: body.sa,
+            spi: Spi(u32::from_be_bytes(spi)),
+            key: TekKey { encryption: body.encryption.0, integrity: body.integrity.map(|key| key.0) },
+            activates: at(now, body.activates),
+            ends: at(now, body.ends),
+            ends_unix: body.ends,
+            retires: body.retires.map(|retires| at(now, retires)),
+        });
+        Ok(())
+    }
+
+    fn restore_push(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
+        let body: PushBody = body(row)?;
+        check(row, body.version)?;
+        let spi =
+            <[u8; 16]>::try_from(body.kek_spi.0.expose()).map(KekSpi).map_err(|_| refuse(row, "no SPI"))?;
+        if !self.kek_spis().any(|known| known == spi) {
+            return Ok(());
+        }
+        let seq = SeqNumber(body.seq);
+        let stage = match (body.datagram, body.unsigned) {
+            (Some(datagram), _) => {
+                Stage::Signed { datagram: datagram.0.expose().to_vec().into(), copies: 0, due: now.at }
+            }
+            (None, Some(plain)) => Stage::Unsigned {
+                unsigned: Unsigned::from_parts(spi, plain.0.expose().to_vec(), body.signature_len),
+                asked: false,
+            },
+            (None, None) => return Err(refuse(row, "neither signed nor unsigned")),
+        };
+        let mut delivery =
+            Delivery::new(spi, seq, Unsigned::from_parts(spi, Vec::new(), 0), BTreeSet::new(), now.at);
+        delivery.stage = stage;
+        self.deliveries.push(delivery);
+        Ok(())
+    }
+
+    fn restore_member(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
+        let body: MemberBody = body(row)?;
+        check(row, body.version)?;
+        // A member whose gateway may no longer register is forgotten.
+        if !self.settings.gateways.contains(&body.gateway) {
+            return Ok(());
+        }
+        let key = Identification {
+            id_type: IdType::from_number(body.id_type),
+            protocol: body.protocol,
+            port: body.port,
+            data: body.data.0.expose().to_vec(),
+        };
+        self.by_address.insert(body.peer, key.clone());
+        self.members.insert(
+            key,
+            Member {
+                peer: body.peer,
+                local: body.local,
+                gateway: body.gateway,
+                sender_ids: body.sids.into_iter().map(SenderId).collect(),
+                registered: now.at,
+                last_ack: None,
+                missed: 0,
+                pushes_sent: 0,
+                acks: 0,
+            },
+        );
+        Ok(())
+    }
+
+    /// After the last row: PUSHes on their way go to every member again (acknowledgements are not stored), in order.
+    pub(super) fn restored(&mut self) {
+        let members: BTreeSet<MemberKey> = self.members.keys().cloned().collect();
+        for delivery in &mut self.deliveries {
+            delivery.addressed = members.len();
+            delivery.outstanding = members.clone();
+        }
+        let old: BTreeSet<KekSpi> = self.old_keks.iter().map(|kek| kek.spi).collect();
+        self.deliveries.sort_by_key(|delivery| (!old.contains(&delivery.kek_spi), delivery.seq));
+    }
+}
+
+fn check(row: &Row, version: u32) -> Result<(), RestoreError> {
+    if version == VERSION {
+        return Ok(());
+    }
+    Err(refuse(row, format!("version {version} was written by a newer release; this one reads {VERSION}")))
+}
+
+fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut out = [0; N];
+    if text.len() != N * 2 || !text.is_ascii() {
+        return None;
+    }
+    for (octet, index) in out.iter_mut().zip((0..).step_by(2)) {
+        *octet = u8::from_str_radix(&text[index..index + 2], 16).ok()?;
+    }
+    Some(out)
+}
+
+/// The monotonic moment of a wall-clock one, as of now.
+fn at(now: Now, unix: u64) -> Instant {
+    if unix >= now.unix_seconds {
+        now.at + Duration::from_secs(unix - now.unix_seconds)
+    } else {
+        now.at - Duration::from_secs(now.unix_seconds - unix)
+    }
+}
+
+/// The wall-clock moment of a monotonic one, by the TEK's own end.
+fn wall(tek: &Tek, at: Instant) -> u64 {
+    tek.ends_unix.saturating_sub(tek.ends.since(at).as_secs())
+}

@@ -1,0 +1,157 @@
+//! What the engine needs to know of the configuration, resolved: no names to look up, no units to convert.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gdoi_proto::ids::GroupId;
+use gdoi_proto::payload::Endpoint;
+use gdoi_proto::policy::{AckRequest, Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::Cipher;
+use ike::phase1::PeerPolicy;
+
+/// The whole configuration of a key server.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who may talk to us.
+    pub gateways: Vec<GatewaySettings>,
+    /// What they may join.
+    pub groups: Vec<GroupSettings>,
+    /// Phase 1 negotiations not yet authenticated, in all.
+    pub half_open_limit: usize,
+    /// The same per source address.
+    pub half_open_limit_per_address: usize,
+    /// Life of a negotiation not yet authenticated.
+    pub half_open_timeout: Duration,
+}
+
+/// A gateway statement.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// Its name.
+    pub name: String,
+    /// Address and prefix length; the longest prefix wins.
+    pub address: (IpAddr, u8),
+    /// How to negotiate with it.
+    pub policy: Arc<PeerPolicy>,
+    /// `group-id-little-endian`.
+    pub group_id_little_endian: bool,
+    /// `ack-l-output`.
+    pub ack_l_output: bool,
+    /// Configuration line, for refusals.
+    pub line: usize,
+}
+
+impl GatewaySettings {
+    /// True when `address` lies in this gateway's prefix.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        match (self.address.0, address) {
+            (IpAddr::V4(net), IpAddr::V4(address)) => {
+                let shift = 32u32.saturating_sub(u32::from(self.address.1));
+                (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(address)) => {
+                let shift = 128u32.saturating_sub(u32::from(self.address.1));
+                (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A group statement.
+#[derive(Debug, Clone)]
+pub struct GroupSettings {
+    /// Its name.
+    pub name: String,
+    /// Its name on the wire.
+    pub id: GroupId,
+    /// Gateways that may register.
+    pub gateways: BTreeSet<String>,
+    /// Most members; further new ones get no answer.
+    pub member_threshold: Option<usize>,
+    /// 8, 12 or 16.
+    pub sender_id_bits: u8,
+    /// New keys when a member is expelled.
+    pub rekey_on_leave: bool,
+    /// Rekeying; none: no KEK, members re-register.
+    pub communication: Option<CommunicationSettings>,
+    /// Data-security SAs.
+    pub sas: Vec<SaSettings>,
+}
+
+/// What acknowledgements are asked for and what their absence means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledgement {
+    /// Asked for; a member that stays silent is removed.
+    Required,
+    /// Asked for and recorded.
+    Requested,
+    /// Not asked for.
+    None,
+}
+
+/// A server-member-communication statement.
+#[derive(Debug, Clone)]
+pub struct CommunicationSettings {
+    /// KEK cipher.
+    pub cipher: Cipher,
+    /// Hash of the signature.
+    pub signature_hash: SignatureHash,
+    /// Signature algorithm.
+    pub signature: SignatureAlgorithm,
+    /// RSA modulus, or the curve's bits.
+    pub signature_key_bits: u16,
+    /// PKCS#8 DER; none: made at first start and kept in the state.
+    pub signing_key: Option<SecretBytes>,
+    /// KEK life.
+    pub lifetime: Duration,
+    /// Copies after the first.
+    pub retransmissions: u32,
+    /// Time between copies.
+    pub retransmission_period: Duration,
+    /// What acknowledgements mean.
+    pub acknowledgement: Acknowledgement,
+    /// Unanswered rekeys before a member is removed.
+    pub missed_rekeys: u32,
+    /// ATD in seconds.
+    pub activation_delay: u16,
+    /// DTD in seconds.
+    pub deactivation_delay: u16,
+    /// Time before the KEK's end at which its successor goes out.
+    pub margin: Duration,
+}
+
+impl CommunicationSettings {
+    /// KEK_ACK_REQUESTED for this group.
+    pub fn ack_request(&self) -> Option<AckRequest> {
+        match (self.acknowledgement, self.signature_hash) {
+            (Acknowledgement::None, _) => None,
+            (_, SignatureHash::Sha1 | SignatureHash::Sha256) => Some(AckRequest::KekSha256),
+            (_, SignatureHash::Sha384 | SignatureHash::Sha512) => Some(AckRequest::KekSha512),
+        }
+    }
+}
+
+/// One data-security SA: an ipsec-sa statement with one match policy.
+#[derive(Debug, Clone)]
+pub struct SaSettings {
+    /// Unique in the group: `SA1/lan-to-lan`.
+    pub name: String,
+    /// Cipher and integrity.
+    pub cipher: TekCipher,
+    /// TEK life.
+    pub lifetime: Duration,
+    /// Time before the TEK's end at which its successor goes out.
+    pub margin: Duration,
+    /// Tunnel or transport.
+    pub encapsulation: Encapsulation,
+    /// IP protocol, 0 any.
+    pub ip_protocol: u8,
+    /// Source selector.
+    pub source: Endpoint,
+    /// Destination selector.
+    pub destination: Endpoint,
+}

@@ -1,0 +1,246 @@
+//! What `gdoictl` may see. A key is its length and a fingerprint; its octets only with `--show-keys`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ctl::observe::{
+    CommunicationView, GcksSnapshot, GroupStatistics, GroupView, IkeSaView, KekView, MemberView,
+    PendingPushView, PolicyView, ServerStatistics, TekView,
+};
+use gdoi_proto::payload::Endpoint;
+use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekAuthentication, TekCipher};
+use ike::crypto::Hash;
+use ike::crypto::prf::hash;
+use ike::io::{Instant, Now};
+
+use super::KeyServer;
+use super::group::{Group, Kek, Tek};
+use super::settings::{Acknowledgement, CommunicationSettings, SaSettings};
+
+impl KeyServer {
+    /// Everything an operator may see now; key octets only when `show_keys`.
+    pub fn snapshot(&self, now: Now, show_keys: bool) -> GcksSnapshot {
+        let counters = &self.peers.counters;
+        GcksSnapshot {
+            groups: self.groups.values().map(|group| group.view(now.at, show_keys)).collect(),
+            ike_sas: self
+                .peers
+                .established()
+                .map(|(sa, local, peer, _)| IkeSaView {
+                    peer: peer.to_string(),
+                    identity: sa.peer_identity.to_string(),
+                    local: local.to_string(),
+                    initiator_cookie: sa.cookies.initiator.to_string(),
+                    responder_cookie: sa.cookies.responder.to_string(),
+                    suite: sa.suite.to_string(),
+                    role: "responder".to_owned(),
+                    remaining_seconds: sa.expires.since(now.at).as_secs(),
+                })
+                .collect(),
+            statistics: ServerStatistics {
+                phase1_established: counters.established,
+                phase1_failed: counters.failed,
+                half_open_limited: counters.limited,
+                half_open: self.peers.half_open() as u64,
+                messages_dropped: counters.dropped,
+                ..ServerStatistics::default()
+            },
+        }
+    }
+}
+
+impl Group {
+    fn view(&self, at: Instant, show_keys: bool) -> GroupView {
+        let counters = &self.counters;
+        let pending = self.deliveries().first();
+        GroupView {
+            name: self.settings.name.clone(),
+            id: self.settings.id.to_string(),
+            members: self
+                .members()
+                .map(|(identity, member)| MemberView {
+                    identity: identity.to_string(),
+                    address: member.peer.to_string(),
+                    gateway: member.gateway.clone(),
+                    registered_seconds_ago: at.since(member.registered).as_secs(),
+                    last_ack_seq: member.last_ack.map(|seq| u64::from(seq.0)),
+                    missed_rekeys: u64::from(member.missed),
+                    sender_ids: member.sender_ids.iter().map(|sid| u64::from(sid.0)).collect(),
+                    pushes_sent: member.pushes_sent,
+                    acks: member.acks,
+                })
+                .collect(),
+            kek: self
+                .kek()
+                .zip(self.settings.communication.as_ref())
+                .map(|(kek, communication)| self.kek_view(kek, communication, at, show_keys)),
+            teks: self.teks().iter().map(|tek| self.tek_view(tek, at, show_keys)).collect(),
+            communication: self.settings.communication.as_ref().map(communication_view),
+            policy: self.settings.sas.iter().map(policy_view).collect(),
+            member_threshold: self.settings.member_threshold.map(|most| most as u64),
+            statistics: GroupStatistics {
+                pull_succeeded: counters.pulls,
+                pull_failed: counters.pulls_unauthorised,
+                pull_exceed_member_threshold: counters.pulls_over_threshold,
+                push_sent: counters.pushes_sent,
+                push_retransmitted: counters.retransmissions,
+                push_acknowledged: counters.acks,
+                push_unacknowledged: counters.unacknowledged,
+                rekeys: counters.rekeys,
+                acks_duplicate: counters.acks_duplicate,
+                acks_unexpected: counters.acks_unexpected,
+                acks_forged: counters.acks_forged,
+                acks_stranger: counters.acks_stranger,
+                members_expired: counters.expired,
+            },
+            pending_push: pending.map(|delivery| PendingPushView {
+                seq: u64::from(delivery.seq.0),
+                attempt: u64::from(delivery.copies()),
+                outstanding: delivery.outstanding.iter().map(ToString::to_string).collect(),
+                started_seconds_ago: at.since(delivery.started).as_secs(),
+            }),
+        }
+    }
+
+    fn kek_view(
+        &self,
+        kek: &Kek,
+        communication: &CommunicationSettings,
+        at: Instant,
+        show_keys: bool,
+    ) -> KekView {
+        KekView {
+            spi: kek.spi.to_string(),
+            algorithm: format!("aes-{}-cbc", kek.key.len() * 8),
+            key_octets: kek.key.len() as u64,
+            key_fingerprint: fingerprint(kek.key.expose()),
+            remaining_seconds: kek.ends.since(at).as_secs(),
+            seq: u64::from(kek.seq.0),
+            signature: signature_name(communication),
+            signature_hash: hash_name(communication.signature_hash).to_owned(),
+            signing_key_fingerprint: self.public_key.as_deref().map(fingerprint).unwrap_or_default(),
+            acknowledgement: acknowledgement_name(communication.acknowledgement).to_owned(),
+            key_hex: show_keys.then(|| hex(kek.key.expose())),
+        }
+    }
+
+    fn tek_view(&self, tek: &Tek, at: Instant, show_keys: bool) -> TekView {
+        let waits = tek.activates.since(at);
+        let state = match (tek.retires, waits.is_zero()) {
+            (Some(_), _) => "retiring",
+            (None, true) => "current",
+            (None, false) => "next",
+        };
+        let octets =
+            [tek.key.encryption.expose(), tek.key.integrity.as_ref().map_or(&[][..], |key| key.expose())]
+                .concat();
+        TekView {
+            spi: tek.spi.to_string(),
+            sa: tek.sa.clone(),
+            algorithm: self.sa_settings(&tek.sa).map(|sa| cipher_name(sa.cipher)).unwrap_or_default(),
+            key_octets: octets.len() as u64,
+            key_fingerprint: fingerprint(&octets),
+            remaining_seconds: tek.life(at).as_secs(),
+            state: state.to_owned(),
+            activates_in_seconds: (!waits.is_zero()).then_some(waits.as_secs()),
+            key_hex: show_keys.then(|| hex(&octets)),
+        }
+    }
+}
+
+fn fingerprint(octets: &[u8]) -> String {
+    hex(&hash(Hash::Sha256, &[octets])[..16])
+}
+
+fn hex(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+fn communication_view(communication: &CommunicationSettings) -> CommunicationView {
+    CommunicationView {
+        communication_type: "unicast".to_owned(),
+        encryption_algorithm: format!("aes-{}-cbc", communication.cipher.key_len() * 8),
+        sig_hash_algorithm: hash_name(communication.signature_hash).to_owned(),
+        signature: signature_name(communication),
+        lifetime_seconds: communication.lifetime.as_secs(),
+        number_of_retransmission: u64::from(communication.retransmissions),
+        retransmission_period: communication.retransmission_period.as_secs(),
+        acknowledgement: acknowledgement_name(communication.acknowledgement).to_owned(),
+        missed_rekeys: u64::from(communication.missed_rekeys),
+        activation_time_delay: u64::from(communication.activation_delay),
+        deactivation_time_delay: u64::from(communication.deactivation_delay),
+        rekey_margin_seconds: communication.margin.as_secs(),
+    }
+}
+
+fn policy_view(sa: &SaSettings) -> PolicyView {
+    PolicyView {
+        sa: sa.name.clone(),
+        name: sa.name.rsplit('/').next().unwrap_or_default().to_owned(),
+        algorithm: cipher_name(sa.cipher),
+        encapsulation: match sa.encapsulation {
+            Encapsulation::Tunnel => "tunnel",
+            Encapsulation::Transport => "transport",
+        }
+        .to_owned(),
+        source: selector(&sa.source),
+        destination: selector(&sa.destination),
+        source_port: u64::from(sa.source.port),
+        destination_port: u64::from(sa.destination.port),
+        protocol: u64::from(sa.ip_protocol),
+        lifetime_seconds: sa.lifetime.as_secs(),
+    }
+}
+
+fn selector(endpoint: &Endpoint) -> String {
+    let data = endpoint.data.as_slice();
+    if let Ok([a, b, c, d, mask @ ..]) = <[u8; 8]>::try_from(data) {
+        return format!("{}/{}", Ipv4Addr::new(a, b, c, d), u32::from_be_bytes(mask).leading_ones());
+    }
+    if let (32, Some(address), Some(mask)) = (data.len(), data.first_chunk::<16>(), data.last_chunk::<16>()) {
+        return format!("{}/{}", Ipv6Addr::from(*address), u128::from_be_bytes(*mask).leading_ones());
+    }
+    format!("{}:{}", endpoint.id_type, hex(data))
+}
+
+fn cipher_name(cipher: TekCipher) -> String {
+    let integrity = |authentication| match authentication {
+        TekAuthentication::HmacSha1 => "hmac-sha1-96",
+        TekAuthentication::HmacSha256 => "hmac-sha-256-128",
+        TekAuthentication::HmacSha384 => "hmac-sha-384-192",
+        TekAuthentication::HmacSha512 => "hmac-sha-512-256",
+    };
+    match cipher {
+        TekCipher::AesCbc { key_octets, authentication } => {
+            format!("aes-{}-cbc/{}", key_octets * 8, integrity(authentication))
+        }
+        TekCipher::AesGcm { key_octets, .. } => format!("aes-{}-gcm", key_octets * 8),
+        TekCipher::AesGmac { key_octets } => format!("aes-{}-gmac", key_octets * 8),
+        TekCipher::Null { authentication } => format!("null/{}", integrity(authentication)),
+    }
+}
+
+fn signature_name(communication: &CommunicationSettings) -> String {
+    match communication.signature {
+        SignatureAlgorithm::Rsa => format!("rsa-{}", communication.signature_key_bits),
+        SignatureAlgorithm::Ecdsa256 => "ecdsa-256".to_owned(),
+        SignatureAlgorithm::Ecdsa384 => "ecdsa-384".to_owned(),
+        SignatureAlgorithm::Ecdsa521 => "ecdsa-521".to_owned(),
+    }
+}
+
+fn hash_name(hash: SignatureHash) -> &'static str {
+    match hash {
+        SignatureHash::Sha1 => "sha1",
+        SignatureHash::Sha256 => "sha-256",
+        SignatureHash::Sha384 => "sha-384",
+        SignatureHash::Sha512 => "sha-512",
+    }
+}
+
+fn acknowledgement_name(acknowledgement: Acknowledgement) -> &'static str {
+    match acknowledgement {
+        Acknowledgement::Required => "required",
+        Acknowledgement::Requested => "requested",
+        Acknowledgement::None => "none",
+    }
+}

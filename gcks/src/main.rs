@@ -1,0 +1,99 @@
+//! `gcksd`: arguments, configuration, run.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Parser};
+use config::{Gcks, Loaded};
+use gcks::{convert, daemon};
+use runtime::log::{self, Format};
+
+/// The key server of a GDOI group (RFC 6407). It stays in the foreground and logs to stderr.
+///
+/// Exit codes: 0 stopped, 1 configuration, 2 usage, 3 cannot start (port, lock, permission), 4 state damaged.
+#[derive(Debug, Parser)]
+#[command(name = "gcksd", version, about, long_about)]
+#[command(group(ArgGroup::new("instead").args(["check", "verify_state", "restore"])))]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/gcks/gcks.toml")]
+    config: PathBuf,
+    /// Read the configuration, say what is wrong with it, and end.
+    #[arg(long)]
+    check: bool,
+    /// Lifetimes down to 20 s, and --show-keys. Never with real traffic.
+    #[arg(long)]
+    lab: bool,
+    /// Show key octets on the control socket.
+    #[arg(long)]
+    show_keys: bool,
+    /// How lines of the log look: text or json.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log: Format,
+    /// Check the stored state without starting.
+    #[arg(long)]
+    verify_state: bool,
+    /// Replace the stored state by a backup.
+    #[arg(long, value_name = "FILE")]
+    restore: Option<PathBuf>,
+}
+
+/// Exit code of a configuration that cannot be used.
+const CONFIGURATION: u8 = 1;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    for (stated, name) in
+        [(arguments.verify_state, "--verify-state"), (arguments.restore.is_some(), "--restore")]
+    {
+        if stated {
+            eprintln!("gcksd: not supported yet: {name}");
+            return ExitCode::from(CONFIGURATION);
+        }
+    }
+    let loaded = match config::load_gcks(&arguments.config, config::Options { lab: arguments.lab }) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(CONFIGURATION);
+        }
+    };
+    if arguments.check {
+        check(&loaded);
+        return ExitCode::SUCCESS;
+    }
+    let config = loaded.config;
+    // The configuration knows five levels, the same as the log.
+    let level = log::level(&config.server.log_level).unwrap_or(ctl::event::Level::Info);
+    log::start(arguments.log, level);
+    for warning in &loaded.warnings {
+        tracing::warn!(target: "configuration", "{warning}");
+    }
+    for line in convert::without_effect(&config) {
+        tracing::warn!(target: "configuration", "{line}");
+    }
+    let options =
+        daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
+    match daemon::run(&config, options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gcksd: cannot start: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn check(loaded: &Loaded<Gcks>) {
+    let config = &loaded.config;
+    for warning in &loaded.warnings {
+        println!("warning: {warning}");
+    }
+    for line in convert::without_effect(config) {
+        println!("warning: {line}");
+    }
+    for notice in loaded.notices.iter().cloned().chain(convert::notices(config)) {
+        println!("note: {notice}");
+    }
+    println!("good: {} gateways, {} groups", config.gateways.len(), config.groups.len());
+}

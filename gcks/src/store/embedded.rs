@@ -1,0 +1,351 @@
+//! The default store: one SQLite file, write-ahead log, every commit on disk before it returns.
+//!
+//! ```text
+//! meta   (name TEXT PRIMARY KEY, value TEXT)                     schema = 1
+//! record (kind TEXT, key TEXT, body BLOB, PRIMARY KEY (kind, key))
+//! ```
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use gdoi_proto::secret::SecretBytes;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+
+use super::{Store, StoreError};
+use crate::engine::durable::{Change, Kind, Row};
+
+/// The schema this release writes.
+const SCHEMA: &str = "1";
+/// The file's name in the state directory.
+const FILE: &str = "state.sqlite";
+/// Its write-ahead log, by SQLite's rule.
+const LOG: &str = "state.sqlite-wal";
+
+/// An open state file.
+#[derive(Debug)]
+pub struct Embedded {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Embedded {
+    /// Opens (or makes) the state in `directory`. Directory and file must belong to their owner alone.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a damaged or newer file is left untouched.
+    pub fn open(directory: &Path) -> Result<Embedded, StoreError> {
+        let refuse = |path: &Path, reason: String| StoreError::Refused { path: path.to_owned(), reason };
+        if !directory.exists() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(|error| refuse(directory, format!("cannot be made: {error}")))?;
+        }
+        private(directory, 0o700)?;
+        let path = directory.join(FILE);
+        if path.exists() {
+            private(&path, 0o600)?;
+        }
+        let empty = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len()) == 0;
+        if empty(&path) && !empty(&directory.join(LOG)) {
+            // SQLite would throw the log away as a leftover; it may hold the only copy of the last batches.
+            let reason = format!("{LOG} has content and this file has none");
+            return Err(StoreError::Damaged { path, reason });
+        }
+        // SQLite gives its log the mode of the file.
+        fs::OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| refuse(&path, format!("cannot be opened: {error}")))?;
+        let failed = |error: rusqlite::Error| described(&path, &error);
+        let connection = Connection::open(&path).map_err(failed)?;
+        connection.busy_timeout(Duration::from_secs(1)).map_err(failed)?;
+        // Looked at before anything is written: what is damaged or of another release stays as it is.
+        let verdict: String =
+            connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
+        if verdict != "ok" {
+            return Err(StoreError::Damaged { path, reason: verdict });
+        }
+        let fresh = match schema(&connection).map_err(failed)? {
+            Schema::Empty => true,
+            Schema::Version(version) if version == SCHEMA => false,
+            Schema::Version(other) => {
+                let reason = format!("written by another release (schema {other}, this one reads {SCHEMA})");
+                return Err(StoreError::Refused { path, reason });
+            }
+            Schema::Missing => {
+                let reason = "the schema version is missing".to_owned();
+                return Err(StoreError::Damaged { path, reason });
+            }
+        };
+        let mode: String = connection
+            .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
+            .map_err(failed)?;
+        if mode != "wal" {
+            let reason = format!("this file system takes no write-ahead log (SQLite stays in mode {mode})");
+            return Err(StoreError::Refused { path, reason });
+        }
+        connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+        connection.pragma_update(None, "secure_delete", "ON").map_err(failed)?;
+        if fresh {
+            // One transaction: a crash leaves an empty file or a whole one.
+            connection
+                .execute_batch(&format!(
+                    "BEGIN;
+                     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+                     CREATE TABLE record (
+                         kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, key)
+                     ) WITHOUT ROWID;
+                     INSERT INTO meta (name, value) VALUES ('schema', '{SCHEMA}');
+                     COMMIT;"
+                ))
+                .map_err(failed)?;
+        }
+        Ok(Embedded { connection, path })
+    }
+
+    /// Pages the file may have at most: fills the disk.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&mut self, pages: u32) -> Result<(), StoreError> {
+        let path = self.path.clone();
+        self.connection
+            .pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))
+            .map_err(|error| described(&path, &error))
+    }
+}
+
+impl Store for Embedded {
+    fn load(&mut self) -> Result<Vec<Row>, StoreError> {
+        let path = self.path.clone();
+        let failed = |error: rusqlite::Error| described(&path, &error);
+        let mut statement = self.connection.prepare("SELECT kind, key, body FROM record").map_err(failed)?;
+        let rows = statement
+            .query_map([], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, Vec<u8>>(2)?))
+            })
+            .map_err(failed)?;
+        let mut out = Vec::new();
+        for row in rows {
+            let (kind, key, body) = row.map_err(failed)?;
+            let Some(kind) = Kind::from_name(&kind) else {
+                let reason = format!("record of unknown kind {kind}");
+                return Err(StoreError::Damaged { path, reason });
+            };
+            out.push(Row { kind, key, body: SecretBytes::new(body) });
+        }
+        Ok(out)
+    }
+
+    fn apply(&mut self, batches: &[Vec<Change>]) -> Result<(), StoreError> {
+        let failed = |error: rusqlite::Error| StoreError::Failed(error.to_string());
+        // Dropping the transaction on an error rolls it back.
+        let transaction = self.connection.transaction().map_err(failed)?;
+        {
+            let mut put = transaction
+                .prepare_cached("INSERT OR REPLACE INTO record (kind, key, body) VALUES (?1, ?2, ?3)")
+                .map_err(failed)?;
+            let mut remove = transaction
+                .prepare_cached("DELETE FROM record WHERE kind = ?1 AND key = ?2")
+                .map_err(failed)?;
+            for change in batches.iter().flatten() {
+                match change {
+                    Change::Put(row) => put.execute(params![row.kind.name(), row.key, row.body.expose()]),
+                    Change::Remove { kind, key } => remove.execute(params![kind.name(), key]),
+                }
+                .map_err(failed)?;
+            }
+        }
+        transaction.commit().map_err(failed)
+    }
+}
+
+/// What a file says of its schema.
+enum Schema {
+    /// Nothing: no table at all.
+    Empty,
+    /// Its version.
+    Version(String),
+    /// There are tables, but not ours.
+    Missing,
+}
+
+fn schema(connection: &Connection) -> rusqlite::Result<Schema> {
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        return Ok(Schema::Empty);
+    }
+    let ours: i64 =
+        connection
+            .query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'meta'", [], |row| row.get(0))?;
+    if ours == 0 {
+        return Ok(Schema::Missing);
+    }
+    let version: Option<String> = connection
+        .query_row("SELECT value FROM meta WHERE name = 'schema'", [], |row| row.get(0))
+        .optional()?;
+    Ok(version.map_or(Schema::Missing, Schema::Version))
+}
+
+fn described(path: &Path, error: &rusqlite::Error) -> StoreError {
+    let damaged = match error.sqlite_error_code() {
+        Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
+        // A value of another type than this release writes.
+        None => {
+            matches!(
+                error,
+                rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)
+            )
+        }
+    };
+    if damaged {
+        return StoreError::Damaged { path: path.to_owned(), reason: error.to_string() };
+    }
+    StoreError::Failed(format!("{}: {error}", path.display()))
+}
+
+/// Refuses what group or others can read.
+fn private(path: &Path, right: u32) -> Result<(), StoreError> {
+    let refuse = |reason: String| StoreError::Refused { path: path.to_owned(), reason };
+    let mode =
+        fs::metadata(path).map_err(|error| refuse(format!("cannot be looked at: {error}")))?.mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(refuse(format!("mode {mode:04o} lets others in; it holds keys: chmod {right:04o} it")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn put(key: &str, body: &str) -> Change {
+        Change::Put(Row { kind: Kind::Member, key: key.to_owned(), body: SecretBytes::copy(body.as_bytes()) })
+    }
+
+    fn private_directory() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        directory
+    }
+
+    #[test]
+    fn what_was_applied_is_there_after_reopening() {
+        let directory = private_directory();
+        let mut store = Embedded::open(directory.path()).unwrap();
+        store.apply(&[vec![put("a", "1"), put("b", "2")], vec![put("a", "3")]]).unwrap();
+        store.apply(&[vec![Change::Remove { kind: Kind::Member, key: "b".to_owned() }]]).unwrap();
+        drop(store);
+        let rows = Embedded::open(directory.path()).unwrap().load().unwrap();
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].key.as_str(), rows[0].body.expose()), ("a", &b"3"[..]));
+        let mode = fs::metadata(directory.path().join(FILE)).unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+    }
+
+    #[test]
+    fn what_was_applied_is_there_when_the_process_dies_without_closing() {
+        let (directory, copy) = (private_directory(), private_directory());
+        let mut store = Embedded::open(directory.path()).unwrap();
+        for batch in 0..20 {
+            store.apply(&[vec![put("a", &batch.to_string()), put(&format!("b{batch}"), "x")]]).unwrap();
+            // What is on the disk now is what a process that dies now leaves behind.
+            for name in [FILE, LOG] {
+                fs::copy(directory.path().join(name), copy.path().join(name)).unwrap();
+            }
+            let rows = Embedded::open(copy.path()).unwrap().load().unwrap();
+            assert_eq!(rows.len(), batch + 2);
+            assert_eq!(rows[0].body.expose(), batch.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_log_without_its_file_is_not_thrown_away() {
+        let directory = private_directory();
+        let mut store = Embedded::open(directory.path()).unwrap();
+        store.apply(&[vec![put("a", "1")]]).unwrap();
+        fs::remove_file(directory.path().join(FILE)).unwrap();
+        let error = Embedded::open(directory.path()).expect_err("refused");
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert!(fs::metadata(directory.path().join(LOG)).unwrap().len() > 0);
+    }
+
+    #[test]
+    fn a_database_of_something_else_is_refused() {
+        let directory = private_directory();
+        let path = directory.path().join(FILE);
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (a)").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(Embedded::open(directory.path()), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_full_disk_changes_nothing_and_loses_nothing() {
+        let directory = private_directory();
+        let mut store = Embedded::open(directory.path()).unwrap();
+        store.apply(&[vec![put("a", "1")]]).unwrap();
+        store.limit_pages(6).unwrap();
+        let large = "x".repeat(100_000);
+        let error = store.apply(&[vec![put("a", "2"), put("large", &large)]]).unwrap_err();
+        assert!(error.to_string().contains("full"), "{error}");
+        assert_eq!(store.load().unwrap()[0].body.expose(), b"1", "no half of a batch");
+        store.limit_pages(100_000).unwrap();
+        store.apply(&[vec![put("a", "2"), put("large", &large)]]).unwrap();
+        assert_eq!(store.load().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_and_left_as_it_is() {
+        let directory = private_directory();
+        let path = directory.path().join(FILE);
+        let mut store = Embedded::open(directory.path()).unwrap();
+        for number in 0..200 {
+            store.apply(&[vec![put(&format!("member {number}"), &"y".repeat(200))]]).unwrap();
+        }
+        drop(store);
+        let mut octets = fs::read(&path).unwrap();
+        octets[4096..12_288].fill(0x5a);
+        fs::write(&path, &octets).unwrap();
+        let error = Embedded::open(directory.path()).expect_err("refused");
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), octets, "nothing was replaced");
+        fs::write(&path, b"this is no database at all, and long enough to look at").unwrap();
+        assert!(matches!(Embedded::open(directory.path()), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_directory_open_to_others_is_refused_with_the_mode_it_needs() {
+        let directory = private_directory();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let error = Embedded::open(directory.path()).expect_err("refused").to_string();
+        assert!(error.contains("0755") && error.contains("chmod 0700"), "{error}");
+    }
+
+    #[test]
+    fn a_file_open_to_others_is_refused_with_the_mode_it_needs() {
+        let directory = private_directory();
+        drop(Embedded::open(directory.path()).unwrap());
+        let path = directory.path().join(FILE);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let error = Embedded::open(directory.path()).expect_err("refused").to_string();
+        assert!(error.contains("0640") && error.contains("chmod 0600"), "{error}");
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let directory = private_directory();
+        drop(Embedded::open(directory.path()).unwrap());
+        let connection = Connection::open(directory.path().join(FILE)).unwrap();
+        connection.execute("UPDATE meta SET value = '2' WHERE name = 'schema'", []).unwrap();
+        drop(connection);
+        let error = Embedded::open(directory.path()).expect_err("refused").to_string();
+        assert!(error.contains("schema 2"), "{error}");
+    }
+}

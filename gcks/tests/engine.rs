@@ -1,0 +1,582 @@
+//! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
+//! and a server that dies between any two writes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gcks::engine::KeyServer;
+use gcks::engine::durable::{Change, Kind, Row};
+use gcks::engine::io::{Command, Input, Output};
+use gcks::engine::settings::{
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+};
+use gdoi_proto::header::Header;
+use gdoi_proto::ids::{GroupId, KekSpi, SenderId, SeqNumber, Spi};
+use gdoi_proto::message::Dialect;
+use gdoi_proto::payload::{Endpoint, Identification, Payload};
+use gdoi_proto::policy::{
+    Carriage, Encapsulation, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
+};
+use gdoi_proto::registry::{ExchangeType, IdType};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::cipher::CipherKey;
+use ike::crypto::provider::{Provider, Verification, default_provider, run};
+use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
+use ike::identity::IdentityRule;
+use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
+use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::protect::ack::AckKey;
+use ike::protect::notify::{self, Informational};
+use ike::protect::phase2::Exchange;
+use ike::protect::push::{self, KekCipherKey};
+use ike::sa::IkeSa;
+
+const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 848);
+
+struct Random(Arc<dyn Provider>);
+
+impl Entropy for Random {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill(out);
+    }
+}
+
+fn peer_policy() -> PeerPolicy {
+    let suite = Suite {
+        cipher: Cipher::Aes256Cbc,
+        hash: Hash::Sha256,
+        group: DhGroup::Curve25519,
+        method: AuthMethod::PreSharedKey,
+    };
+    PeerPolicy {
+        offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
+        pre_shared_key: SecretBytes::copy(b"a key for tests of the engine"),
+        local_identity: None,
+        remote: vec![IdentityRule::PeerAddress],
+        doi_ipsec: false,
+        dialect: Dialect::STRICT,
+    }
+}
+
+fn gateway(name: &str, third: u8) -> GatewaySettings {
+    GatewaySettings {
+        name: name.to_owned(),
+        address: (IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24),
+        policy: Arc::new(peer_policy()),
+        group_id_little_endian: false,
+        ack_l_output: false,
+        line: 7,
+    }
+}
+
+fn settings() -> Settings {
+    let subnet = Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] };
+    Settings {
+        gateways: vec![gateway("members", 0), gateway("strangers", 9)],
+        groups: vec![GroupSettings {
+            name: "g1".to_owned(),
+            id: GroupId::number(1),
+            gateways: ["members".to_owned()].into(),
+            member_threshold: Some(3),
+            sender_id_bits: 8,
+            rekey_on_leave: true,
+            communication: Some(CommunicationSettings {
+                cipher: Cipher::Aes256Cbc,
+                signature_hash: SignatureHash::Sha256,
+                signature: SignatureAlgorithm::Ecdsa256,
+                signature_key_bits: 256,
+                signing_key: None,
+                lifetime: Duration::from_secs(7200),
+                retransmissions: 2,
+                retransmission_period: Duration::from_secs(10),
+                acknowledgement: Acknowledgement::Required,
+                missed_rekeys: 1,
+                activation_delay: 30,
+                deactivation_delay: 45,
+                margin: Duration::from_secs(720),
+            }),
+            sas: vec![SaSettings {
+                name: "SA1/all".to_owned(),
+                cipher: TekCipher::AesGcm { key_octets: 32, icv_octets: 16 },
+                lifetime: Duration::from_secs(3600),
+                margin: Duration::from_secs(360),
+                encapsulation: Encapsulation::Tunnel,
+                ip_protocol: 0,
+                source: subnet.clone(),
+                destination: subnet,
+            }],
+        }],
+        half_open_limit: 64,
+        half_open_limit_per_address: 4,
+        half_open_timeout: Duration::from_secs(30),
+    }
+}
+
+/// The server with its stored rows and the datagrams it sent.
+struct Bench {
+    provider: Arc<dyn Provider>,
+    now: Now,
+    server: KeyServer,
+    rows: BTreeMap<(Kind, String), Row>,
+    sent: VecDeque<Datagram>,
+    events: Vec<Event>,
+    replies: Vec<Result<(String, Option<u32>), String>>,
+    /// Batches until the server dies; what it wants after that is lost.
+    lives_for: Option<u32>,
+    dead: bool,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let provider = default_provider();
+        let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
+        let server =
+            KeyServer::new(settings(), Vec::new(), now, Box::new(Random(provider.clone()))).expect("no rows");
+        let mut bench = Bench {
+            provider,
+            now,
+            server,
+            rows: BTreeMap::new(),
+            sent: VecDeque::new(),
+            events: Vec::new(),
+            replies: Vec::new(),
+            lives_for: None,
+            dead: false,
+        };
+        bench.drain();
+        bench
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.server.poll() {
+            if self.dead {
+                continue;
+            }
+            match output {
+                Output::Transmit(datagram) => self.sent.push_back(datagram),
+                Output::Fanout { octets, to } => {
+                    for (local, peer) in to {
+                        self.sent.push_back(Datagram { local, peer, octets: octets.clone() });
+                    }
+                }
+                Output::Persist(changes) => self.persist(changes),
+                Output::Job(request) => {
+                    let done = run(self.provider.as_ref(), request.job);
+                    self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
+                }
+                Output::Event(event) => self.events.push(event),
+                Output::Reply { result, .. } => self.replies.push(result),
+            }
+        }
+    }
+
+    fn persist(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Put(row) => drop(self.rows.insert((row.kind, row.key.clone()), row)),
+                Change::Remove { kind, key } => drop(self.rows.remove(&(kind, key))),
+            }
+        }
+        if let Some(lives_for) = &mut self.lives_for {
+            *lives_for -= 1;
+            self.dead = *lives_for == 0;
+        }
+    }
+
+    /// The server dies and starts again from what was written.
+    fn restart(&mut self) {
+        self.dead = false;
+        self.lives_for = None;
+        self.sent.clear();
+        let rows = self.rows.values().cloned().collect();
+        let entropy = Box::new(Random(self.provider.clone()));
+        self.server = KeyServer::new(settings(), rows, self.now, entropy).expect("our own rows");
+        self.drain();
+    }
+
+    fn tell(&mut self, from: SocketAddr, octets: Bytes) {
+        self.server.handle(self.now, Input::Datagram(Datagram { local: SERVER, peer: from, octets }));
+        self.drain();
+    }
+
+    /// What was sent to `address`, in order.
+    fn received(&mut self, address: SocketAddr) -> Vec<Bytes> {
+        let (mine, others): (Vec<_>, Vec<_>) =
+            self.sent.drain(..).partition(|datagram| datagram.peer == address);
+        self.sent = others.into();
+        mine.into_iter().map(|datagram| datagram.octets).collect()
+    }
+
+    /// Lets time pass, stopping at each timer of the server.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now.at + time;
+        while let Some(wakeup) = self.server.poll_timeout().filter(|wakeup| wakeup.at <= end) {
+            self.set(wakeup.at.max(self.now.at));
+            self.server.handle(self.now, Input::Timeout);
+            self.drain();
+        }
+        self.set(end);
+    }
+
+    fn set(&mut self, at: Instant) {
+        self.now = Now { at, unix_seconds: 1_800_000_000 + at.0 / 1_000_000 };
+    }
+
+    fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
+        self.server.handle(self.now, Input::Command { ticket: 1, command });
+        self.drain();
+        self.replies.pop().expect("every command is answered")
+    }
+
+    fn rekey(&mut self, kek: bool) -> u32 {
+        let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek };
+        self.command(command).expect("a rekey").1.expect("members to tell")
+    }
+
+    fn count(&self, name: &str) -> usize {
+        self.events.iter().filter(|event| event.name() == name).count()
+    }
+
+    fn members(&self) -> usize {
+        self.server.groups()["g1"].members().count()
+    }
+
+    fn seq(&self) -> (KekSpi, SeqNumber) {
+        let kek = self.server.groups()["g1"].kek().expect("a KEK");
+        (kek.spi, kek.seq)
+    }
+}
+
+/// A member: what it was given.
+struct Member {
+    address: SocketAddr,
+    sa: IkeSa,
+    kek: KekPolicy,
+    cipher: KekCipherKey,
+    key: SecretBytes,
+    public_key: Vec<u8>,
+    last: SeqNumber,
+    teks: Vec<(Spi, Vec<u8>)>,
+    sids: Vec<SenderId>,
+}
+
+/// Why a hand-played registration stopped.
+#[derive(Debug, PartialEq)]
+enum Stopped {
+    Silence,
+    Notified(Vec<Informational>),
+}
+
+fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
+    let mut random = Random(bench.provider.clone());
+    let (mut initiator, steps) =
+        Initiator::start(peer_policy(), address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+    let mut todo: VecDeque<Step> = steps.into();
+    while let Some(step) = todo.pop_front() {
+        match step {
+            Step::Send(octets) => bench.tell(address, octets),
+            Step::Run(job) => {
+                let done = run(bench.provider.as_ref(), job);
+                todo.extend(initiator.on_done(bench.now.at, done, &mut random).expect("our own job"));
+            }
+            Step::Established(done) => return Some(done.sa),
+        }
+        for octets in bench.received(address) {
+            let header = Header::decode(&octets).expect("the server's header");
+            if header.cookies.initiator == initiator.cookie() {
+                todo.extend(
+                    initiator.on_message(bench.now.at, &header, &octets).expect("the server's message"),
+                );
+            }
+        }
+    }
+    None
+}
+
+fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Member, Stopped> {
+    let mut sa = phase1(bench, address).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let ni: [u8; NONCE_LEN] = random.array();
+    let id = Identification { id_type: group.id_type, protocol: 0, port: 0, data: group.data };
+    let first = exchange.seal(&sa, &[], &[Payload::Nonce(ni.to_vec()), Payload::Id(id)]);
+    bench.tell(address, first.clone());
+    let answer = only(bench.received(address))?;
+    let header = Header::decode(&answer).expect("a header");
+    if header.exchange == ExchangeType::Informational {
+        let said = notify::open(&mut sa, &header, &answer).expect("protected").into_inner();
+        return Err(Stopped::Notified(said));
+    }
+    bench.tell(address, first);
+    assert_eq!(
+        only(bench.received(address)),
+        Ok(answer.clone()),
+        "a repeated message 1 gets the same octets"
+    );
+    let opened = exchange.open(&sa, &header, &answer, &[&ni]).expect("message 2").into_inner();
+    let [Payload::Nonce(nr), Payload::GdoiSa(policy)] = &opened[..] else { panic!("{opened:?}") };
+    let policy = GroupPolicy::read(policy, Carriage::Pull).expect("a policy");
+    let third = exchange.seal(&sa, &[&ni, nr], &[]);
+    bench.tell(address, third.clone());
+    let answer = only(bench.received(address))?;
+    bench.tell(address, third);
+    assert_eq!(
+        only(bench.received(address)),
+        Ok(answer.clone()),
+        "a repeated message 3 gets the same octets"
+    );
+    let header = Header::decode(&answer).expect("a header");
+    let opened = exchange.open(&sa, &header, &answer, &[&ni, nr]).expect("message 4").into_inner();
+    let [Payload::Seq(seq), Payload::Kd(kd)] = &opened[..] else { panic!("{opened:?}") };
+    let keys = KeySet::read(kd, &policy, Carriage::Pull).expect("keys");
+    let kek = policy.kek.expect("a rekey SA");
+    let kek_key = keys.kek.expect("a KEK");
+    Ok(Member {
+        address,
+        sa,
+        cipher: cipher(kek.spi, &kek_key.iv, &kek_key.key),
+        kek,
+        key: kek_key.key,
+        public_key: kek_key.public_key.expect("the signing key"),
+        last: *seq,
+        teks: keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())).collect(),
+        sids: keys.sender_ids.expect("SIDs").values,
+    })
+}
+
+fn cipher(spi: KekSpi, iv: &[u8], key: &SecretBytes) -> KekCipherKey {
+    let cipher = Cipher::with_key_len(key.len()).expect("AES");
+    KekCipherKey {
+        spi,
+        iv: iv.try_into().expect("16 octets"),
+        key: CipherKey::new(cipher, key.clone()).expect("fits"),
+    }
+}
+
+fn only(mut received: Vec<Bytes>) -> Result<Bytes, Stopped> {
+    match received.len() {
+        0 => Err(Stopped::Silence),
+        _ => Ok(received.remove(0)),
+    }
+}
+
+impl Member {
+    /// Takes a PUSH: decrypts, checks SEQ and signature, applies keys; the acknowledgement to send.
+    fn take(&mut self, bench: &Bench, octets: &Bytes) -> Bytes {
+        let header = Header::decode(octets).expect("a header");
+        let opened =
+            push::open(&self.cipher, self.last, &header, octets, Dialect::STRICT).expect("a good push");
+        let check = Verification {
+            algorithm: self.kek.signature,
+            hash: self.kek.signature_hash,
+            public_key: self.public_key.clone().into(),
+            input: opened.signature_input.clone(),
+            signature: opened.signature.clone(),
+            bare_digest: false,
+        };
+        bench.provider.verify(&check).expect("a good signature");
+        let content = opened.verified().into_inner();
+        assert_eq!(Some(content.seq), self.last.next(), "no SEQ is skipped");
+        self.last = content.seq;
+        let request = self.kek.acknowledgement.expect("acknowledgements are asked for");
+        let ack = AckKey::derive(request, &self.key, self.kek.spi).seal(
+            self.kek.spi,
+            content.seq,
+            self.address.ip(),
+        );
+        if let Some((sa, kd)) = content.keys {
+            let policy = GroupPolicy::read(&sa, Carriage::Push).expect("a policy");
+            let keys = KeySet::read(&kd, &policy, Carriage::Push).expect("keys");
+            self.teks.extend(keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())));
+            if let (Some(kek), Some(key)) = (policy.kek, keys.kek) {
+                self.cipher = cipher(kek.spi, &key.iv, &key.key);
+                self.key = key.key;
+                self.public_key = key.public_key.expect("the signing key");
+                self.kek = kek;
+                self.last = SeqNumber(0);
+            }
+        }
+        ack
+    }
+}
+
+fn address(last: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 0, last)), 848)
+}
+
+fn joined(bench: &mut Bench, last: u8) -> Member {
+    register(bench, address(last), GroupId::number(1)).expect("a registration")
+}
+
+#[test]
+fn two_members_get_the_same_keys_and_different_sender_ids() {
+    let mut bench = Bench::new();
+    let (one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    assert_eq!(one.teks, two.teks);
+    assert_eq!(one.kek.spi, two.kek.spi);
+    assert_ne!(one.sids, two.sids);
+    assert_eq!((one.last, bench.members()), (SeqNumber(0), 2));
+    assert_eq!(bench.count("member_registered"), 2);
+}
+
+#[test]
+fn a_rekey_is_one_signed_message_for_all_and_ends_when_all_acknowledged() {
+    let mut bench = Bench::new();
+    let (mut one, mut two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    assert_eq!(bench.rekey(true), 1);
+    let (first, second) = (bench.received(one.address), bench.received(two.address));
+    assert_eq!((first.len(), &first), (1, &second), "the same octets for every member");
+    let (ack_one, ack_two) = (one.take(&bench, &first[0]), two.take(&bench, &second[0]));
+    bench.tell(one.address, ack_one.clone());
+    assert_eq!(bench.count("rekey_completed"), 0);
+    bench.tell(two.address, ack_one.clone());
+    assert_eq!(bench.count("ack_refused"), 1, "one member cannot acknowledge for another from its address");
+    bench.tell(two.address, ack_two);
+    assert_eq!(bench.count("rekey_completed"), 1);
+    assert_eq!(one.kek.spi, bench.seq().0, "both hold the new KEK");
+    assert_eq!(bench.rekey(false), 1, "the first push under a new KEK has SEQ 1");
+    let octets = bench.received(one.address).remove(0);
+    one.take(&bench, &octets);
+}
+
+#[test]
+fn a_silent_member_is_expired_after_all_copies_and_its_ike_sa_deleted() {
+    let mut bench = Bench::new();
+    let (mut one, mut two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    bench.rekey(false);
+    let octets = bench.received(one.address).remove(0);
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    assert_eq!(bench.received(two.address).len(), 1);
+    bench.pass(Duration::from_secs(29));
+    assert_eq!(
+        (bench.members(), bench.received(two.address).len()),
+        (2, 2),
+        "two more copies, not removed yet"
+    );
+    bench.pass(Duration::from_secs(2));
+    assert_eq!((bench.members(), bench.count("member_expired")), (1, 1));
+    let farewell = bench.received(two.address).remove(0);
+    let header = Header::decode(&farewell).expect("a header");
+    let said = notify::open(&mut two.sa, &header, &farewell).expect("protected").into_inner();
+    assert_eq!(said, [Informational::DeleteIsakmp]);
+    let back = joined(&mut bench, 2);
+    assert_eq!((bench.members(), back.last), (2, SeqNumber(1)), "it comes back with the current SEQ");
+}
+
+#[test]
+fn keys_are_replaced_before_they_end() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    let first = one.teks.clone();
+    for _ in 0..2400 {
+        bench.pass(Duration::from_secs(5));
+        for octets in bench.received(one.address) {
+            if Header::decode(&octets).expect("a header").exchange == ExchangeType::GroupkeyPush {
+                let ack = one.take(&bench, &octets);
+                bench.tell(one.address, ack);
+            }
+        }
+        let live = bench.server.groups()["g1"]
+            .teks()
+            .iter()
+            .any(|tek| one.teks.iter().any(|(spi, _)| *spi == tek.spi));
+        assert!(live, "the member always holds a live TEK");
+    }
+    assert_eq!(bench.count("member_expired"), 0);
+    assert!(one.teks.len() >= first.len() + 3, "12000 s hold at least three TEK rekeys: {}", one.teks.len());
+    assert!(bench.seq().0 == one.kek.spi && bench.count("rekey_completed") >= 3);
+}
+
+#[test]
+fn strangers_unknown_groups_and_members_beyond_the_threshold_are_refused() {
+    let mut bench = Bench::new();
+    let stranger = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 9, 1)), 848);
+    let refused = |result: Result<Member, Stopped>| match result {
+        Err(Stopped::Notified(said)) => said,
+        other => panic!("{:?}", other.err()),
+    };
+    let invalid = [Informational::Notified(gdoi_proto::registry::NotifyType::InvalidIdInformation)];
+    assert_eq!(refused(register(&mut bench, stranger, GroupId::number(1))), invalid);
+    assert_eq!(refused(register(&mut bench, address(1), GroupId::number(2))), invalid, "the same answer");
+    for last in 1..=3 {
+        joined(&mut bench, last);
+    }
+    let fourth = register(&mut bench, address(4), GroupId::number(1));
+    assert_eq!(fourth.err(), Some(Stopped::Silence), "member-threshold: no answer");
+    assert_eq!((bench.members(), bench.count("member_threshold_reached")), (3, 1));
+    joined(&mut bench, 2);
+    assert_eq!(bench.members(), 3, "a known member may come again");
+}
+
+#[test]
+fn an_expelled_member_gets_none_of_the_new_keys() {
+    let mut bench = Bench::new();
+    let (mut one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    let member = "10.1.0.2".to_owned();
+    let (text, seq) = bench.command(Command::Expel { group: "g1".to_owned(), member }).expect("expelled");
+    assert_eq!(seq, Some(1), "{text}");
+    let to_one = bench.received(one.address);
+    one.take(&bench, &to_one[0]);
+    let pushes = bench.received(two.address);
+    let push =
+        |octets: &Bytes| Header::decode(octets).expect("a header").exchange == ExchangeType::GroupkeyPush;
+    assert!(!pushes.iter().any(push), "the expelled member is not sent the push");
+}
+
+/// After a death at any write: same keys, SEQ never lower and never used twice for other octets, no SID twice, members
+/// still known.
+#[test]
+fn a_server_that_dies_at_any_write_goes_on_where_it_was() {
+    let mut deaths = 0;
+    for lives_for in 1..12 {
+        let mut bench = Bench::new();
+        let mut one = joined(&mut bench, 1);
+        bench.lives_for = Some(lives_for);
+        let joined_two =
+            if bench.dead { None } else { register(&mut bench, address(2), GroupId::number(1)).ok() };
+        if !bench.dead {
+            bench.server.handle(
+                bench.now,
+                Input::Command {
+                    ticket: 1,
+                    command: Command::Rekey { group: "g1".to_owned(), tek: true, kek: lives_for % 2 == 0 },
+                },
+            );
+            bench.drain();
+        }
+        let before = bench.received(one.address);
+        deaths += usize::from(bench.dead);
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        let after = bench.received(one.address);
+        let pushes: Vec<&Bytes> = before
+            .iter()
+            .chain(&after)
+            .filter(|octets| Header::decode(octets).expect("a header").exchange == ExchangeType::GroupkeyPush)
+            .collect();
+        assert!(
+            pushes.windows(2).all(|pair| pair[0] == pair[1]),
+            "life {lives_for}: two messages under one SEQ"
+        );
+        if let Some(octets) = pushes.first() {
+            let ack = one.take(&bench, octets);
+            bench.tell(one.address, ack);
+        }
+        assert_eq!((bench.seq().0, bench.seq().1), (one.kek.spi, one.last), "life {lives_for}");
+        assert!(bench.members() > usize::from(joined_two.is_some()), "life {lives_for}: members are known");
+        let three = joined(&mut bench, 3);
+        let fresh = three.sids.iter().all(|sid| !one.sids.contains(sid))
+            && joined_two.is_none_or(|two| three.sids.iter().all(|sid| !two.sids.contains(sid)));
+        assert!(fresh, "life {lives_for}: a SID was given out twice");
+        assert_eq!(bench.rekey(false), bench.seq().1.0, "life {lives_for}");
+        let octets = bench.received(one.address).into_iter().next_back().expect("a push");
+        one.take(&bench, &octets);
+    }
+    assert!(deaths >= 3, "the server died {deaths} times");
+}

@@ -1,0 +1,257 @@
+//! From the configuration file to what the engine needs to know. The only question to the system is which of our
+//! addresses the route to a key server uses, where the file does not say.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use config::{Gm, GmGateway, Vpn};
+use gdoi_proto::ids::GroupId;
+use ike::crypto::Suite;
+use ike::identity::IdentityRule;
+use ike::phase1::{Offer, PeerPolicy};
+use thiserror::Error;
+
+use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
+
+/// Why a key server cannot be talked to from this machine.
+#[derive(Debug, Error)]
+pub enum ConvertError {
+    /// The system knows no way there.
+    #[error(
+        "no route to key server {server}: {source}; local-address in the ike.gateway would name our address"
+    )]
+    NoRoute {
+        /// The server.
+        server: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// No socket has its address family.
+    #[error("no listen socket has the address family of key server {server}")]
+    NoSocket {
+        /// The server.
+        server: SocketAddr,
+    },
+}
+
+/// The whole configuration as the engine takes it. `listening` are the addresses of our sockets.
+///
+/// # Errors
+/// [`ConvertError`] for the first key server that cannot be talked to.
+pub fn settings(config: &Gm, listening: &[SocketAddr]) -> Result<Settings, ConvertError> {
+    let gateways = config.gateways.iter().map(|it| gateway(it, listening)).collect::<Result<_, _>>()?;
+    let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
+    Ok(Settings { gateways, vpns })
+}
+
+/// Statements of the file that this build reads and does not act on, a line each.
+pub fn without_effect(config: &Gm) -> Vec<String> {
+    let mut lines = Vec::new();
+    for gateway in &config.gateways {
+        let compat = &gateway.compat;
+        let idle = [
+            ("selectors-little-endian", compat.selectors_little_endian),
+            ("group-id-address", compat.group_id_address),
+            ("padded-length-signature", compat.padded_length_signature),
+            ("ecdsa-double-hash", compat.ecdsa_double_hash),
+            ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
+            ("sid-little-endian", compat.sid_little_endian),
+            ("kek-old-spi", compat.kek_old_spi),
+        ];
+        for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
+            let (line, name) = (gateway.line, &gateway.name);
+            lines.push(format!(
+                "line {line}: ike.gateway.{name}.compat: {word:?} has no effect on a member yet"
+            ));
+        }
+        if gateway.dead_peer_detection.is_some() {
+            let (line, name) = (gateway.line, &gateway.name);
+            lines.push(format!(
+                "line {line}: ike.gateway.{name}.dead-peer-detection: not supported yet, questions are answered and none asked"
+            ));
+        }
+    }
+    lines
+}
+
+fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySettings, ConvertError> {
+    let locals = gateway
+        .servers
+        .iter()
+        .map(|server| local(gateway, *server, listening))
+        .collect::<Result<Vec<SocketAddr>, _>>()?;
+    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index)).collect();
+    let fallback = GatewaySettings::default();
+    Ok(GatewaySettings {
+        name: gateway.name.clone(),
+        servers: gateway.servers.clone(),
+        local: locals.first().copied().unwrap_or(fallback.local),
+        locals,
+        policies,
+        ack_l_output: gateway.compat.ack_l_output,
+        bare_digest_signature: gateway.compat.bare_digest_signature,
+    })
+}
+
+/// Our address towards `server`, with the port of the socket that will be used.
+fn local(
+    gateway: &GmGateway,
+    server: SocketAddr,
+    listening: &[SocketAddr],
+) -> Result<SocketAddr, ConvertError> {
+    let address = match gateway.local_address {
+        Some(address) => address,
+        None => {
+            runtime::udp::source_for(server).map_err(|source| ConvertError::NoRoute { server, source })?
+        }
+    };
+    let family = |socket: &&SocketAddr| socket.is_ipv4() == server.is_ipv4();
+    let exact = listening.iter().filter(family).find(|socket| socket.ip() == address);
+    let any = || listening.iter().filter(family).find(|socket| socket.ip().is_unspecified());
+    // A socket of another address can still be the only one there is: then its address is ours.
+    let socket = exact.or_else(any).or_else(|| listening.iter().find(family));
+    let socket = socket.ok_or(ConvertError::NoSocket { server })?;
+    let address = if socket.ip().is_unspecified() { address } else { socket.ip() };
+    Ok(SocketAddr::new(address, socket.port()))
+}
+
+fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
+    let offers = gateway.proposals.iter().map(|proposal| Offer {
+        suite: Suite {
+            cipher: proposal.cipher,
+            hash: proposal.hash,
+            group: proposal.group,
+            method: proposal.method,
+        },
+        lifetime: Duration::from_secs(u64::from(proposal.lifetime_seconds)),
+    });
+    PeerPolicy {
+        offers: offers.collect(),
+        pre_shared_key: gateway.pre_shared_key.clone(),
+        local_identity: gateway.local_identity.clone(),
+        remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
+        doi_ipsec: gateway.compat.phase1_doi_ipsec,
+        dialect: gateway.compat.dialect(),
+    }
+}
+
+fn vpn(vpn: &Vpn, gateways: &[GmGateway]) -> VpnSettings {
+    let gateway = gateways.iter().find(|gateway| gateway.name == vpn.gateway);
+    let mut group = vpn.group.clone();
+    if let (true, Some(number)) =
+        (gateway.is_some_and(|it| it.compat.group_id_little_endian), group.as_number())
+    {
+        group = GroupId::number(number.swap_bytes());
+    }
+    VpnSettings {
+        name: vpn.name.clone(),
+        gateway: vpn.gateway.clone(),
+        group,
+        allowed_flows: vpn
+            .allowed_flows
+            .iter()
+            .map(|(source, destination)| Flow {
+                source: (source.address, source.prefix_len),
+                destination: (destination.address, destination.prefix_len),
+            })
+            .collect(),
+        accept: vpn.accept.as_ref().map(accept).unwrap_or_default(),
+    }
+}
+
+fn accept(accept: &config::Accept) -> Accept {
+    Accept {
+        encryption: accept
+            .encryption
+            .iter()
+            .map(|encryption| match *encryption {
+                config::Encryption::AesCbc { key_octets } => Encryption::AesCbc { key_octets },
+                config::Encryption::AesGcm { key_octets } => Encryption::AesGcm { key_octets },
+            })
+            .collect(),
+        rekey_signature: accept.rekey_signature.iter().map(|it| (it.algorithm, it.key_bits)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use gdoi_proto::policy::SignatureAlgorithm;
+
+    use super::*;
+
+    const FILE: &str = r#"
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+lifetime-seconds = 3600
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.servers]
+ike-policy = "pol"
+server-address = ["127.0.0.1", "127.0.0.2:8480"]
+remote-identity = [{ hostname = "one.example" }, { hostname = "two.example" }]
+compat = ["group-id-little-endian", "kek-old-spi"]
+[vpn.G]
+ike-gateway = "servers"
+group = 9
+group-vpn-external-interface = "lo"
+accept = { encryption = ["aes-256-gcm"], rekey-signature = ["ecdsa-256"] }
+allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
+"#;
+
+    fn config() -> Gm {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key");
+        std::fs::write(&key, "a secret of more than 16 octets").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let path = directory.path().join("gm.toml");
+        std::fs::write(&path, FILE).unwrap();
+        config::load_gm(&path, config::Options::default()).unwrap_or_else(|errors| panic!("{errors}")).config
+    }
+
+    #[test]
+    fn every_server_gets_its_identity_and_our_address_on_the_route_to_it() {
+        let settings =
+            settings(&config(), &["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()]).unwrap();
+        let [gateway] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
+        assert_eq!(gateway.servers, ["127.0.0.1:848".parse().unwrap(), "127.0.0.2:8480".parse().unwrap()]);
+        assert_eq!(gateway.local, "127.0.0.1:850".parse().unwrap());
+        let rule = |name: &str| IdentityRule::Exactly {
+            id_type: gdoi_proto::registry::IdType::Fqdn,
+            data: name.as_bytes().to_vec(),
+        };
+        assert_eq!(gateway.policies[0].remote, [rule("one.example")]);
+        assert_eq!(gateway.policies[1].remote, [rule("two.example")]);
+    }
+
+    #[test]
+    fn a_vpn_keeps_its_limits_and_a_little_endian_group_is_turned_around() {
+        let settings = settings(&config(), &["127.0.0.5:850".parse().unwrap()]).unwrap();
+        assert_eq!(settings.gateways[0].local, "127.0.0.5:850".parse().unwrap(), "the only socket there is");
+        let [vpn] = &settings.vpns[..] else { panic!("{:?}", settings.vpns) };
+        assert_eq!(vpn.group, GroupId::number(9 << 24));
+        assert_eq!(vpn.accept.encryption, [Encryption::AesGcm { key_octets: 32 }]);
+        assert_eq!(vpn.accept.rekey_signature, [(SignatureAlgorithm::Ecdsa256, 256)]);
+        assert_eq!(vpn.allowed_flows[0].source, ("172.16.0.0".parse().unwrap(), 12));
+    }
+
+    #[test]
+    fn a_server_without_a_socket_of_its_family_is_named() {
+        let error = settings(&config(), &["[::1]:848".parse().unwrap()]).unwrap_err();
+        assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
+    }
+
+    #[test]
+    fn words_without_effect_are_named_with_their_line() {
+        assert_eq!(
+            without_effect(&config()),
+            [r#"line 11: ike.gateway.servers.compat: "kek-old-spi" has no effect on a member yet"#]
+        );
+    }
+}

@@ -1,0 +1,368 @@
+//! The shell around the engine: one loop that tells the engine what happens and does what it wants, in its order.
+//!
+//! ```text
+//! datagrams, jobs done, requests, timers, signals --> engine --> sockets, workers, data plane, replies, events
+//! ```
+//!
+//! A stopping member tells its key servers that their ISAKMP SAs are gone; nothing is kept over a restart.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use config::Gm;
+use ctl::control::{Reply, Request};
+use ctl::event::Event;
+use ctl::observe::{GmSnapshot, Snapshot};
+use dataplane::{DataPlane, Recorder};
+use ike::crypto::provider::{Provider, default_provider};
+use ike::io::{Datagram, Entropy, JobResult, Machine};
+use runtime::clock::Clock;
+use runtime::control::Asked;
+use runtime::hub::Hub;
+use runtime::local::{LocalError, LocalSocket};
+use runtime::signals::{Signal, Signals};
+use runtime::udp::{BindError, Listen, Sockets};
+use runtime::workers::Workers;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::convert::{self, ConvertError};
+use crate::engine::GroupMember;
+use crate::engine::io::{Command, Input, Output};
+use crate::engine::settings::Settings;
+
+/// Requests of local sockets that may wait for the loop.
+const ASKED: usize = 64;
+/// Longest sleep of the loop without a timer.
+const IDLE: Duration = Duration::from_secs(10);
+/// Given to those who watch to read that the daemon stops.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// How to run, from the command line.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file, read again on SIGHUP.
+    pub path: PathBuf,
+    /// `--lab`: `show_keys` too.
+    pub lab: bool,
+    /// `--show-keys`: key octets on the control socket.
+    pub show_keys: bool,
+}
+
+/// Why the daemon does not run. The exit code is 3 for all of them.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A key server cannot be talked to from this machine.
+    #[error(transparent)]
+    Convert(#[from] ConvertError),
+    /// A UDP socket cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A local socket cannot be opened.
+    #[error(transparent)]
+    Local(#[from] LocalError),
+    /// The system refuses a thread or a signal.
+    #[error("{what}: {source}")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Runs the member until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`StartError`].
+pub fn run(config: &Gm, options: Options) -> Result<(), StartError> {
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| StartError::System { what: "tokio cannot be started", source })?;
+    let result = tokio.block_on(serve(config, options));
+    tokio.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
+    let member = &config.member;
+    // Taken first: a signal during the start ends the daemon in order too.
+    let mut system =
+        Signals::listen().map_err(|source| StartError::System { what: "signals cannot be taken", source })?;
+    let (signal, signals) = mpsc::channel(4);
+    tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
+    let listen: Vec<Listen> =
+        member.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
+    let sockets = Sockets::bind(&listen)?;
+    let settings = convert::settings(config, &sockets.addresses())?;
+    let control = LocalSocket::bind(&member.control_socket, runtime::control::MODE, "")?;
+    let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
+    let hub = Hub::new();
+    let (sender, asked) = mpsc::channel(ASKED);
+    let (daemon, mut inlets) =
+        Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub.clone())?;
+    inlets.signals = signals;
+    inlets.asked = asked;
+    let locals = [
+        runtime::control::serve(control, sender.clone(), hub.clone()),
+        runtime::observe::serve(observe, sender, hub),
+    ];
+    daemon.work(inlets).await;
+    tokio::time::sleep(FAREWELL).await;
+    for local in locals {
+        local.abort();
+        // Awaited so that the file of the socket is gone when the process is.
+        let _ = local.await;
+    }
+    Ok(())
+}
+
+/// Random octets of the crypto library.
+struct Random(Arc<dyn Provider>);
+
+impl Entropy for Random {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill(out);
+    }
+}
+
+/// Where inputs come from.
+struct Inlets {
+    results: mpsc::UnboundedReceiver<JobResult>,
+    datagrams: mpsc::Receiver<Datagram>,
+    asked: mpsc::Receiver<Asked>,
+    signals: mpsc::Receiver<Signal>,
+}
+
+/// The engine with everything it acts on.
+struct Daemon {
+    clock: Clock,
+    engine: GroupMember,
+    data_plane: Box<dyn DataPlane>,
+    sockets: Sockets,
+    workers: Workers,
+    hub: Hub,
+    /// Who waits for which ticket.
+    waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
+    last_ticket: u64,
+    options: Options,
+}
+
+impl Daemon {
+    /// Starts the engine and the threads. The inlets for requests and signals are closed ones.
+    fn start(
+        settings: Settings,
+        options: Options,
+        data_plane: Box<dyn DataPlane>,
+        mut sockets: Sockets,
+        hub: Hub,
+    ) -> Result<(Daemon, Inlets), StartError> {
+        let system = |what| move |source| StartError::System { what, source };
+        let clock = Clock::start();
+        let provider = default_provider();
+        let started = Event::Started {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            provider: provider.name().to_owned(),
+        };
+        hub.publish(clock.now().unix_seconds, &started);
+        let engine = GroupMember::new(settings, clock.now(), Box::new(Random(Arc::clone(&provider))));
+        let (workers, results) =
+            Workers::start(provider, None).map_err(system("the crypto threads cannot be started"))?;
+        let datagrams = sockets.receive().map_err(system("the receiving threads cannot be started"))?;
+        let daemon = Daemon {
+            clock,
+            engine,
+            data_plane,
+            sockets,
+            workers,
+            hub,
+            waiting: BTreeMap::new(),
+            last_ticket: 0,
+            options,
+        };
+        for address in daemon.sockets.addresses() {
+            daemon.publish(&Event::Listening { address: address.to_string() });
+        }
+        for (on, event) in [(daemon.options.lab, Event::LabMode), (daemon.options.show_keys, Event::ShowKeys)]
+        {
+            if on {
+                daemon.publish(&event);
+            }
+        }
+        let (asked, signals) = (mpsc::channel(1).1, mpsc::channel(1).1);
+        Ok((daemon, Inlets { results, datagrams, asked, signals }))
+    }
+
+    async fn work(mut self, mut inlets: Inlets) {
+        self.drain();
+        loop {
+            let mut sleep = IDLE;
+            if let Some(wakeup) = self.engine.poll_timeout() {
+                if wakeup.at <= self.clock.now().at {
+                    tracing::trace!(why = wakeup.why, "timer");
+                    self.tell(Input::Timeout);
+                }
+                sleep = self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at));
+            }
+            tokio::select! {
+                // What finishes something goes before what begins something.
+                biased;
+                Some(signal) = inlets.signals.recv() => match signal {
+                    Signal::Stop => break,
+                    Signal::Reload => self.on_reload(),
+                },
+                Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
+                Some(asked) = inlets.asked.recv() => self.on_asked(asked),
+                Some(datagram) = inlets.datagrams.recv() => self.tell(Input::Datagram(datagram)),
+                () = tokio::time::sleep(sleep) => {}
+            }
+        }
+        self.publish(&Event::DaemonStopping);
+        self.tell(Input::Stop);
+    }
+
+    fn publish(&self, event: &Event) {
+        self.hub.publish(self.clock.now().unix_seconds, event);
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.engine.handle(self.clock.now(), input);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Transmit(datagram) => {
+                    if let Err(error) = self.sockets.send(&datagram) {
+                        tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
+                    }
+                }
+                Output::Job(request) => self.workers.submit(request),
+                Output::Install(tek) => self.at_data_plane(|plane| plane.install(tek)),
+                Output::Activate { vpn, spi } => self.at_data_plane(|plane| plane.activate(&vpn, spi)),
+                Output::Remove { vpn, spi } => self.at_data_plane(|plane| plane.remove(&vpn, spi)),
+                Output::Event(event) => self.publish(&event),
+                Output::Reply { ticket, result } => {
+                    if let Some(reply) = self.waiting.remove(&ticket) {
+                        // Who asked may be gone.
+                        let _ = reply.send(match result {
+                            Ok(text) => Reply::Done { text, seq: None },
+                            Err(reason) => Reply::Refused { reason },
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn at_data_plane(
+        &mut self,
+        act: impl FnOnce(&mut dyn DataPlane) -> Result<(), dataplane::DataPlaneError>,
+    ) {
+        let plane = self.data_plane.as_mut();
+        let name = plane.name();
+        if let Err(error) = act(plane) {
+            tracing::error!(target: "gdoi", "data plane {name}: {error}");
+        }
+    }
+
+    fn on_reload(&mut self) {
+        let options = config::Options { lab: self.options.lab };
+        let reason = match config::load_gm(&self.options.path, options) {
+            Ok(_) => "not supported yet: reload (the file is good; restart to use it)".to_owned(),
+            Err(errors) => errors.to_string().replace('\n', "; "),
+        };
+        self.publish(&Event::ConfigurationRefused { reason });
+    }
+
+    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+        let command = match request {
+            Request::Snapshot => {
+                let snapshot = Snapshot::Gm(self.snapshot());
+                return drop(reply.send(Reply::Snapshot(Box::new(snapshot))));
+            }
+            Request::Version => {
+                let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
+                return drop(reply.send(Reply::Done { text, seq: None }));
+            }
+            Request::Register { vpn } => Command::Register { vpn },
+            // The local sockets answer it themselves.
+            Request::Watch => return refuse(reply, "not on this way"),
+            Request::Rekey { .. }
+            | Request::ClearMembers { .. }
+            | Request::ClearStatistics { .. }
+            | Request::Expel { .. } => return refuse(reply, "this is a member; only a key server does that"),
+        };
+        self.last_ticket += 1;
+        let ticket = self.last_ticket;
+        self.waiting.insert(ticket, reply);
+        self.tell(Input::Command { ticket, command });
+    }
+
+    fn snapshot(&self) -> GmSnapshot {
+        let show_keys = self.options.show_keys || self.options.lab;
+        let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
+        let counters = self.sockets.counters();
+        let statistics = &mut snapshot.statistics;
+        statistics.datagrams_received = counters.received;
+        statistics.datagrams_sent = counters.sent;
+        statistics.datagrams_overflowed = counters.overflowed;
+        statistics.send_errors = counters.send_errors;
+        snapshot
+    }
+}
+
+fn refuse(reply: oneshot::Sender<Reply>, reason: &str) {
+    let _ = reply.send(Reply::Refused { reason: reason.to_owned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use gdoi_proto::ids::GroupId;
+
+    use super::*;
+    use crate::engine::settings::VpnSettings;
+
+    #[tokio::test]
+    async fn a_member_answers_requests_and_stops_in_order() {
+        let address = "127.0.0.1:0".parse().unwrap();
+        let sockets = Sockets::bind(&[Listen { address, marker: false }]).unwrap();
+        let hub = Hub::new();
+        let mut lines = hub.subscribe();
+        let vpn = VpnSettings { name: "v".to_owned(), group: GroupId::number(1), ..VpnSettings::default() };
+        let gateway = crate::engine::settings::GatewaySettings::default();
+        let settings = Settings { gateways: vec![gateway], vpns: vec![vpn] };
+        let options = Options { path: PathBuf::from("/nonexistent/gm.toml"), lab: false, show_keys: false };
+        let (daemon, mut inlets) =
+            Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub).unwrap();
+        let (signals, taken) = mpsc::channel(4);
+        let (asked, requests) = mpsc::channel(4);
+        (inlets.signals, inlets.asked) = (taken, requests);
+        let ended = tokio::spawn(daemon.work(inlets));
+        let ask = async |request| {
+            let (reply, answer) = oneshot::channel();
+            asked.send(Asked { request, reply }).await.unwrap();
+            answer.await.unwrap()
+        };
+        let Reply::Snapshot(snapshot) = ask(Request::Snapshot).await else { panic!("no snapshot") };
+        let Snapshot::Gm(member) = *snapshot else { panic!("not a member") };
+        assert_eq!((member.vpns[0].name.as_str(), member.vpns[0].state.as_str()), ("v", "unregistered"));
+        assert!(matches!(ask(Request::Register { vpn: Some("w".to_owned()) }).await, Reply::Refused { .. }));
+        assert!(matches!(ask(Request::ClearStatistics { group: None }).await, Reply::Refused { .. }));
+        signals.send(Signal::Reload).await.unwrap();
+        signals.send(Signal::Stop).await.unwrap();
+        ended.await.unwrap();
+        let mut names = Vec::new();
+        while let Some(line) = lines.next().await {
+            let stamped: ctl::event::Stamped = ctl::control::from_line(&line).unwrap();
+            names.push(stamped.event.name());
+        }
+        assert_eq!(names, ["started", "listening", "configuration_refused", "daemon_stopping"]);
+    }
+}

@@ -1,0 +1,150 @@
+//! Is this policy ours to accept? Algorithms the configuration does not list refuse the whole policy; selectors outside
+//! the allowed flows leave out their SA (RFC 6407 section 3.3, RFC 5374 section 4.1.3.5).
+
+use std::net::IpAddr;
+
+use gdoi_proto::ids::Spi;
+use gdoi_proto::payload::Endpoint;
+use gdoi_proto::policy::{GroupPolicy, KekCipher, KekPolicy, SignatureAlgorithm, TekPolicy};
+use gdoi_proto::registry::IdType;
+
+use super::settings::{Flow, VpnSettings};
+use super::snapshot::cipher_name;
+
+/// Checks the algorithms and lives of `policy` against the VPN's settings.
+///
+/// # Errors
+/// The reason, for the log and the operator.
+pub fn check(settings: &VpnSettings, policy: &GroupPolicy) -> Result<(), String> {
+    if let Some(kek) = &policy.kek {
+        if kek.cipher == KekCipher::TripleDesCbc {
+            return Err("the KEK cipher 3DES is not supported".to_owned());
+        }
+        if kek.lifetime_seconds == 0 {
+            return Err("the KEK has no life left".to_owned());
+        }
+        let curve = match kek.signature {
+            SignatureAlgorithm::Rsa => None,
+            SignatureAlgorithm::Ecdsa256 => Some(256),
+            SignatureAlgorithm::Ecdsa384 => Some(384),
+            SignatureAlgorithm::Ecdsa521 => Some(521),
+        };
+        let listed = |bits| settings.accept.rekey_signature.contains(&(kek.signature, bits));
+        if !settings.accept.rekey_signature.is_empty() && curve.is_some_and(|bits| !listed(bits)) {
+            return Err(format!("rekey signature {} is not in accept", kek.signature.registry()));
+        }
+    }
+    for tek in &policy.teks {
+        if !settings.accept.encryption(tek.cipher) {
+            return Err(format!("encryption {} of SA {} is not in accept", cipher_name(tek.cipher), tek.spi));
+        }
+        if tek.lifetime_seconds == 0 {
+            return Err(format!("SA {} has no life left", tek.spi));
+        }
+        if tek.spi.0 < 256 {
+            return Err(format!("SPI {} is reserved", tek.spi));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the size of an RSA key that verifies pushes: SIG_KEY_LENGTH is not to be trusted, peers count differently.
+///
+/// # Errors
+/// The reason.
+pub fn check_signing_key(
+    settings: &VpnSettings,
+    policy: &KekPolicy,
+    public_key: &[u8],
+) -> Result<(), String> {
+    if policy.signature != SignatureAlgorithm::Rsa {
+        return Ok(());
+    }
+    // A SubjectPublicKeyInfo of RSA has 38 octets around the modulus for every size from 2048 to 4096 bits.
+    let bits = public_key.len().saturating_sub(38).saturating_mul(8);
+    let accept = &settings.accept.rekey_signature;
+    if !(2000..=8200).contains(&bits) {
+        return Err(format!("an RSA key of about {bits} bits"));
+    }
+    let close = |listed: u16| bits.abs_diff(usize::from(listed)) < 64;
+    if accept.is_empty()
+        || accept.iter().any(|(algorithm, listed)| *algorithm == SignatureAlgorithm::Rsa && close(*listed))
+    {
+        return Ok(());
+    }
+    Err(format!("a rekey signature by RSA with about {bits} bits is not in accept"))
+}
+
+/// SPIs of the SAs whose selectors lie outside the allowed flows.
+pub fn outside(flows: &[Flow], policy: &GroupPolicy) -> Vec<Spi> {
+    policy.teks.iter().filter(|tek| !allowed(flows, tek)).map(|tek| tek.spi).collect()
+}
+
+fn allowed(flows: &[Flow], tek: &TekPolicy) -> bool {
+    flows.is_empty()
+        || flows
+            .iter()
+            .any(|flow| within(flow.source, &tek.source) && within(flow.destination, &tek.destination))
+}
+
+fn within((address, length): (IpAddr, u8), selector: &Endpoint) -> bool {
+    let (prefix, v6) = match address {
+        IpAddr::V4(address) => (range_of(u128::from(address.to_bits()), length, 32), false),
+        IpAddr::V6(address) => (range_of(address.to_bits(), length, 128), true),
+    };
+    span(selector).is_some_and(|(first, last, is_v6)| is_v6 == v6 && prefix.0 <= first && last <= prefix.1)
+}
+
+fn range_of(address: u128, length: u8, width: u32) -> (u128, u128) {
+    let all = u128::MAX >> (128 - width);
+    let host = all.checked_shr(u32::from(length)).unwrap_or(0);
+    (address & !host, address | host)
+}
+
+/// First and last address of a selector and whether they are IPv6.
+fn span(selector: &Endpoint) -> Option<(u128, u128, bool)> {
+    let v6 = match selector.id_type {
+        IdType::Ipv4Addr | IdType::Ipv4Subnet | IdType::Ipv4Range => false,
+        IdType::Ipv6Addr | IdType::Ipv6Subnet | IdType::Ipv6Range => true,
+        _ => return None,
+    };
+    let all = if v6 { u128::MAX } else { u128::from(u32::MAX) };
+    if selector.is_any() {
+        return Some((0, all, v6));
+    }
+    let number = |octets: &[u8]| octets.iter().fold(0u128, |number, octet| number << 8 | u128::from(*octet));
+    let (left, right) = selector.data.split_at_checked(selector.data.len() / 2)?;
+    match selector.id_type {
+        IdType::Ipv4Addr | IdType::Ipv6Addr => Some((number(&selector.data), number(&selector.data), v6)),
+        IdType::Ipv4Subnet | IdType::Ipv6Subnet => {
+            Some((number(left) & number(right), number(left) | (all & !number(right)), v6))
+        }
+        _ => Some((number(left), number(right), v6)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selector(id_type: IdType, data: &[u8]) -> Endpoint {
+        Endpoint { id_type, port: 0, data: data.to_vec() }
+    }
+
+    #[test]
+    fn selectors_must_lie_within_the_prefix() {
+        let prefix = ("172.16.0.0".parse().unwrap(), 12);
+        let subnet = |data: [u8; 8]| within(prefix, &selector(IdType::Ipv4Subnet, &data));
+        assert!(subnet([172, 16, 0, 0, 255, 240, 0, 0]));
+        assert!(subnet([172, 20, 0, 0, 255, 255, 0, 0]));
+        assert!(!subnet([172, 0, 0, 0, 255, 0, 0, 0]));
+        assert!(!subnet([10, 0, 0, 0, 255, 240, 0, 0]));
+        assert!(!subnet([0; 8]));
+        assert!(within(prefix, &selector(IdType::Ipv4Range, &[172, 16, 0, 1, 172, 31, 255, 255])));
+        assert!(!within(prefix, &selector(IdType::Ipv4Range, &[172, 16, 0, 1, 172, 32, 0, 0])));
+        assert!(within(prefix, &selector(IdType::Ipv4Addr, &[172, 16, 0, 1])));
+        assert!(!within(prefix, &selector(IdType::Ipv4Addr, &[])));
+        assert!(within(("0.0.0.0".parse().unwrap(), 0), &selector(IdType::Ipv4Addr, &[])));
+        assert!(!within(("0.0.0.0".parse().unwrap(), 0), &selector(IdType::Ipv6Addr, &[])));
+    }
+}

@@ -1,0 +1,592 @@
+//! The keys of one VPN by generation, and their timers (RFC 5374 section 4.2.1, RFC 6407 section 5.4.1).
+//!
+//! ```text
+//! t0        new TEK: decrypts at once
+//! t0+ATD    it encrypts; the old one still decrypts
+//! t0+DTD    the TEKs it replaced go
+//! life      a TEK nobody replaced goes
+//! ```
+//!
+//! A KEK that is replaced stays until a PUSH under the new one came and DTD (at least 10 s) is over, or its life ends.
+
+use std::time::Duration;
+
+use ctl::event::Event;
+use dataplane::TekInstall;
+use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
+use gdoi_proto::payload::Delete;
+use gdoi_proto::policy::{AckRequest, Direction, GroupPolicy, KeySet, SenderIds, TekKey, TekPolicy};
+use ike::io::{Instant, Wakeup};
+
+use super::Cx;
+use super::io::Output;
+use super::kek::{Kek, soft_expiry};
+
+/// A replaced KEK stays at least this long.
+const OLD_KEK: Duration = Duration::from_secs(10);
+
+/// Every key of one VPN.
+#[derive(Debug)]
+pub struct Keyring {
+    vpn: String,
+    teks: Vec<Tek>,
+    kek: Option<Kek>,
+    old_keks: Vec<OldKek>,
+    /// Our Sender-IDs, from the last registration.
+    pub sender_ids: Option<SenderIds>,
+    /// What the most recent SAK asks for (RFC 8263 section 7.2).
+    pub ack_request: Option<AckRequest>,
+    deactivation_delay: Duration,
+}
+
+/// A TEK in use.
+#[derive(Debug)]
+pub struct Tek {
+    /// Its policy.
+    pub policy: TekPolicy,
+    /// Its key.
+    pub key: TekKey,
+    /// End of its life.
+    pub expires: Instant,
+    /// When it encrypts.
+    pub sending: Sending,
+    /// Earlier end, because it was replaced.
+    pub leaves: Option<Instant>,
+    soft: Option<Instant>,
+}
+
+/// Whether a TEK encrypts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sending {
+    /// Never: receiver-only, or it counts and we have no Sender-ID.
+    Never,
+    /// From that moment on.
+    At(Instant),
+    /// Now.
+    Now,
+}
+
+#[derive(Debug)]
+struct OldKek {
+    kek: Kek,
+    /// Not dropped before.
+    not_before: Instant,
+    /// A PUSH under its successor came.
+    superseded: bool,
+}
+
+/// What the Deletes of a PUSH did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deleted {
+    /// Something was named by SPI 0: everything of its kind.
+    pub everything: bool,
+    /// How many SAs.
+    pub count: u64,
+}
+
+fn same_flow(left: &TekPolicy, right: &TekPolicy) -> bool {
+    left.ip_protocol == right.ip_protocol
+        && left.source == right.source
+        && left.destination == right.destination
+        && left.direction == right.direction
+}
+
+fn same_key(left: &TekKey, right: &TekKey) -> bool {
+    let integrity = match (&left.integrity, &right.integrity) {
+        (Some(left), Some(right)) => left.ct_eq(right.expose()),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    left.encryption.ct_eq(right.encryption.expose()) && integrity
+}
+
+impl Keyring {
+    /// No keys yet.
+    pub fn new(vpn: &str) -> Keyring {
+        Keyring {
+            vpn: vpn.to_owned(),
+            teks: Vec::new(),
+            kek: None,
+            old_keks: Vec::new(),
+            sender_ids: None,
+            ack_request: None,
+            deactivation_delay: Duration::ZERO,
+        }
+    }
+
+    /// The TEKs, oldest first.
+    pub fn teks(&self) -> &[Tek] {
+        &self.teks
+    }
+
+    /// The current KEK.
+    pub fn kek(&self) -> Option<&Kek> {
+        self.kek.as_ref()
+    }
+
+    /// The KEK of a PUSH: the current one or one being replaced.
+    pub fn find_kek(&self, spi: KekSpi) -> Option<&Kek> {
+        self.kek.iter().chain(self.old_keks.iter().map(|old| &old.kek)).find(|kek| kek.policy.spi == spi)
+    }
+
+    /// A PUSH under `spi` verified: its number counts, and what the current KEK replaced may go.
+    pub fn accept_seq(&mut self, spi: KekSpi, seq: SeqNumber) {
+        if let Some(kek) = self.kek.as_mut().filter(|kek| kek.policy.spi == spi) {
+            kek.last = kek.last.max(seq);
+            self.old_keks.iter_mut().for_each(|old| old.superseded = true);
+        }
+        if let Some(old) = self.old_keks.iter_mut().find(|old| old.kek.policy.spi == spi) {
+            old.kek.last = old.kek.last.max(seq);
+        }
+    }
+
+    /// Keys of a registration: the new set first, then what the server no longer lists goes after DTD. `outside` are
+    /// SAs that are not ours to install.
+    pub fn apply_pull(
+        &mut self,
+        policy: &GroupPolicy,
+        keys: KeySet,
+        kek: Option<Kek>,
+        seq: SeqNumber,
+        outside: &[Spi],
+        cx: &mut Cx<'_>,
+    ) {
+        self.note_delays(policy);
+        self.ack_request = policy.kek.as_ref().and_then(|kek| kek.acknowledgement);
+        match kek {
+            Some(mut kek) => {
+                kek.last = seq;
+                self.install_kek(kek, cx);
+            }
+            None => self.retire_kek(cx.now.at, true),
+        }
+        if keys.sender_ids.is_some() {
+            self.sender_ids = keys.sender_ids;
+        }
+        let activation = Duration::from_secs(u64::from(policy.activation_delay));
+        let ours: Vec<(&TekPolicy, TekKey)> = keys
+            .teks
+            .into_iter()
+            .filter(|(spi, _)| !outside.contains(spi))
+            .filter_map(|(spi, key)| policy.teks.iter().find(|tek| tek.spi == spi).map(|tek| (tek, key)))
+            .collect();
+        let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
+        for (tek, key) in ours {
+            // Nothing encrypts this flow yet: the TEK that the others use now is the one that ends first.
+            let first =
+                flows.iter().filter(|other| same_flow(other, tek)).min_by_key(|other| other.lifetime_seconds);
+            let at_once = !self.sends(tek) && first.is_some_and(|first| first.spi == tek.spi);
+            let at = if at_once { cx.now.at } else { cx.now.at + activation };
+            self.install_tek(tek.clone(), key, at, cx);
+        }
+        self.activate_due(cx);
+        let leave = cx.now.at + self.deactivation_delay.max(activation);
+        for tek in &mut self.teks {
+            if !flows.iter().any(|listed| listed.spi == tek.policy.spi) {
+                tek.leaves = Some(tek.leaves.map_or(leave, |before| before.min(leave)));
+            }
+        }
+        self.remove_due(cx);
+    }
+
+    /// Keys of a PUSH. With DTD the TEKs of the same flows go; without, they live to their end.
+    pub fn apply_push(
+        &mut self,
+        policy: &GroupPolicy,
+        keys: KeySet,
+        kek: Option<Kek>,
+        outside: &[Spi],
+        cx: &mut Cx<'_>,
+    ) {
+        self.note_delays(policy);
+        if let Some(sak) = &policy.kek {
+            self.ack_request = sak.acknowledgement;
+        }
+        if let Some(kek) = kek {
+            self.install_kek(kek, cx);
+        }
+        let activation = Duration::from_secs(u64::from(policy.activation_delay));
+        let mut fresh: Vec<TekPolicy> = Vec::new();
+        for (spi, key) in keys.teks {
+            let Some(tek) = policy.teks.iter().find(|tek| tek.spi == spi && !outside.contains(&spi)) else {
+                continue;
+            };
+            let at = if self.sends(tek) { cx.now.at + activation } else { cx.now.at };
+            if self.install_tek(tek.clone(), key, at, cx) {
+                fresh.push(tek.clone());
+            }
+        }
+        self.activate_due(cx);
+        if policy.deactivation_delay.is_some() {
+            let leave = cx.now.at + self.deactivation_delay.max(activation);
+            for tek in &mut self.teks {
+                let replaced = fresh.iter().any(|new| same_flow(new, &tek.policy))
+                    && !policy.teks.iter().any(|listed| listed.spi == tek.policy.spi);
+                if replaced {
+                    tek.leaves = Some(tek.leaves.map_or(leave, |before| before.min(leave)));
+                }
+            }
+        }
+        self.remove_due(cx);
+    }
+
+    fn note_delays(&mut self, policy: &GroupPolicy) {
+        self.deactivation_delay = Duration::from_secs(u64::from(policy.deactivation_delay.unwrap_or(0)));
+    }
+
+    fn sends(&self, flow: &TekPolicy) -> bool {
+        self.teks.iter().any(|tek| tek.sending == Sending::Now && same_flow(&tek.policy, flow))
+    }
+
+    /// Installs a TEK; false when it was there already with the same key, and only its life was set anew.
+    fn install_tek(&mut self, policy: TekPolicy, key: TekKey, at: Instant, cx: &mut Cx<'_>) -> bool {
+        let now = cx.now.at;
+        let life = Duration::from_secs(u64::from(policy.lifetime_seconds));
+        let may_send = policy.direction != Direction::ReceiverOnly
+            && (!policy.needs_sender_id() || self.sender_ids.is_some());
+        let sending = if may_send { Sending::At(at) } else { Sending::Never };
+        let soft = soft_expiry(life, now, cx.entropy);
+        if let Some(known) = self.teks.iter_mut().find(|tek| tek.policy.spi == policy.spi) {
+            let same = same_key(&known.key, &key) && known.policy.cipher == policy.cipher;
+            // A TEK that sent must not be installed again under the same key: its counter would restart
+            // (RFC 6054 section 2).
+            if same && (known.sending != Sending::Never || !may_send) {
+                known.expires = now + life;
+                known.soft = soft;
+                known.leaves = None;
+                if let Sending::At(before) = known.sending {
+                    known.sending = Sending::At(before.min(at));
+                }
+                return false;
+            }
+        }
+        self.teks.retain(|tek| tek.policy.spi != policy.spi);
+        let activate_after = may_send.then(|| at.since(now));
+        cx.out.push(Output::Install(TekInstall {
+            vpn: self.vpn.clone(),
+            policy: policy.clone(),
+            key: key.clone(),
+            sender_ids: self.sender_ids.clone().filter(|_| policy.needs_sender_id()),
+            activate_after,
+        }));
+        cx.out.event(Event::TekInstalled {
+            vpn: self.vpn.clone(),
+            spi: policy.spi.to_string(),
+            lifetime_seconds: u64::from(policy.lifetime_seconds),
+            send_after_seconds: activate_after.unwrap_or(life).as_secs(),
+        });
+        self.teks.push(Tek { policy, key, expires: now + life, sending, leaves: None, soft });
+        true
+    }
+
+    /// A KEK that is new replaces the current one; a known one keeps its higher number: then the SEQ of a registration is
+    /// stale (RFC 6407 section 3.3).
+    fn install_kek(&mut self, mut kek: Kek, cx: &mut Cx<'_>) {
+        let spi = kek.policy.spi;
+        if let Some(current) = self.kek.as_mut().filter(|current| current.policy.spi == spi) {
+            current.last = current.last.max(kek.last);
+            current.life_anew(kek.policy.lifetime_seconds, cx.now.at, cx.entropy);
+            return;
+        }
+        if let Some(index) = self.old_keks.iter().position(|old| old.kek.policy.spi == spi) {
+            kek.last = kek.last.max(self.old_keks.remove(index).kek.last);
+        }
+        self.retire_kek(cx.now.at, false);
+        cx.out.event(Event::KekInstalled {
+            vpn: self.vpn.clone(),
+            spi: spi.to_string(),
+            lifetime_seconds: u64::from(kek.policy.lifetime_seconds),
+        });
+        self.kek = Some(kek);
+    }
+
+    fn retire_kek(&mut self, now: Instant, superseded: bool) {
+        if let Some(kek) = self.kek.take() {
+            let not_before = now + self.deactivation_delay.max(OLD_KEK);
+            self.old_keks.push(OldKek { kek, not_before, superseded });
+        }
+    }
+
+    /// Deletes of a verified PUSH (RFC 6407 section 5.9). SPI 0 acts at once, others after DTD.
+    pub fn delete(&mut self, deletes: &[Delete], delay: Option<u16>, cx: &mut Cx<'_>) -> Deleted {
+        let mut done = Deleted::default();
+        let now = cx.now.at;
+        let delay = delay.map_or(self.deactivation_delay, |delay| Duration::from_secs(u64::from(delay)));
+        for delete in deletes {
+            for spi in &delete.spis {
+                let all = spi.iter().all(|octet| *octet == 0);
+                match (
+                    delete.protocol,
+                    <[u8; 4]>::try_from(spi.as_slice()),
+                    <[u8; 16]>::try_from(spi.as_slice()),
+                ) {
+                    (0, _, _) if all => {
+                        done.everything = true;
+                        done.count += u64::from(self.kek.is_some()) + self.old_keks.len() as u64;
+                        self.kek = None;
+                        self.old_keks.clear();
+                    }
+                    (0, _, Ok(spi)) => {
+                        done.count += u64::from(self.find_kek(KekSpi(spi)).is_some());
+                        self.kek = self.kek.take().filter(|kek| kek.policy.spi.0 != spi);
+                        self.old_keks.retain(|old| old.kek.policy.spi.0 != spi);
+                    }
+                    (1, Ok(_), _) if all => {
+                        done.everything = true;
+                        done.count += self.teks.len() as u64;
+                        self.teks.iter_mut().for_each(|tek| tek.leaves = Some(now));
+                    }
+                    (1, Ok(spi), _) => {
+                        let spi = Spi(u32::from_be_bytes(spi));
+                        if let Some(tek) = self.teks.iter_mut().find(|tek| tek.policy.spi == spi) {
+                            let leave = now + delay;
+                            tek.leaves = Some(tek.leaves.map_or(leave, |before| before.min(leave)));
+                            done.count += 1;
+                        }
+                    }
+                    // AH and IEC 61850 SAs are never installed.
+                    _ => {}
+                }
+            }
+        }
+        self.remove_due(cx);
+        done
+    }
+
+    fn activate_due(&mut self, cx: &mut Cx<'_>) {
+        // In the order of their moments: the one activated last encrypts.
+        let mut due: Vec<(Instant, Spi)> = self
+            .teks
+            .iter()
+            .filter_map(|tek| match tek.sending {
+                Sending::At(at) if at <= cx.now.at => Some((at, tek.policy.spi)),
+                Sending::At(_) | Sending::Now | Sending::Never => None,
+            })
+            .collect();
+        due.sort_by_key(|(at, _)| *at);
+        for (_, spi) in due {
+            if let Some(tek) = self.teks.iter_mut().find(|tek| tek.policy.spi == spi) {
+                tek.sending = Sending::Now;
+                cx.out.push(Output::Activate { vpn: self.vpn.clone(), spi });
+                cx.out.event(Event::TekActivated { vpn: self.vpn.clone(), spi: spi.to_string() });
+            }
+        }
+    }
+
+    fn remove_due(&mut self, cx: &mut Cx<'_>) {
+        let now = cx.now.at;
+        let (gone, left): (Vec<Tek>, Vec<Tek>) = std::mem::take(&mut self.teks)
+            .into_iter()
+            .partition(|tek| tek.expires <= now || tek.leaves.is_some_and(|leaves| leaves <= now));
+        self.teks = left;
+        for tek in gone {
+            let reason = if tek.expires <= now { "its life ended" } else { "replaced or deleted" };
+            let spi = tek.policy.spi;
+            cx.out.push(Output::Remove { vpn: self.vpn.clone(), spi });
+            cx.out.event(Event::TekRemoved {
+                vpn: self.vpn.clone(),
+                spi: spi.to_string(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    /// Activates, removes, and says why the server must be asked, if it must.
+    pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Option<&'static str> {
+        let now = cx.now.at;
+        self.activate_due(cx);
+        let had_teks = !self.teks.is_empty();
+        self.remove_due(cx);
+        self.old_keks.retain(|old| old.kek.expires > now && !(old.superseded && old.not_before <= now));
+        let mut wish = None;
+        if had_teks && self.teks.is_empty() {
+            cx.out.event(Event::KeysExpired { vpn: self.vpn.clone() });
+            wish = Some("no TEK is left");
+        }
+        if self.kek.as_ref().is_some_and(|kek| kek.expires <= now) {
+            self.kek = None;
+            wish = Some("the KEK ended");
+        }
+        if let Some(kek) = &mut self.kek
+            && kek.soft.is_some_and(|soft| soft <= now)
+        {
+            kek.soft = None;
+            wish = Some("the KEK ends soon");
+        }
+        for index in 0..self.teks.len() {
+            let tek = &self.teks[index];
+            if tek.soft.is_none_or(|soft| soft > now) {
+                continue;
+            }
+            let succeeded = tek.leaves.is_some()
+                || self.teks.iter().any(|other| {
+                    other.leaves.is_none()
+                        && other.expires > tek.expires
+                        && same_flow(&other.policy, &tek.policy)
+                });
+            self.teks[index].soft = None;
+            if !succeeded {
+                wish = Some("a TEK ends soon and no other replaces it");
+            }
+        }
+        wish
+    }
+
+    /// The next timer.
+    pub fn poll_timeout(&self) -> Option<Wakeup> {
+        let mut next: Option<Wakeup> = None;
+        let mut add =
+            |at: Option<Instant>, why| next = Wakeup::earlier(next, at.map(|at| Wakeup { at, why }));
+        for tek in &self.teks {
+            add(Some(tek.expires), "end of a TEK");
+            add(tek.leaves, "end of a replaced TEK");
+            add(tek.soft, "a TEK ends soon");
+            if let Sending::At(at) = tek.sending {
+                add(Some(at), "a TEK encrypts");
+            }
+        }
+        if let Some(kek) = &self.kek {
+            add(Some(kek.expires), "end of the KEK");
+            add(kek.soft, "the KEK ends soon");
+        }
+        for old in &self.old_keks {
+            let end = if old.superseded { old.not_before.min(old.kek.expires) } else { old.kek.expires };
+            add(Some(end), "end of a replaced KEK");
+        }
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Bench, kek, policy, tek};
+    use super::*;
+
+    #[test]
+    fn the_first_registration_sends_at_once_with_the_tek_that_ends_first() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600), tek(301, 400)]), 0).unwrap();
+        assert_eq!(bench.take_told(), "install 300, install 301, activate 301");
+        bench.pass(30);
+        assert_eq!(bench.take_told(), "activate 300");
+        assert_eq!(bench.vpn.state(), "registered");
+    }
+
+    #[test]
+    fn a_pushed_tek_receives_at_once_sends_after_atd_and_its_predecessor_goes_at_dtd() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
+        bench.take_told();
+        let push = bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)]));
+        bench.receive(&push);
+        assert_eq!(bench.take_told(), "install 301");
+        bench.pass(29);
+        assert_eq!(bench.take_told(), "");
+        bench.pass(1);
+        assert_eq!(bench.take_told(), "activate 301");
+        bench.pass(14);
+        assert_eq!(bench.take_told(), "");
+        bench.pass(1);
+        assert_eq!(bench.take_told(), "remove 300");
+    }
+
+    #[test]
+    fn without_dtd_the_predecessor_lives_to_its_end() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
+        let next = GroupPolicy { deactivation_delay: None, ..policy(None, vec![tek(301, 7200)]) };
+        bench.receive(&bench.push_keys(1, 1, &next));
+        bench.take_told();
+        bench.pass(3599);
+        assert_eq!(bench.take_told(), "activate 301");
+        bench.pass(1);
+        assert_eq!(bench.take_told(), "remove 300");
+    }
+
+    #[test]
+    fn a_tek_of_other_selectors_is_not_replaced() {
+        let mut bench = Bench::new();
+        let mut other = tek(302, 3600);
+        other.ip_protocol = 6;
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600), other]), 0).unwrap();
+        bench.receive(&bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)])));
+        bench.take_told();
+        bench.pass(60);
+        assert_eq!(bench.take_told(), "activate 301, remove 300");
+    }
+
+    #[test]
+    fn a_tek_without_successor_sends_us_to_the_server_and_goes_at_its_end_only() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
+        bench.take_told();
+        assert!(!bench.pass(3491));
+        assert!(bench.pass(1), "108 s before the end");
+        assert_eq!(bench.take_told(), "");
+        bench.pass(108);
+        assert_eq!(bench.take_told(), "remove 300");
+        assert!(bench.happened("keys_expired"));
+        assert_eq!(bench.vpn.state(), "registered", "the KEK is still there");
+    }
+
+    #[test]
+    fn a_tek_with_a_successor_ends_in_silence() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 90_000)), vec![tek(300, 3600)]), 0).unwrap();
+        bench.pass(3000);
+        bench.receive(&bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)])));
+        assert!(!bench.pass(1000));
+    }
+
+    #[test]
+    fn the_kek_without_successor_sends_us_to_the_server() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 600)), vec![tek(300, 90_000)]), 0).unwrap();
+        assert!(!bench.pass(569));
+        assert!(bench.pass(1), "30 s before its end");
+    }
+
+    #[test]
+    fn registering_again_installs_the_new_set_first_and_retires_what_is_no_longer_listed() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 5).unwrap();
+        bench.take_told();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(301, 3600)]), 3).unwrap();
+        assert_eq!(bench.take_told(), "install 301");
+        assert_eq!(bench.vpn.keyring.kek().unwrap().last, SeqNumber(5), "a stale SEQ is ignored");
+        bench.pass(45);
+        assert_eq!(bench.take_told(), "activate 301, remove 300");
+    }
+
+    #[test]
+    fn a_tek_listed_again_is_not_installed_twice() {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
+        bench.take_told();
+        bench.pass(1000);
+        bench.registered(policy(Some(kek(1, 6200)), vec![tek(300, 2600)]), 0).unwrap();
+        assert_eq!(bench.take_told(), "");
+    }
+
+    #[test]
+    fn a_counting_tek_without_a_sender_id_is_never_activated() {
+        let mut bench = Bench::new();
+        let first = policy(Some(kek(1, 7200)), vec![tek(300, 3600)]);
+        let keys = bench.keys(&first, false);
+        let local = "192.0.2.10".parse().unwrap();
+        bench
+            .step(|vpn, cx| {
+                vpn.begin(cx);
+                vpn.on_keys(
+                    super::super::pull::Download { policy: first, keys, seq: SeqNumber(0) },
+                    local,
+                    cx,
+                )
+            })
+            .unwrap();
+        bench.pass(100);
+        assert_eq!(bench.take_told(), "install 300");
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
+        assert_eq!(bench.take_told(), "install 300, activate 300", "with a Sender-ID it may send");
+    }
+}

@@ -1,0 +1,419 @@
+//! GROUPKEY-PUSH received (RFC 6407 section 4.4): byte-identical copies are recognised first, then decrypt, structure,
+//! SEQ, signature, and only then the content, all of it or nothing. Acknowledged by RFC 8263.
+//!
+//! ```text
+//! datagram --copy of the last accepted--> acknowledged again, at most 3 times, once a second
+//!          --open--> Pending --signature good--> SEQ advances --read--> applied --> acknowledged
+//!                            --bad--> dropped                 --not ours--> alarm, registration
+//! ```
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ctl::event::Event;
+use gdoi_proto::header::Header;
+use gdoi_proto::ids::{KekSpi, SeqNumber};
+use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, KeySet};
+use gdoi_proto::secret::SecretBytes;
+use ike::crypto::provider::{Done, Job, Verification};
+use ike::io::{Datagram, Instant, JobId};
+use ike::protect::ack::AckKey;
+use ike::protect::push::{self, PushContent, Unverified};
+
+use super::kek::Kek;
+use super::vpn::Vpn;
+use super::{Cx, Owner, accept};
+
+/// Accepted PUSHes remembered.
+const REMEMBERED: usize = 8;
+/// PUSHes under verification.
+const MOST_PENDING: usize = 8;
+/// Copies of one PUSH that are acknowledged again.
+const MOST_REPEATED_ACKS: u32 = 3;
+/// Time between those.
+const ACK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a VPN remembers of PUSHes.
+#[derive(Debug, Default)]
+pub struct Pushes {
+    accepted: VecDeque<Accepted>,
+    pending: VecDeque<Pending>,
+}
+
+#[derive(Debug)]
+struct Accepted {
+    octets: Bytes,
+    seq: SeqNumber,
+    ack: Option<Bytes>,
+    repeated: u32,
+    last_ack: Instant,
+}
+
+#[derive(Debug)]
+struct Pending {
+    job: JobId,
+    spi: KekSpi,
+    base_key: SecretBytes,
+    datagram: Datagram,
+    unverified: Unverified,
+    outcome: Option<Result<(), String>>,
+}
+
+impl Vpn {
+    /// A PUSH under one of our KEKs.
+    pub fn on_push(&mut self, datagram: &Datagram, header: &Header, cx: &mut Cx<'_>) {
+        if let Some(index) = self.pushes.accepted.iter().position(|push| push.octets == datagram.octets) {
+            self.statistics.push_duplicate += 1;
+            return self.acknowledge_copy(index, datagram, cx);
+        }
+        let spi = KekSpi::from(header.cookies);
+        let Some(kek) = self.keyring.find_kek(spi) else { return };
+        let unverified = match push::open(&kek.cipher, kek.last, header, &datagram.octets, self.dialect) {
+            Ok(unverified) => unverified,
+            Err(error) => return self.refuse_push(error.to_string(), None, cx),
+        };
+        let seq = unverified.seq();
+        let pending = &self.pushes.pending;
+        if pending.iter().any(|other| other.spi == spi && other.unverified.seq() == seq) {
+            self.statistics.push_duplicate += 1;
+            return;
+        }
+        if pending.len() >= MOST_PENDING {
+            return self.refuse_push("too many wait for verification".to_owned(), Some(seq), cx);
+        }
+        let check = Verification {
+            algorithm: kek.policy.signature,
+            hash: kek.policy.signature_hash,
+            public_key: kek.public_key.clone(),
+            input: unverified.signature_input.clone(),
+            signature: unverified.signature.clone(),
+            bare_digest: self.bare_digest_signature,
+        };
+        let base_key = kek.key().clone();
+        let job = cx.out.request(Owner::Push(self.name().to_owned()), Job::Verify(check));
+        let datagram = datagram.clone();
+        self.pushes.pending.push_back(Pending { job, spi, base_key, datagram, unverified, outcome: None });
+    }
+
+    fn refuse_push(&mut self, reason: String, seq: Option<SeqNumber>, cx: &mut Cx<'_>) {
+        self.statistics.push_failed += 1;
+        let (vpn, seq) = (self.name().to_owned(), seq.map(|seq| u64::from(seq.0)));
+        cx.out.event(Event::PushRefused { vpn, reason, seq });
+    }
+
+    /// RFC 8263 section 6 lets a lost acknowledgement be repaired by another copy of the PUSH.
+    fn acknowledge_copy(&mut self, index: usize, datagram: &Datagram, cx: &mut Cx<'_>) {
+        if index + 1 != self.pushes.accepted.len() {
+            return;
+        }
+        let Some(push) = self.pushes.accepted.back_mut() else { return };
+        let Some(ack) = push.ack.clone() else { return };
+        if push.repeated >= MOST_REPEATED_ACKS || cx.now.at.since(push.last_ack) < ACK_INTERVAL {
+            return;
+        }
+        push.repeated += 1;
+        push.last_ack = cx.now.at;
+        let seq = push.seq;
+        self.send_ack(ack, seq, datagram, cx);
+    }
+
+    fn send_ack(&mut self, octets: Bytes, seq: SeqNumber, push: &Datagram, cx: &mut Cx<'_>) {
+        self.statistics.acks_sent += 1;
+        cx.out.transmit(Datagram { local: push.local, peer: push.peer, octets });
+        cx.out.event(Event::AckSent { vpn: self.name().to_owned(), seq: u64::from(seq.0) });
+    }
+
+    /// A signature was checked. Results may come in any order; PUSHes of one KEK are taken in the order of their
+    /// numbers, so that a slow check does not look like a gap.
+    pub fn on_verified(&mut self, job: JobId, done: Done, cx: &mut Cx<'_>) {
+        let Some(pending) = self.pushes.pending.iter_mut().find(|pending| pending.job == job) else { return };
+        pending.outcome = Some(match done {
+            Done::Verified(result) => result.map_err(|error| error.to_string()),
+            _ => Err("another job's result".to_owned()),
+        });
+        while let Some(index) = self.pushes.next() {
+            let Some(pending) = self.pushes.pending.remove(index) else { return };
+            let seq = pending.unverified.seq();
+            match pending.outcome {
+                Some(Ok(())) => {
+                    let content = pending.unverified.verified().into_inner();
+                    self.on_authentic(pending.spi, &pending.base_key, content, &pending.datagram, cx);
+                }
+                Some(Err(reason)) => self.refuse_push(reason, Some(seq), cx),
+                None => {}
+            }
+        }
+    }
+
+    fn on_authentic(
+        &mut self,
+        spi: KekSpi,
+        base_key: &SecretBytes,
+        content: PushContent,
+        datagram: &Datagram,
+        cx: &mut Cx<'_>,
+    ) {
+        let seq = content.seq;
+        // Meanwhile the KEK may have gone, or a later PUSH may have been taken.
+        let Some(last) = self.keyring.find_kek(spi).map(|kek| kek.last).filter(|last| seq > *last) else {
+            return self.refuse_push("its KEK or number is no longer current".to_owned(), Some(seq), cx);
+        };
+        self.keyring.accept_seq(spi, seq);
+        let expected = last.next().unwrap_or(last);
+        if seq > expected {
+            self.statistics.push_gaps += 1;
+            cx.out.event(Event::PushGap {
+                vpn: self.name().to_owned(),
+                expected: u64::from(expected.0),
+                received: u64::from(seq.0),
+            });
+            self.plan(Duration::from_secs(1), Duration::from_secs(30), "rekeys were missed", cx);
+        }
+        match self.apply(&content, cx) {
+            Ok(()) => self.acknowledge(spi, base_key, seq, datagram, cx),
+            Err(reason) => {
+                self.refuse_push(reason.clone(), Some(seq), cx);
+                cx.out.event(Event::PolicyRefused { vpn: self.name().to_owned(), reason });
+                let why = "a push could not be used";
+                self.plan(Duration::from_secs(1), Duration::from_secs(30), why, cx);
+            }
+        }
+    }
+
+    /// Reads everything before it changes anything, then applies: Deletes, KEK, delays, TEKs.
+    fn apply(&mut self, content: &PushContent, cx: &mut Cx<'_>) -> Result<(), String> {
+        let mut new = None;
+        if let Some((sa, kd)) = &content.keys {
+            let policy = GroupPolicy::read(sa, Carriage::Push).map_err(|error| error.to_string())?;
+            let mut keys = KeySet::read(kd, &policy, Carriage::Push).map_err(|error| error.to_string())?;
+            accept::check(&self.settings, &policy)?;
+            let kek = match (&policy.kek, keys.kek.take()) {
+                (Some(sak), Some(key)) => {
+                    let kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?;
+                    accept::check_signing_key(&self.settings, sak, &kek.public_key)?;
+                    // The same SPI with another key would give two meanings to one name (RFC 6407 section 4).
+                    let known = self.keyring.find_kek(sak.spi);
+                    if known.is_some_and(|known| !known.key().ct_eq(kek.key().expose())) {
+                        return Err("a new KEK has the SPI of a known one".to_owned());
+                    }
+                    Some(kek)
+                }
+                (Some(_), None) => return Err("a key hierarchy is not supported".to_owned()),
+                (None, _) => None,
+            };
+            new = Some((policy, keys, kek));
+        }
+        let delay = new.as_ref().and_then(|(policy, _, _)| policy.deactivation_delay);
+        let deleted = self.keyring.delete(&content.deletes, delay, cx);
+        self.statistics.delete_received += deleted.count;
+        let mut event = (Vec::new(), None);
+        if let Some((policy, keys, kek)) = new {
+            event.0 = keys.teks.iter().map(|(spi, _)| spi.to_string()).collect();
+            event.1 = kek.as_ref().map(|kek| kek.policy.spi.to_string());
+            let outside = self.report_outside(&policy, cx);
+            self.keyring.apply_push(&policy, keys, kek, &outside, cx);
+        }
+        self.statistics.push_succeeded += 1;
+        cx.out.event(Event::PushAccepted {
+            vpn: self.name().to_owned(),
+            seq: u64::from(content.seq.0),
+            new_teks: event.0,
+            new_kek: event.1,
+        });
+        if deleted.everything || (self.keyring.kek().is_none() && self.keyring.teks().is_empty()) {
+            self.plan(Duration::from_secs(1), Duration::from_secs(10), "the key server deleted the keys", cx);
+        }
+        Ok(())
+    }
+
+    /// Remembers the PUSH, and acknowledges it when the most recent SAK asks so, even if the PUSH deleted its own KEK
+    /// (RFC 8263 sections 4 and 7.2).
+    fn acknowledge(
+        &mut self,
+        spi: KekSpi,
+        base_key: &SecretBytes,
+        seq: SeqNumber,
+        push: &Datagram,
+        cx: &mut Cx<'_>,
+    ) {
+        let ack = match (self.keyring.ack_request, self.address) {
+            (Some(request @ (AckRequest::KekSha256 | AckRequest::KekSha512)), Some(address)) => {
+                let key = if self.ack_l_output {
+                    AckKey::derive_output_length(request, base_key, spi)
+                } else {
+                    AckKey::derive(request, base_key, spi)
+                };
+                Some(key.seal(spi, seq, address))
+            }
+            // Acknowledgements by leaf keys need the hierarchy; who cannot make them goes on without.
+            (Some(AckRequest::LkhSha256 | AckRequest::LkhSha512) | None, _) | (_, None) => None,
+        };
+        self.pushes.accepted.push_back(Accepted {
+            octets: push.octets.clone(),
+            seq,
+            ack: ack.clone(),
+            repeated: 0,
+            last_ack: cx.now.at,
+        });
+        if self.pushes.accepted.len() > REMEMBERED {
+            self.pushes.accepted.pop_front();
+        }
+        if let Some(octets) = ack {
+            self.send_ack(octets, seq, push, cx);
+        }
+    }
+}
+
+impl Pushes {
+    /// A checked PUSH that no unchecked one of the same KEK with a lower number precedes.
+    fn next(&self) -> Option<usize> {
+        self.pending.iter().position(|done| {
+            done.outcome.is_some()
+                && !self
+                    .pending
+                    .iter()
+                    .any(|other| other.spi == done.spi && other.unverified.seq() < done.unverified.seq())
+        })
+    }
+
+    /// True when a datagram was accepted lately: its KEK may be gone, and a copy still deserves its acknowledgement.
+    pub fn knows(&self, octets: &Bytes) -> bool {
+        self.accepted.iter().any(|push| push.octets == *octets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gdoi_proto::payload::Delete;
+    use gdoi_proto::registry::Doi;
+    use ike::protect::ack::Ack;
+
+    use super::super::testing::{Bench, cipher, kek, policy, tek};
+    use super::*;
+
+    fn bench() -> Bench {
+        let mut bench = Bench::new();
+        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 4).unwrap();
+        bench.take_told();
+        bench
+    }
+
+    fn delete(protocol: u8, spi: Vec<u8>) -> Delete {
+        Delete { doi: Doi::Gdoi, protocol, spi_size: spi.len() as u8, spis: vec![spi] }
+    }
+
+    fn acked(bench: &mut Bench) -> Vec<u32> {
+        let verify = |datagram: Datagram| {
+            let ack = Ack::decode(&datagram.octets).expect("an acknowledgement");
+            let key = AckKey::derive(AckRequest::KekSha256, cipher(ack.spi.0[0]).key.key(), ack.spi);
+            key.verify(ack).expect("its HASH").into_inner().seq.0
+        };
+        bench.sent.drain(..).map(verify).collect()
+    }
+
+    #[test]
+    fn a_push_is_applied_once_and_acknowledged_again_at_most_three_times_once_a_second() {
+        let mut bench = bench();
+        let push = bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600)]));
+        bench.receive(&push);
+        assert_eq!((acked(&mut bench), bench.take_told()), (vec![5], "install 301".to_owned()));
+        bench.receive(&push);
+        assert!(acked(&mut bench).is_empty(), "not within a second");
+        for copy in 0..5 {
+            bench.pass(1);
+            bench.receive(&push);
+            assert_eq!(acked(&mut bench).len(), usize::from(copy < 3));
+        }
+        assert_eq!(bench.take_told(), "");
+        assert_eq!(bench.vpn.statistics.push_succeeded, 1);
+    }
+
+    #[test]
+    fn a_copy_of_an_older_push_stays_unanswered() {
+        let mut bench = bench();
+        let first = bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600)]));
+        bench.receive(&first);
+        bench.receive(&bench.push_keys(1, 6, &policy(None, vec![tek(302, 3600)])));
+        assert_eq!(acked(&mut bench), [5, 6]);
+        bench.pass(2);
+        bench.receive(&first);
+        assert!(acked(&mut bench).is_empty());
+    }
+
+    #[test]
+    fn a_number_not_above_the_last_is_dropped() {
+        let mut bench = bench();
+        bench.receive(&bench.push_keys(1, 4, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!(bench.take_told(), "");
+        assert!(bench.happened("push_refused") && bench.sent.is_empty());
+    }
+
+    #[test]
+    fn a_bad_signature_changes_nothing_and_is_not_answered() {
+        let mut bench = bench();
+        let forger = Bench::new();
+        bench.receive(&forger.push_keys(1, 9, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!(bench.take_told(), "");
+        assert!(bench.sent.is_empty() && bench.happened("push_refused"));
+        bench.receive(&bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!(bench.take_told(), "install 301", "the number did not advance");
+    }
+
+    #[test]
+    fn a_gap_is_told_applied_and_leads_to_a_registration() {
+        let mut bench = bench();
+        bench.receive(&bench.push_keys(1, 7, &policy(None, vec![tek(301, 3600)])));
+        assert!(bench.happened("push_gap"));
+        assert_eq!((bench.take_told(), acked(&mut bench)), ("install 301".to_owned(), vec![7]));
+        assert!(bench.pass(30), "within 30 s");
+    }
+
+    #[test]
+    fn a_new_kek_takes_over_and_the_old_one_goes_after_the_first_push_under_it() {
+        let mut bench = bench();
+        bench.receive(&bench.push_keys(1, 5, &policy(Some(kek(2, 7200)), vec![])));
+        assert!(bench.happened("kek_installed"));
+        bench.receive(&bench.push_keys(1, 6, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!(bench.take_told(), "install 301", "the old KEK still protects");
+        bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(302, 3600)])));
+        assert_eq!(acked(&mut bench), [5, 6, 1]);
+        assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_some(), "DTD is not over");
+        bench.pass(45);
+        assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_none());
+    }
+
+    #[test]
+    fn a_clean_slate_acts_at_once_is_acknowledged_and_leads_to_a_registration() {
+        let mut bench = bench();
+        let deletes = vec![delete(1, vec![0; 4]), delete(0, vec![0; 16])];
+        let push = bench.push(1, &PushContent { seq: SeqNumber(5), deletes, keys: None });
+        bench.receive(&push);
+        assert_eq!((bench.take_told(), acked(&mut bench)), ("remove 300".to_owned(), vec![5]));
+        assert_eq!(bench.vpn.state(), "expired");
+        assert!(bench.vpn.pushes.knows(&push), "a copy is still acknowledged");
+        assert!(bench.pass(10));
+    }
+
+    #[test]
+    fn a_named_delete_waits_for_dtd_and_unknown_spis_mean_nothing() {
+        let mut bench = bench();
+        let deletes = vec![delete(1, vec![0, 0, 1, 44]), delete(1, vec![9; 4]), delete(2, vec![0; 4])];
+        bench.receive(&bench.push(1, &PushContent { seq: SeqNumber(5), deletes, keys: None }));
+        bench.pass(44);
+        assert_eq!(bench.take_told(), "");
+        bench.pass(1);
+        assert_eq!(bench.take_told(), "remove 300");
+    }
+
+    #[test]
+    fn a_policy_we_refuse_uses_its_number_up_keeps_the_keys_and_leads_to_a_registration() {
+        let mut bench = bench();
+        bench.receive(&bench.push_keys(1, 5, &policy(Some(kek(1, 7200)), vec![tek(301, 0)])));
+        assert_eq!(bench.take_told(), "");
+        assert!(bench.happened("policy_refused") && bench.sent.is_empty());
+        bench.receive(&bench.push_keys(1, 6, &policy(None, vec![tek(301, 3600)])));
+        assert!(!bench.happened("push_gap"), "5 was used up");
+        assert!(bench.pass(30));
+    }
+}

@@ -1,0 +1,15 @@
+//! "Keep my traffic keyed, and decide what happens when I cannot": the group member.
+//!
+//! ```text
+//! engine/   sans-IO: registration, pushes, keyring; (now, input) -> outputs
+//! convert   configuration -> settings of the engine          feature `daemon`
+//! daemon    outputs -> sockets, data plane, log              feature `daemon`
+//! ```
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "daemon")]
+pub mod convert;
+#[cfg(feature = "daemon")]
+pub mod daemon;
+/// The sans-IO member.
+pub mod engine;

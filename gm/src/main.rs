@@ -1,0 +1,99 @@
+//! `gmd`: arguments, configuration, run.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{ArgGroup, Parser};
+use config::{Gm, Loaded};
+use gm::{convert, daemon};
+use runtime::log::{self, Format};
+
+/// A member of GDOI groups (RFC 6407). It stays in the foreground and logs to stderr.
+///
+/// Exit codes: 0 stopped, 1 configuration, 2 usage, 3 cannot start (port, permission, route).
+#[derive(Debug, Parser)]
+#[command(name = "gmd", version, about, long_about)]
+#[command(group(ArgGroup::new("instead").args(["check", "hold", "release"])))]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/gm/gm.toml")]
+    config: PathBuf,
+    /// Read the configuration, say what is wrong with it, and end.
+    #[arg(long)]
+    check: bool,
+    /// Lifetimes down to 20 s, and --show-keys. Never with real traffic.
+    #[arg(long)]
+    lab: bool,
+    /// Show key octets on the control socket.
+    #[arg(long)]
+    show_keys: bool,
+    /// How lines of the log look: text or json.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log: Format,
+    /// Install the fail-close steering and end, before the network comes up.
+    #[arg(long)]
+    hold: bool,
+    /// Remove every trace of the fail-close steering and end.
+    #[arg(long)]
+    release: bool,
+}
+
+/// Exit code of a configuration that cannot be used.
+const CONFIGURATION: u8 = 1;
+/// Exit code of a daemon that cannot start.
+const CANNOT_START: u8 = 3;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    for (stated, name) in [(arguments.hold, "--hold"), (arguments.release, "--release")] {
+        if stated {
+            eprintln!("gmd: not supported yet: {name}");
+            return ExitCode::from(CONFIGURATION);
+        }
+    }
+    let loaded = match config::load_gm(&arguments.config, config::Options { lab: arguments.lab }) {
+        Ok(loaded) => loaded,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(CONFIGURATION);
+        }
+    };
+    if arguments.check {
+        check(&loaded);
+        return ExitCode::SUCCESS;
+    }
+    let config = loaded.config;
+    // The configuration knows five levels, the same as the log.
+    let level = log::level(&config.member.log_level).unwrap_or(ctl::event::Level::Info);
+    log::start(arguments.log, level);
+    for warning in &loaded.warnings {
+        tracing::warn!(target: "configuration", "{warning}");
+    }
+    for line in convert::without_effect(&config) {
+        tracing::warn!(target: "configuration", "{line}");
+    }
+    let options =
+        daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
+    match daemon::run(&config, options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gmd: cannot start: {error}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+fn check(loaded: &Loaded<Gm>) {
+    let config = &loaded.config;
+    for warning in &loaded.warnings {
+        println!("warning: {warning}");
+    }
+    for line in convert::without_effect(config) {
+        println!("warning: {line}");
+    }
+    for notice in &loaded.notices {
+        println!("note: {notice}");
+    }
+    println!("good: {} gateways, {} vpns", config.gateways.len(), config.vpns.len());
+}

@@ -1,0 +1,24 @@
+//! "Who are you, and how do we talk privately": IKEv1 phase 1 and the protected exchanges of GDOI. No I/O, no
+//! clock, no asymmetric crypto inline: state machines emit [`crypto::provider::Job`]s and take their results.
+//!
+//! ```text
+//! GM                                         GCKS
+//!  1  HDR, SA, VID                  -->                  clear
+//!                                   <--  2  HDR, SA, VID
+//!  3  HDR, KE, Ni                   -->
+//!                                   <--  4  HDR, KE, Nr
+//!  5  HDR*, IDii, HASH_I [, N]      -->                  encrypted
+//!                                   <--  6  HDR*, IDir, HASH_R
+//! ```
+//!
+//! Where to look: [`phase1`] the six messages, [`sa`] what they leave behind, [`protect`] sealing and opening of
+//! everything after them (PULL, PUSH, acknowledgement, informational), [`crypto`] the suite and its providers.
+#![deny(unsafe_code)]
+
+pub mod crypto;
+pub mod identity;
+pub mod io;
+pub mod phase1;
+pub mod protect;
+pub mod retransmit;
+pub mod sa;

@@ -1,0 +1,144 @@
+//! What an established phase 1 gives its user: keys, identities, and the names of exchanges already seen.
+
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+
+use gdoi_proto::ids::{CookiePair, MessageId};
+use gdoi_proto::message::Dialect;
+use gdoi_proto::payload::Identification;
+use gdoi_proto::secret::SecretBytes;
+
+use crate::crypto::Suite;
+use crate::crypto::cipher::CipherKey;
+use crate::crypto::prf::prf;
+use crate::crypto::skeyid::exchange_iv;
+use crate::io::{Entropy, Instant};
+
+/// Message IDs remembered per SA against replays.
+const REMEMBERED: usize = 256;
+
+/// Which side of phase 1 we were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The group member.
+    Initiator,
+    /// The key server.
+    Responder,
+}
+
+/// An ISAKMP SA made for GDOI: any number of GROUPKEY-PULLs and informational exchanges run under it.
+#[derive(Debug)]
+pub struct IkeSa {
+    /// Its name.
+    pub cookies: CookiePair,
+    /// What was negotiated.
+    pub suite: Suite,
+    /// Our side.
+    pub role: Role,
+    /// The authenticated identity of the peer.
+    pub peer_identity: Identification,
+    /// Our identity.
+    pub local_identity: Identification,
+    /// When it ends.
+    pub expires: Instant,
+    /// Deviations tolerated for this peer.
+    pub dialect: Dialect,
+    /// Both sides announced dead-peer detection (RFC 3706 section 5.1).
+    pub peer_does_dpd: bool,
+    skeyid_a: SecretBytes,
+    key: CipherKey,
+    last_phase1_block: [u8; 16],
+    seen: VecDeque<MessageId>,
+    seen_set: BTreeSet<MessageId>,
+}
+
+/// The secret half of an [`IkeSa`].
+#[derive(Debug, Clone)]
+pub struct SaKeys {
+    /// Key of every HASH(n).
+    pub skeyid_a: SecretBytes,
+    /// Cipher key.
+    pub key: CipherKey,
+    /// Last ciphertext block of phase 1.
+    pub last_phase1_block: [u8; 16],
+}
+
+impl IkeSa {
+    /// An SA from what phase 1 left.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        cookies: CookiePair,
+        suite: Suite,
+        role: Role,
+        peer_identity: Identification,
+        local_identity: Identification,
+        expires: Instant,
+        dialect: Dialect,
+        keys: SaKeys,
+    ) -> IkeSa {
+        IkeSa {
+            cookies,
+            suite,
+            role,
+            peer_identity,
+            local_identity,
+            expires,
+            dialect,
+            peer_does_dpd: false,
+            skeyid_a: keys.skeyid_a,
+            key: keys.key,
+            last_phase1_block: keys.last_phase1_block,
+            seen: VecDeque::new(),
+            seen_set: BTreeSet::new(),
+        }
+    }
+
+    /// The cipher key.
+    pub(crate) fn key(&self) -> &CipherKey {
+        &self.key
+    }
+
+    /// First IV of the exchange `message_id` (RFC 2409 appendix B).
+    pub(crate) fn iv(&self, message_id: MessageId) -> [u8; 16] {
+        exchange_iv(self.suite.hash, &self.last_phase1_block, message_id)
+    }
+
+    /// prf(SKEYID_a, M-ID | parts): the form of every HASH(n).
+    pub(crate) fn hash(&self, message_id: MessageId, parts: &[&[u8]]) -> SecretBytes {
+        let id = message_id.0.to_be_bytes();
+        let mut all: Vec<&[u8]> = Vec::with_capacity(parts.len() + 1);
+        all.push(&id);
+        all.extend_from_slice(parts);
+        prf(self.suite.hash, self.skeyid_a.expose(), &all)
+    }
+
+    /// True when the exchange was seen before under this SA.
+    pub fn was_seen(&self, message_id: MessageId) -> bool {
+        self.seen_set.contains(&message_id)
+    }
+
+    /// Remembers an exchange; the oldest of 256 is forgotten.
+    pub fn remember(&mut self, message_id: MessageId) {
+        if self.seen_set.insert(message_id) {
+            self.seen.push_back(message_id);
+            if self.seen.len() > REMEMBERED
+                && let Some(oldest) = self.seen.pop_front()
+            {
+                self.seen_set.remove(&oldest);
+            }
+        }
+    }
+
+    /// A fresh message ID: random, not zero, not of another exchange of this SA; remembered.
+    pub fn fresh_message_id(&mut self, entropy: &mut dyn Entropy) -> MessageId {
+        loop {
+            let mut octets = [0; 4];
+            entropy.fill(&mut octets);
+            let id = MessageId(u32::from_be_bytes(octets));
+            if id.0 != 0 && !self.was_seen(id) {
+                self.remember(id);
+                return id;
+            }
+        }
+    }
+}

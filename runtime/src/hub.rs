@@ -1,0 +1,92 @@
+//! Events to everyone who listens: the log always, watchers and observers while they are connected.
+
+use bytes::Bytes;
+use ctl::control::to_line;
+use ctl::event::{Event, Stamped};
+use tokio::sync::broadcast;
+
+/// Events a slow listener may be behind before it loses the oldest and is told how many.
+const BEHIND: usize = 8192;
+
+/// Where a daemon publishes its events. Clones publish to the same listeners.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    lines: broadcast::Sender<Bytes>,
+}
+
+impl Hub {
+    /// A hub without listeners.
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default hub would be a different hub each time, easily by mistake"
+    )]
+    pub fn new() -> Hub {
+        Hub { lines: broadcast::channel(BEHIND).0 }
+    }
+
+    /// Logs the event and sends it to every listener. It never waits.
+    pub fn publish(&self, unix_seconds: u64, event: &Event) {
+        crate::log::event(event);
+        // Written once for all listeners, and not at all without one.
+        if self.lines.receiver_count() > 0
+            && let Ok(line) = to_line(&Stamped::new(unix_seconds, event.clone()))
+        {
+            let _ = self.lines.send(line.into());
+        }
+    }
+
+    /// Everything published from now on, one JSON line each.
+    pub fn subscribe(&self) -> Lines {
+        Lines { lines: self.lines.subscribe() }
+    }
+}
+
+/// A listener.
+#[derive(Debug)]
+pub struct Lines {
+    lines: broadcast::Receiver<Bytes>,
+}
+
+impl Lines {
+    /// The next line with its end; none when the hub is gone. Safe to drop and call again.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        match self.lines.recv().await {
+            Ok(line) => Some(line),
+            Err(broadcast::error::RecvError::Lagged(count)) => {
+                let lost = Stamped::new(crate::clock::unix_seconds(), Event::EventsLost { count });
+                to_line(&lost).ok().map(Bytes::from)
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_gets_what_is_published_after_it_came() {
+        let hub = Hub::new();
+        hub.publish(0, &Event::LabMode);
+        let mut lines = hub.subscribe();
+        hub.publish(0, &Event::ShowKeys);
+        drop(hub);
+        assert_eq!(
+            lines.next().await.unwrap().as_ref(),
+            b"{\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"show_keys\"}\n".as_slice()
+        );
+        assert_eq!(lines.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_slow_listener_is_told_how_much_it_lost() {
+        let hub = Hub::new();
+        let mut lines = hub.subscribe();
+        for _ in 0..BEHIND + 5 {
+            hub.publish(0, &Event::LabMode);
+        }
+        let line = String::from_utf8(lines.next().await.unwrap().to_vec()).unwrap();
+        assert!(line.contains("\"event\":\"events_lost\",\"count\":5"), "{line}");
+    }
+}

@@ -1,0 +1,153 @@
+//! Everything that must be refused is refused by name, and everything odd but valid is accepted.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gdoi_proto::header::Header;
+use gdoi_proto::ids::Cookie;
+use gdoi_proto::message::{Chain, Dialect, Message, Rules};
+use gdoi_proto::payload::{GdoiSa, Payload};
+use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet};
+use gdoi_proto::registry::PayloadType;
+use gdoi_proto::secret::SecretBytes;
+use gdoi_sim::provider::SeededEntropy;
+use ike::crypto::provider::{Done, default_provider, run};
+use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
+use ike::identity::IdentityRule;
+use ike::io::Instant;
+use ike::phase1::proposal;
+use ike::phase1::{Offer, PeerPolicy, Refusal, Responder, Step};
+use serde_json::Value;
+
+use crate::support::{list, octets, text, vectors};
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn policy() -> Arc<PeerPolicy> {
+    let suite = Suite {
+        cipher: Cipher::Aes128Cbc,
+        hash: Hash::Sha256,
+        group: DhGroup::Modp2048,
+        method: AuthMethod::PreSharedKey,
+    };
+    Arc::new(PeerPolicy {
+        offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
+        pre_shared_key: SecretBytes::copy(b"gdoi test pre-shared key #1"),
+        local_identity: None,
+        remote: vec![IdentityRule::PeerAddress],
+        doi_ipsec: false,
+        dialect: Dialect::STRICT,
+    })
+}
+
+fn respond(packet: &[u8]) -> Result<(Responder, Vec<Step>), Refusal> {
+    let header = Header::decode(packet).map_err(|error| Refusal::Dropped(error.to_string()))?;
+    let cookie = Cookie([0x38, 0xe4, 0x23, 0x50, 0x00, 0x63, 0xc5, 0x96]);
+    Responder::start(policy(), cookie, address("192.0.2.1"), address("192.0.2.10"), &header, packet)
+}
+
+#[test]
+fn every_bad_first_and_third_message_is_refused_without_an_answer() {
+    let good = vectors("phase1-psk-modp14-aes128-sha256");
+    let first = octets(&list(&good, "messages")[0], "packet");
+    let file = vectors("phase1-parser-rejects");
+    let cases = list(&file, "cases");
+    assert_eq!(cases.len(), 38);
+    for case in cases {
+        let (reason, packet) = (text(case, "reason"), octets(case, "packet"));
+        match text(case, "based_on") {
+            "m1" => assert!(respond(&packet).is_err(), "accepted: {reason}"),
+            "m3" => {
+                let (mut responder, _) = respond(&first).expect("message 1 of the vector is good");
+                assert!(!completes(&mut responder, &packet), "accepted: {reason}");
+                assert_eq!(responder.state(), "AwaitKe", "{reason} changed the state");
+            }
+            other => panic!("unknown base {other}"),
+        }
+    }
+}
+
+/// True when message 3 leads to a message 4.
+fn completes(responder: &mut Responder, packet: &[u8]) -> bool {
+    let Ok(header) = Header::decode(packet) else { return false };
+    let mut entropy = SeededEntropy::new(1);
+    let Ok(steps) = responder.on_message(Instant(0), &header, packet, &mut entropy) else { return false };
+    let provider = default_provider();
+    steps.into_iter().any(|step| match step {
+        Step::Run(job) => {
+            let done: Done = run(provider.as_ref(), job);
+            responder.on_done(done).is_ok()
+        }
+        Step::Send(_) | Step::Established(_) => true,
+    })
+}
+
+#[test]
+fn the_good_third_message_does_lead_on() {
+    let good = vectors("phase1-psk-modp14-aes128-sha256");
+    let messages = list(&good, "messages");
+    let (mut responder, _) = respond(&octets(&messages[0], "packet")).expect("message 1");
+    assert!(completes(&mut responder, &octets(&messages[2], "packet")));
+}
+
+#[test]
+fn every_odd_but_valid_first_message_is_answered_with_the_right_transform() {
+    let file = vectors("phase1-parser-accepts");
+    let cases = list(&file, "cases");
+    assert_eq!(cases.len(), 23);
+    for case in cases {
+        let (reason, packet) = (text(case, "reason"), octets(case, "packet"));
+        let (_, steps) = respond(&packet).unwrap_or_else(|refusal| panic!("{reason}: {refusal}"));
+        let [Step::Send(answer)] = &steps[..] else { panic!("{reason}: {steps:?}") };
+        let answer = Message::decode(answer, Rules::PHASE1_CLEAR).expect("our own message");
+        let Some(Payload::Sa(sa)) = answer.payloads.first() else { panic!("{reason}: no SA") };
+        let transform = &sa.proposals[0].transforms[0];
+        assert_eq!(Some(u64::from(transform.number)), case["selected_transform"].as_u64(), "{reason}");
+        let offered = Message::decode(&packet, Rules::PHASE1_CLEAR).expect("the offer");
+        let Some(Payload::Sa(offered)) = offered.payloads.first() else { panic!("{reason}: no SA") };
+        let choice = proposal::choose(offered, &policy()).expect("a choice");
+        assert_eq!(Some(choice.life.as_secs()), case["life_seconds"].as_u64(), "{reason}");
+    }
+}
+
+/// The SA of the PULL that key packets are read against.
+fn full_pull_sa() -> GdoiSa {
+    let file = vectors("gdoi-pull");
+    let plain = octets(&list(&list(&file, "cases")[0], "messages")[1], "plaintext");
+    let chain = Chain::decode(PayloadType::Hash, &plain, Rules::GROUP_OPENED).expect("the vector");
+    let found = chain.payloads.into_iter().find_map(|located| match located.payload {
+        Payload::GdoiSa(sa) => Some(sa),
+        _ => None,
+    });
+    found.expect("an SA")
+}
+
+#[test]
+fn every_forbidden_group_structure_is_refused() {
+    let policy = GroupPolicy::read(&full_pull_sa(), Carriage::Pull).expect("the vector's policy");
+    let file = vectors("gdoi-rejects");
+    let cases = list(&file, "cases");
+    assert_eq!(cases.len(), 47);
+    for case in cases {
+        let name = text(case, "name");
+        assert!(refused(case, &policy), "{name} was accepted: {}", text(case, "rule"));
+    }
+}
+
+fn refused(case: &Value, full: &GroupPolicy) -> bool {
+    let kind =
+        PayloadType::from_number(u8::try_from(case["payload"].as_u64().expect("a number")).expect("8 bits"));
+    let body = octets(case, "body");
+    let carriage = if text(case, "where") == "push" { Carriage::Push } else { Carriage::Pull };
+    let payload = [&[0, 0], &((body.len() + 4) as u16).to_be_bytes()[..], &body].concat();
+    let Ok(chain) = Chain::decode(kind, &payload, Rules::GROUP_OPENED) else { return true };
+    let Some(located) = chain.payloads.into_iter().next() else { return true };
+    match located.payload {
+        Payload::GdoiSa(sa) => GroupPolicy::read(&sa, carriage).is_err(),
+        Payload::Kd(kd) => KeySet::read(&kd, full, carriage).is_err(),
+        _ => false,
+    }
+}

@@ -1,0 +1,421 @@
+//! One key server, n members, one clock: the engines as they are, the shell replaced by a loop. Jobs run at once with
+//! the deterministic provider; what is persisted is kept as rows, so a server can crash between any two batches.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gcks::engine::KeyServer;
+use gcks::engine::durable::{Change, Kind, Row};
+use gcks::engine::io::{Command, Input as ServerInput, Output as ServerOutput};
+use gcks::engine::settings::{
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+};
+use gdoi_proto::ids::GroupId;
+use gdoi_proto::message::Dialect;
+use gdoi_proto::payload::Endpoint;
+use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
+use gdoi_proto::registry::IdType;
+use gdoi_proto::secret::SecretBytes;
+use gm::engine::GroupMember;
+use gm::engine::io::{Input as MemberInput, Output as MemberOutput};
+use ike::crypto::provider::run;
+use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
+use ike::identity::IdentityRule;
+use ike::io::{Datagram, Instant, JobResult, Machine, Now};
+use ike::phase1::{Offer, PeerPolicy};
+
+use crate::net::{Network, Weather};
+use crate::provider::{Deterministic, SeededEntropy};
+use crate::trace::Trace;
+
+/// The name of the only group.
+pub const GROUP: &str = "g1";
+/// The key server's address.
+pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 848);
+/// Wall clock at the start.
+const EPOCH: u64 = 1_800_000_000;
+
+/// Timing of the group.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// TEK life.
+    pub tek: Duration,
+    /// KEK life.
+    pub kek: Duration,
+    /// Copies after the first.
+    pub retransmissions: u32,
+    /// Between copies.
+    pub period: Duration,
+}
+
+impl Timing {
+    /// The defaults of the configuration.
+    pub const USUAL: Timing = Timing {
+        tek: Duration::from_secs(3600),
+        kek: Duration::from_secs(7200),
+        retransmissions: 2,
+        period: Duration::from_secs(10),
+    };
+}
+
+/// The simulated world.
+pub struct World {
+    /// The seed, to be printed by a failing test.
+    pub seed: u64,
+    now: Instant,
+    wall_skew: u64,
+    /// The network.
+    pub net: Network,
+    /// What happened.
+    pub trace: Trace,
+    timing: Timing,
+    server: Option<KeyServer>,
+    rows: BTreeMap<(Kind, String), Row>,
+    members: Vec<Option<GroupMember>>,
+    provider: Deterministic,
+    lives: u64,
+    replies: Vec<Result<(String, Option<u32>), String>>,
+    crash_after_batches: Option<u64>,
+    batches: u64,
+}
+
+/// Address of member `index`.
+pub fn member_address(index: usize) -> SocketAddr {
+    let [high, low] = ((index + 1) as u16).to_be_bytes();
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, high, low)), 848)
+}
+
+/// Its name in traces.
+pub fn member_name(index: usize) -> String {
+    format!("gm{}", index + 1)
+}
+
+fn pre_shared_key() -> SecretBytes {
+    SecretBytes::copy(b"a key for the simulator only")
+}
+
+fn peer_policy() -> PeerPolicy {
+    let suite = Suite {
+        cipher: Cipher::Aes256Cbc,
+        hash: Hash::Sha256,
+        group: DhGroup::Ecp256,
+        method: AuthMethod::PreSharedKey,
+    };
+    PeerPolicy {
+        offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
+        pre_shared_key: pre_shared_key(),
+        local_identity: None,
+        remote: vec![IdentityRule::PeerAddress],
+        doi_ipsec: false,
+        dialect: Dialect::STRICT,
+    }
+}
+
+fn subnet() -> Endpoint {
+    Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] }
+}
+
+fn server_settings(timing: Timing) -> Settings {
+    let span = timing.period * (timing.retransmissions + 1);
+    let activation_delay = (timing.period * timing.retransmissions).as_secs() as u16 + 10;
+    let deactivation_delay = activation_delay + 15;
+    let margin =
+        |life: Duration| (life / 10).max(span + Duration::from_secs(u64::from(deactivation_delay) + 5));
+    Settings {
+        gateways: vec![GatewaySettings {
+            name: "members".to_owned(),
+            address: (IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16),
+            policy: Arc::new(peer_policy()),
+            group_id_little_endian: false,
+            ack_l_output: false,
+            line: 1,
+        }],
+        groups: vec![GroupSettings {
+            name: GROUP.to_owned(),
+            id: GroupId::number(1),
+            gateways: ["members".to_owned()].into(),
+            member_threshold: None,
+            sender_id_bits: 16,
+            rekey_on_leave: true,
+            communication: Some(CommunicationSettings {
+                cipher: Cipher::Aes256Cbc,
+                signature_hash: SignatureHash::Sha256,
+                signature: SignatureAlgorithm::Ecdsa256,
+                signature_key_bits: 256,
+                signing_key: None,
+                lifetime: timing.kek,
+                retransmissions: timing.retransmissions,
+                retransmission_period: timing.period,
+                acknowledgement: Acknowledgement::Required,
+                missed_rekeys: 1,
+                activation_delay,
+                deactivation_delay,
+                margin: margin(timing.kek),
+            }),
+            sas: vec![SaSettings {
+                name: "SA1/all".to_owned(),
+                cipher: TekCipher::AesGcm { key_octets: 32, icv_octets: 16 },
+                lifetime: timing.tek,
+                margin: margin(timing.tek),
+                encapsulation: Encapsulation::Tunnel,
+                ip_protocol: 0,
+                source: subnet(),
+                destination: subnet(),
+            }],
+        }],
+        half_open_limit: 4096,
+        half_open_limit_per_address: 16,
+        half_open_timeout: Duration::from_secs(30),
+    }
+}
+
+fn member_settings(index: usize) -> gm::engine::settings::Settings {
+    use gm::engine::settings::{GatewaySettings, Settings, VpnSettings};
+    Settings {
+        gateways: vec![GatewaySettings {
+            name: "servers".to_owned(),
+            servers: vec![SERVER],
+            local: member_address(index),
+            policies: vec![peer_policy()],
+            ..GatewaySettings::default()
+        }],
+        vpns: vec![VpnSettings {
+            name: GROUP.to_owned(),
+            gateway: "servers".to_owned(),
+            group: GroupId::number(1),
+            ..VpnSettings::default()
+        }],
+    }
+}
+
+impl World {
+    /// A server without state and `members` members, none started yet but the server.
+    pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        let mut world = World {
+            seed,
+            now: Instant(1_000_000),
+            wall_skew: 0,
+            net: Network::new(weather, seed),
+            trace: Trace::default(),
+            timing,
+            server: None,
+            rows: BTreeMap::new(),
+            members: Vec::new(),
+            provider: Deterministic::new(seed),
+            lives: 0,
+            replies: Vec::new(),
+            crash_after_batches: None,
+            batches: 0,
+        };
+        world.start_server();
+        for index in 0..members {
+            world.members.push(None);
+            world.start_member(index);
+        }
+        world
+    }
+
+    /// Both clocks.
+    pub fn now(&self) -> Now {
+        Now { at: self.now, unix_seconds: EPOCH + self.wall_skew + self.now.0 / 1_000_000 }
+    }
+
+    /// The server.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn server(&self) -> &KeyServer {
+        self.server.as_ref().expect("the server is running")
+    }
+
+    /// Member `index`.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub fn member(&self, index: usize) -> &GroupMember {
+        self.members[index].as_ref().expect("the member is running")
+    }
+
+    /// Stored rows.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
+    /// The server dies at once: memory is gone, rows stay.
+    pub fn kill_server(&mut self) {
+        self.server = None;
+    }
+
+    /// The server dies right after `batches` more batches were written, before anything that waits for the next one.
+    pub fn kill_server_after(&mut self, batches: u64) {
+        self.crash_after_batches = Some(self.batches + batches);
+    }
+
+    /// True while the server runs.
+    pub fn server_runs(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// Starts the server from its rows.
+    ///
+    /// # Panics
+    /// When the rows cannot be restored.
+    pub fn start_server(&mut self) {
+        self.lives += 1;
+        let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
+        let rows = self.rows.values().cloned().collect();
+        let server = KeyServer::new(server_settings(self.timing), rows, self.now(), Box::new(entropy));
+        self.server = Some(server.expect("rows written by this release restore"));
+        self.drain_server();
+    }
+
+    /// Starts (or restarts) member `index` without memory.
+    pub fn start_member(&mut self, index: usize) {
+        self.lives += 1;
+        let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
+        let member = GroupMember::new(member_settings(index), self.now(), Box::new(entropy));
+        self.members[index] = Some(member);
+        self.drain_member(index);
+    }
+
+    /// An operator's command at the server.
+    pub fn command(&mut self, command: Command) -> Option<Result<(String, Option<u32>), String>> {
+        let now = self.now();
+        self.server.as_mut()?.handle(now, ServerInput::Command { ticket: 1, command });
+        self.drain_server();
+        self.replies.pop()
+    }
+
+    fn drain_server(&mut self) {
+        let now = self.now();
+        while let Some(output) = self.server.as_mut().and_then(Machine::poll) {
+            match output {
+                ServerOutput::Transmit(datagram) => self.transmit("gcks", datagram),
+                ServerOutput::Fanout { octets, to } => {
+                    for (local, peer) in to {
+                        self.transmit("gcks", Datagram { local, peer, octets: octets.clone() });
+                    }
+                }
+                ServerOutput::Persist(changes) => {
+                    for change in changes {
+                        match change {
+                            Change::Put(row) => {
+                                self.rows.insert((row.kind, row.key.clone()), row);
+                            }
+                            Change::Remove { kind, key } => {
+                                self.rows.remove(&(kind, key));
+                            }
+                        }
+                    }
+                    self.batches += 1;
+                    if self.crash_after_batches.is_some_and(|at| self.batches >= at) {
+                        self.crash_after_batches = None;
+                        self.server = None;
+                    }
+                }
+                ServerOutput::Job(request) => {
+                    let done = run(&self.provider, request.job);
+                    let result = JobResult { id: request.id, done };
+                    if let Some(server) = self.server.as_mut() {
+                        server.handle(now, ServerInput::Job(result));
+                    }
+                }
+                ServerOutput::Event(event) => self.trace.event(self.now, "gcks", &event),
+                ServerOutput::Reply { result, .. } => self.replies.push(result),
+            }
+        }
+    }
+
+    fn drain_member(&mut self, index: usize) {
+        let now = self.now();
+        let name = member_name(index);
+        while let Some(output) = self.members[index].as_mut().and_then(Machine::poll) {
+            match output {
+                MemberOutput::Transmit(datagram) => self.transmit(&name, datagram),
+                MemberOutput::Job(request) => {
+                    let done = run(&self.provider, request.job);
+                    if let Some(member) = self.members[index].as_mut() {
+                        member.handle(now, MemberInput::Job(JobResult { id: request.id, done }));
+                    }
+                }
+                MemberOutput::Event(event) => self.trace.event(self.now, &name, &event),
+                _ => {}
+            }
+        }
+    }
+
+    fn transmit(&mut self, from: &str, datagram: Datagram) {
+        let line = gdoi_proto::pretty::one_line(&datagram.octets);
+        let arrives = self.net.send(self.now, datagram);
+        self.trace.datagram(self.now, from, &line, arrives);
+    }
+
+    /// Runs for `time`.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(next) = self.next_moment().filter(|next| *next <= end) {
+            self.now = next.max(self.now);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    fn next_moment(&self) -> Option<Instant> {
+        let server = self.server.as_ref().and_then(Machine::poll_timeout).map(|wakeup| wakeup.at);
+        let members = self.members.iter().flatten().filter_map(|member| member.poll_timeout().map(|w| w.at));
+        self.net.next().into_iter().chain(server).chain(members).min()
+    }
+
+    fn step(&mut self) {
+        let now = self.now();
+        while let Some(datagram) = self.net.arrive(self.now) {
+            if datagram.local == SERVER {
+                if let Some(server) = self.server.as_mut() {
+                    server.handle(now, ServerInput::Datagram(datagram));
+                }
+                self.drain_server();
+            } else if let Some(index) =
+                (0..self.members.len()).find(|index| member_address(*index) == datagram.local)
+            {
+                if let Some(member) = self.members[index].as_mut() {
+                    member.handle(now, MemberInput::Datagram(datagram));
+                }
+                self.drain_member(index);
+            }
+        }
+        if self.server.as_ref().and_then(Machine::poll_timeout).is_some_and(|wakeup| wakeup.at <= self.now) {
+            if let Some(server) = self.server.as_mut() {
+                server.handle(now, ServerInput::Timeout);
+            }
+            self.drain_server();
+        }
+        for index in 0..self.members.len() {
+            let due = self.members[index].as_ref().and_then(Machine::poll_timeout);
+            if due.is_some_and(|wakeup| wakeup.at <= self.now) {
+                if let Some(member) = self.members[index].as_mut() {
+                    member.handle(now, MemberInput::Timeout);
+                }
+                self.drain_member(index);
+            }
+        }
+    }
+
+    /// Runs until `done` or `limit` has passed; true when `done`.
+    pub fn run_until(&mut self, limit: Duration, done: impl Fn(&World) -> bool) -> bool {
+        let end = self.now + limit;
+        while self.now < end {
+            if done(self) {
+                return true;
+            }
+            self.run(Duration::from_millis(500));
+        }
+        done(self)
+    }
+
+    /// Members the server knows.
+    pub fn registered(&self) -> usize {
+        self.server.as_ref().map_or(0, |server| server.groups()[GROUP].members().count())
+    }
+}
