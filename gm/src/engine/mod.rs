@@ -1,7 +1,7 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
-//! Where to look: [`servers`] phase 1 and who runs under it, [`pull`] the four messages of a registration, [`vpn`] which
-//! server is asked when, [`push`] what a rekey does, [`keyring`] when a key encrypts and when it goes.
+//! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
+//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes.
 
 pub mod accept;
 pub mod io;
