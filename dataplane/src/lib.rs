@@ -9,7 +9,12 @@
 //! The engine of the member decides the moments (RFC 5374 section 4.2.1); a backend only obeys.
 #![forbid(unsafe_code)]
 
+pub mod esp;
+pub mod header;
+pub mod policy;
 pub mod recorder;
+pub mod sa;
+pub mod selector;
 
 use std::fmt;
 use std::time::Duration;
@@ -32,6 +37,8 @@ pub struct TekInstall {
     pub sender_ids: Option<SenderIds>,
     /// When [`DataPlane::activate`] will come: zero for at once, none for never (receive only).
     pub activate_after: Option<Duration>,
+    /// Width of the window of IP-D3P timestamps, when the group uses them.
+    pub delay_detection: Option<Duration>,
 }
 
 impl TekInstall {

@@ -106,6 +106,7 @@ mod tests {
             key: TekKey { encryption: SecretBytes::copy(&[0x5a; 20]), integrity: None },
             sender_ids: None,
             activate_after,
+            delay_detection: None,
         }
     }
 
