@@ -9,6 +9,7 @@
 //! The engine of the member decides the moments (RFC 5374 section 4.2.1); a backend only obeys.
 #![forbid(unsafe_code)]
 
+pub mod d3p;
 pub mod esp;
 pub mod header;
 pub mod policy;

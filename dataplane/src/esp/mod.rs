@@ -1,7 +1,15 @@
 //! ESP (RFC 4303) as arithmetic over the caller's buffers: nothing is allocated, the payload is never copied.
 
 mod keys;
+mod open;
+mod packet;
+mod seal;
+#[cfg(test)]
+mod tests;
 mod window;
 
 pub use keys::{KeyError, Keys, MAX_ICV, Shape};
+pub use open::{OpenError, Opened, Opening, Refused, open};
+pub use packet::{DfBit, HEADROOM, TAILROOM, overhead, peek};
+pub use seal::{SealError, Sealing, seal};
 pub use window::{Replay, Window};
