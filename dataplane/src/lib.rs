@@ -12,6 +12,7 @@
 pub mod d3p;
 pub mod esp;
 pub mod header;
+pub mod path;
 pub mod policy;
 pub mod recorder;
 pub mod sa;
