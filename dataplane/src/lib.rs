@@ -17,8 +17,11 @@ pub mod policy;
 pub mod recorder;
 pub mod sa;
 pub mod selector;
+#[cfg(feature = "linux")]
+pub mod tun;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
@@ -72,6 +75,32 @@ impl fmt::Display for DataPlaneError {
 
 impl std::error::Error for DataPlaneError {}
 
+/// What a backend noticed and the engine should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// ESP our policy covers came with an SPI nobody told us.
+    UnknownSpi {
+        /// Its SPI.
+        spi: Spi,
+        /// Its sender, unverified.
+        source: IpAddr,
+    },
+    /// 7/8 of a TEK's packets or octets are used: a new one is needed.
+    SoftLimit {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
+    /// A TEK encrypts nothing more.
+    Spent {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
+}
+
 /// Something that encrypts and decrypts traffic with TEKs.
 pub trait DataPlane: Send {
     /// Its name for logs.
@@ -94,4 +123,9 @@ pub trait DataPlane: Send {
     /// # Errors
     /// [`DataPlaneError`] when the backend cannot.
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
+
+    /// The next fault; none when there is nothing to tell.
+    fn poll_fault(&mut self) -> Option<Fault> {
+        None
+    }
 }
