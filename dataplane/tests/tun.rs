@@ -210,7 +210,7 @@ fn lans_talk_through_esp_only_and_not_at_all_without_keys_or_daemon() {
     first.tell(Order::Install);
     second.tell(Order::Install);
     for to in targets {
-        assert!(lab.pings(to), "{to} with a key");
+        assert!(lab.pings(to), "{to} with a key: {:?} {:?}", first.counters(), second.counters());
     }
     for gateway in [&first, &second] {
         let (out, inn) = gateway.counters();

@@ -111,9 +111,15 @@ fn device(name: &str, mtu: u16) -> Result<SyncDevice, DataPlaneError> {
     let device = DeviceBuilder::new().name(name).mtu(mtu).offload(true).enable(true).build_sync();
     let device = device.map_err(failed(name))?;
     device.set_nonblocking(true).map_err(failed(name))?;
-    // Packets we hand back arrive on a device their source is not behind; loose checks still hold.
-    let path = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
-    std::fs::write(&path, "2").map_err(failed(&path))?;
+    // Packets we hand back arrive on a device without an address that their source is not behind: any check of the
+    // source drops them there. The strictest of "all" and the device's own setting holds.
+    let conf = "/proc/sys/net/ipv4/conf";
+    let path = format!("{conf}/{name}/rp_filter");
+    std::fs::write(&path, "0").map_err(failed(&path))?;
+    let all = format!("{conf}/all/rp_filter");
+    if std::fs::read_to_string(&all).map_err(failed(&all))?.trim() != "0" {
+        return Err(DataPlaneError(format!("{all} must be 0: set rp_filter per interface instead")));
+    }
     Ok(device)
 }
 
