@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 
 use crate::Options;
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::secret_source;
 use crate::table::{Item, Table};
@@ -211,16 +211,16 @@ pub(crate) fn read_dead_peer_detection(
 }
 
 /// Reads `compat`.
-pub(crate) fn read_compat(table: &Table<'_>) -> Compat {
-    let mut compat = Compat::default();
+pub(crate) fn read_compat(table: &Table<'_>) -> Dialect {
+    let mut compat = Dialect::default();
     let report = table.report();
     let items = table.get("compat").map(|item| item.items(report)).unwrap_or_default();
     for item in items {
         let Some(word) = item.text(report) else { continue };
         if !compat.set(word) {
-            let hint = match units::nearest(word, Compat::WORDS.iter().copied()) {
+            let hint = match units::nearest(word, Dialect::WORDS.iter().copied()) {
                 Some(near) => format!("did you mean {near:?}?"),
-                None => Compat::WORDS.join(" | "),
+                None => Dialect::WORDS.join(" | "),
             };
             report.problem(&item.place, format!("{word:?} is not known"), hint);
         }

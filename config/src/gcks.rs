@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::secret::SecretBytes;
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narrow};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::group::{self, Group};
 use crate::identity::{self, IdentityPattern};
@@ -75,7 +75,7 @@ pub struct Gateway {
     /// Default 10 s and 5; none: off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
     /// Deviations it needs.
-    pub compat: Compat,
+    pub compat: Dialect,
     /// Line of the statement, from 1.
     pub line: usize,
 }

@@ -209,7 +209,6 @@ impl Member {
             pre_shared_key: SecretBytes::copy(KEY.as_bytes()),
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
-            doi_ipsec: false,
             dialect: Dialect::STRICT,
         };
         let (here, there) = (self.socket.local_addr().unwrap(), self.socket.peer_addr().unwrap());

@@ -21,7 +21,7 @@ use gdoi_proto::payload::{Endpoint, Identification, Payload};
 use gdoi_proto::policy::{
     Carriage, Encapsulation, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
 };
-use gdoi_proto::registry::{ExchangeType, IdType};
+use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Verification, default_provider, run};
@@ -57,7 +57,6 @@ fn peer_policy() -> PeerPolicy {
         pre_shared_key: SecretBytes::copy(b"a key for tests of the engine"),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -67,8 +66,7 @@ fn gateway(name: &str, third: u8) -> GatewaySettings {
         name: name.to_owned(),
         address: (IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24),
         policy: Arc::new(peer_policy()),
-        group_id_little_endian: false,
-        ack_l_output: false,
+        dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
         line: 7,
     }
 }
@@ -80,6 +78,8 @@ fn settings() -> Settings {
         groups: vec![GroupSettings {
             name: "g1".to_owned(),
             id: GroupId::number(1),
+            address: None,
+            push_dialect: Dialect::STRICT,
             gateways: ["members".to_owned()].into(),
             member_threshold: Some(3),
             sender_id_bits: 8,
@@ -377,6 +377,7 @@ impl Member {
             public_key: self.public_key.clone().into(),
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
+            or_input: None,
             bare_digest: false,
         };
         bench.provider.verify(&check).expect("a good signature");
@@ -467,6 +468,65 @@ fn a_silent_member_is_expired_after_all_copies_and_its_ike_sa_deleted() {
     assert_eq!(said, [Informational::DeleteIsakmp]);
     let back = joined(&mut bench, 2);
     assert_eq!((bench.members(), back.last), (2, SeqNumber(1)), "it comes back with the current SEQ");
+}
+
+/// Message 1 of a PULL answered, message 3 not sent.
+fn half_a_pull(bench: &mut Bench, last: u8) -> IkeSa {
+    let mut sa = phase1(bench, address(last)).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let ni: [u8; NONCE_LEN] = random.array();
+    let id = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
+    bench.tell(address(last), exchange.seal(&sa, &[], &[Payload::Nonce(ni.to_vec()), Payload::Id(id)]));
+    only(bench.received(address(last))).expect("message 2");
+    sa
+}
+
+/// What the server said under `sa`, informational messages only.
+fn said(bench: &mut Bench, sa: &mut IkeSa, last: u8) -> Vec<Informational> {
+    let mut said = Vec::new();
+    for octets in bench.received(address(last)) {
+        let header = Header::decode(&octets).expect("a header");
+        said.extend(notify::open(sa, &header, &octets).expect("protected").into_inner());
+    }
+    said
+}
+
+#[test]
+fn a_member_that_falls_silent_in_a_registration_is_asked_and_then_its_sa_goes() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(39));
+    let asked = said(&mut bench, &mut sa, 1);
+    assert!(
+        matches!(asked[..], [Informational::RUThere(a), Informational::RUThere(b), Informational::RUThere(c)]
+        if b == a + 1 && c == a + 2),
+        "{asked:?}"
+    );
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 0));
+}
+
+#[test]
+fn a_member_that_answers_is_there_and_a_registered_one_is_not_asked() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(10));
+    let asked = said(&mut bench, &mut sa, 1);
+    let [Informational::RUThere(number)] = asked[..] else { panic!("{asked:?}") };
+    let answer = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
+    let octets = notify::seal(&mut sa, &[answer], &mut Random(bench.provider.clone()));
+    bench.tell(address(1), octets);
+    let mut member = joined(&mut bench, 2);
+    bench.pass(Duration::from_secs(49));
+    assert!(said(&mut bench, &mut sa, 1).is_empty() && said(&mut bench, &mut member.sa, 2).is_empty());
+    // 60 s after the last message of a PULL nobody needs the SA any more; the membership stays.
+    bench.pass(Duration::from_secs(11));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!(said(&mut bench, &mut member.sa, 2), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 1));
 }
 
 #[test]

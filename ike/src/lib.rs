@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 pub mod crypto;
+pub mod dpd;
 pub mod identity;
 pub mod io;
 pub mod phase1;

@@ -43,7 +43,6 @@ fn policy(suites: &[Suite], key: &str) -> PeerPolicy {
         pre_shared_key: SecretBytes::copy(key.as_bytes()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -38,7 +38,6 @@ fn policy() -> Arc<PeerPolicy> {
         pre_shared_key: SecretBytes::copy(b"gdoi test pre-shared key #1"),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     })
 }

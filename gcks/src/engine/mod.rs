@@ -74,8 +74,13 @@ impl KeyServer {
                 }
             }
         }
-        let by_id =
-            groups.values().map(|group| (group.settings.id.clone(), group.settings.name.clone())).collect();
+        let by_id = groups
+            .values()
+            .flat_map(|group| {
+                let names = std::iter::once(&group.settings.id).chain(&group.settings.address);
+                names.map(|id| (id.clone(), group.settings.name.clone()))
+            })
+            .collect();
         let members = groups.values().map(|group| group.members().count() as u64).sum();
         let mut server = KeyServer {
             peers,
@@ -158,7 +163,9 @@ impl KeyServer {
 
     fn on_job(&mut self, now: Now, result: JobResult) {
         match self.jobs.remove(&result.id) {
-            Some(Owner::Peer(cookies)) => self.peers.on_done(now.at, cookies, result.done),
+            Some(Owner::Peer(cookies)) => {
+                self.peers.on_done(now.at, cookies, result.done, self.entropy.as_mut());
+            }
             Some(Owner::Group(name)) => {
                 let Some(group) = self.groups.get_mut(&name) else { return };
                 if let Err(error) = group.on_done(now, result.done, self.entropy.as_mut()) {
@@ -263,7 +270,11 @@ impl KeyServer {
     fn on_ask(&mut self, now: Now, ask: Ask) {
         match ask {
             Ask::Policy(name, asker, id) => {
-                let answer = match self.by_id.get(&id).and_then(|known| self.groups.get_mut(known)) {
+                let known = self.by_id.get(&id).and_then(|known| self.groups.get_mut(known));
+                // A group's address names it only for those who need that.
+                let by_address = asker.gateway.policy.dialect.group_id_address;
+                let known = known.filter(|group| by_address || group.settings.address.as_ref() != Some(&id));
+                let answer = match known {
                     Some(group) => group.on_policy_ask(now, &asker),
                     None => {
                         self.out.push_back(Output::Event(Event::PullRefused {
@@ -276,7 +287,7 @@ impl KeyServer {
                         PolicyAnswer::Refused(NotifyType::InvalidIdInformation)
                     }
                 };
-                self.peers.answer_policy(name, id, answer, self.entropy.as_mut());
+                self.peers.answer_policy(now.at, name, id, answer, self.entropy.as_mut());
             }
             Ask::Join(name, asker, id, terms, sender_ids) => {
                 let joined = self

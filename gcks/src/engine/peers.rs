@@ -17,6 +17,7 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
+use ike::dpd::{Verdict, Watch};
 use ike::io::{Entropy, Instant, Wakeup};
 use ike::phase1::responder::Answered;
 use ike::phase1::{Refusal, Responder, Step};
@@ -29,6 +30,8 @@ use super::settings::{GatewaySettings, Settings};
 
 /// Message 6 is repeated on request this long after phase 1.
 const ANSWER_LIFE: Duration = Duration::from_secs(60);
+/// An SA without a PULL for this long is deleted: a member that needs us again makes another.
+const IDLE_LIFE: Duration = Duration::from_secs(60);
 /// PULLs under way per SA.
 const MAX_PULLS: usize = 8;
 /// Clear notifications per second, in all.
@@ -117,7 +120,30 @@ struct Established {
     peer: SocketAddr,
     answered: Option<Answered>,
     since: Instant,
+    last_pull: Instant,
+    watch: Option<Watch>,
+    /// Its entry among the timers.
+    timer: Instant,
     pulls: BTreeMap<MessageId, Pull>,
+}
+
+impl Established {
+    /// When it ends by itself: its life is over, or nobody needs it.
+    fn ends(&self) -> Instant {
+        self.sa.expires.min(self.last_pull + IDLE_LIFE)
+    }
+
+    /// When to look at it again.
+    fn due(&self) -> Instant {
+        let ends = self.ends();
+        self.watch.as_ref().and_then(Watch::due).map_or(ends, |due| due.min(ends))
+    }
+
+    fn heard(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.heard();
+        }
+    }
 }
 
 /// The peer table.
@@ -190,7 +216,7 @@ impl Peers {
 
     /// True when the gateway that covers `address` may use the short L in acknowledgements (`ack-l-output`).
     pub fn takes_short_l(&self, address: IpAddr) -> bool {
-        self.gateway_for(address).is_some_and(|gateway| gateway.ack_l_output)
+        self.gateway_for(address).is_some_and(|gateway| gateway.policy.dialect.ack_l_output)
     }
 
     /// Negotiations under way.
@@ -232,7 +258,7 @@ impl Peers {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
             let result = half.responder.on_message(now, header, octets, entropy);
-            return self.on_steps(now, header.cookies, result);
+            return self.on_steps(now, header.cookies, result, entropy);
         }
         let repeat = self
             .established
@@ -279,7 +305,7 @@ impl Peers {
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
                 self.timers.insert((now + self.timeout, cookies));
-                self.on_steps(now, cookies, Ok(steps));
+                self.on_steps(now, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
                 self.counters.failed += 1;
@@ -352,14 +378,20 @@ impl Peers {
     }
 
     /// The result of a job asked for by a negotiation.
-    pub fn on_done(&mut self, now: Instant, cookies: CookiePair, done: Done) {
+    pub fn on_done(&mut self, now: Instant, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
         if let Some(half) = self.half_open.get_mut(&cookies) {
             let result = half.responder.on_done(done);
-            self.on_steps(now, cookies, result);
+            self.on_steps(now, cookies, result, entropy);
         }
     }
 
-    fn on_steps(&mut self, now: Instant, cookies: CookiePair, result: Result<Vec<Step>, Refusal>) {
+    fn on_steps(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        result: Result<Vec<Step>, Refusal>,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
         let (local, peer) = (half.local, half.peer);
         match result {
@@ -369,7 +401,7 @@ impl Peers {
                         Step::Send(octets) => self.out.push_back(PeerOutput::Transmit(local, peer, octets)),
                         Step::Run(job) => self.out.push_back(PeerOutput::Job(cookies, job)),
                         Step::Established(done) => {
-                            self.on_established(now, cookies, done.sa, done.initial_contact)
+                            self.on_established(now, cookies, done.sa, done.initial_contact, entropy)
                         }
                     }
                 }
@@ -387,7 +419,14 @@ impl Peers {
         }
     }
 
-    fn on_established(&mut self, now: Instant, cookies: CookiePair, sa: IkeSa, initial_contact: bool) {
+    fn on_established(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        sa: IkeSa,
+        initial_contact: bool,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
@@ -408,12 +447,15 @@ impl Peers {
                 self.forget_established(old, "initial contact");
             }
         }
-        self.timers.insert((sa.expires, cookies));
         let answered = Some(half.responder.into_answered());
+        let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
         self.established.insert(
             cookies,
             Established {
                 sa,
+                last_pull: now,
+                watch: asks.map(|settings| Watch::new(settings, entropy)),
+                timer: now,
                 gateway: half.gateway,
                 local: half.local,
                 peer: half.peer,
@@ -422,6 +464,19 @@ impl Peers {
                 pulls: BTreeMap::new(),
             },
         );
+        self.set_timer(cookies);
+    }
+
+    /// Keeps the one timer of an established SA at its earliest moment.
+    fn set_timer(&mut self, cookies: CookiePair) {
+        if let Some(known) = self.established.get_mut(&cookies) {
+            let due = known.due();
+            if due != known.timer {
+                self.timers.remove(&(known.timer, cookies));
+                known.timer = due;
+            }
+            self.timers.insert((due, cookies));
+        }
     }
 
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
@@ -439,7 +494,7 @@ impl Peers {
 
     fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
         if let Some(known) = self.established.remove(&cookies) {
-            self.timers.remove(&(known.sa.expires, cookies));
+            self.timers.remove(&(known.timer, cookies));
             self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
                 peer: known.peer.to_string(),
                 identity: known.sa.peer_identity.to_string(),
@@ -481,12 +536,33 @@ impl Peers {
                     stage: half.responder.state().to_owned(),
                 }));
             } else {
-                self.delete(cookies, "lifetime ended", entropy);
+                self.on_sa_timer(now, cookies, entropy);
             }
         }
         // Once a second at most of these is remembered; old ones say nothing any more.
         let second = now.0 / 1_000_000;
         self.notified.retain(|_, last| *last == second);
+    }
+
+    /// The life of an SA, or a peer that owes us a word.
+    fn on_sa_timer(&mut self, now: Instant, cookies: CookiePair, entropy: &mut dyn Entropy) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        if known.ends() <= now {
+            let reason = if known.sa.expires <= now { "lifetime ended" } else { "not needed any more" };
+            return self.delete(cookies, reason, entropy);
+        }
+        match known.watch.as_mut().map(|watch| watch.on_timeout(now)) {
+            Some(Verdict::Ask(number)) => {
+                let question = notify::dpd(cookies, NotifyType::RUThere, number);
+                let octets = notify::seal(&mut known.sa, &[question], entropy);
+                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+            }
+            Some(Verdict::Dead) => {
+                return self.delete(cookies, "dead: no answer to dead-peer detection", entropy);
+            }
+            Some(Verdict::Wait) | None => {}
+        }
+        self.set_timer(cookies);
     }
 
     /// Exchange 5: informational.
@@ -504,11 +580,14 @@ impl Peers {
             Ok(said) => said.into_inner(),
             Err(error) => return self.drop_message(peer, error),
         };
+        known.heard();
         for said in said {
             let Some(known) = self.established.get_mut(&header.cookies) else { return };
             match said {
                 Informational::DeleteIsakmp => self.forget_established(header.cookies, "deleted by the peer"),
-                Informational::RUThere(number) if known.sa.peer_does_dpd => {
+                Informational::RUThere(number)
+                    if known.sa.peer_does_dpd && known.sa.questions.take(number) =>
+                {
                     let answer = notify::dpd(header.cookies, NotifyType::RUThereAck, number);
                     let octets = notify::seal(&mut known.sa, &[answer], entropy);
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
@@ -555,22 +634,27 @@ impl Peers {
         };
         match wish {
             Ok(Wish::Policy { group }) => {
-                let group = if known.gateway.group_id_little_endian { reversed(group) } else { group };
+                known.last_pull = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
+                known.last_pull = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
             Ok(Wish::Repeat(answer)) => {
                 self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
             }
-            Err(error) => self.drop_message(peer, error),
+            Err(error) => return self.drop_message(peer, error),
         }
+        self.set_timer(header.cookies);
     }
 
     /// Message 2, a refusal, or nothing.
     pub fn answer_policy(
         &mut self,
+        now: Instant,
         name: PullName,
         group: GroupId,
         answer: PolicyAnswer,
@@ -585,6 +669,9 @@ impl Peers {
                     .and_then(|pull| pull.offer(&known.sa, group, terms, entropy));
                 if let Some(octets) = octets {
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                    if let Some(watch) = &mut known.watch {
+                        watch.expect(now);
+                    }
                 }
             }
             PolicyAnswer::Refused(kind) => {
@@ -600,6 +687,7 @@ impl Peers {
                 known.pulls.remove(&name.message_id);
             }
         }
+        self.set_timer(name.sa);
     }
 
     /// Message 4, or nothing.
@@ -659,11 +747,4 @@ impl Peers {
             }));
         }
     }
-}
-
-/// The group a little-endian peer means.
-fn reversed(group: GroupId) -> GroupId {
-    let mut data = group.data;
-    data.reverse();
-    GroupId { id_type: group.id_type, data }
 }

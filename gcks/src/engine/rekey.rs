@@ -343,7 +343,11 @@ impl Group {
                 ),
             };
         }
-        if let Some(successor) = successor {
+        if let Some(mut successor) = successor {
+            // Deviation `kek-old-spi`: such members count on under the new KEK.
+            if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
+                successor.seq = seq;
+            }
             changes.push(self.kek_row(&successor));
             if let Some(mut old) = self.kek.replace(successor) {
                 // RFC 8263 section 6: late acknowledgements must still find the key.
@@ -365,6 +369,7 @@ impl Group {
         let communication = self.settings.communication.clone()?;
         let protecting = self.kek.as_ref()?;
         let seq = protecting.seq.next()?;
+        let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
                 self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
@@ -381,7 +386,10 @@ impl Group {
         let content = PushContent {
             seq,
             deletes: Vec::new(),
-            keys: Some((policy.write(Carriage::Push), keys.write(&policy))),
+            keys: Some((
+                dialect.sa_to_peer(policy.write(Carriage::Push)),
+                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
+            )),
         };
         let signature_len = signature_len(communication.signature, communication.signature_key_bits);
         Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
@@ -393,6 +401,7 @@ impl Group {
             return;
         };
         let hash = communication.signature_hash;
+        let padded = self.settings.push_dialect.padded_length_signature;
         let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
             return;
         };
@@ -400,7 +409,7 @@ impl Group {
             && !*asked
         {
             *asked = true;
-            let input: Bytes = unsigned.signature_input();
+            let input: Bytes = unsigned.signature_input(padded);
             self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input }));
         }
     }

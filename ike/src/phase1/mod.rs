@@ -50,9 +50,7 @@ pub struct PeerPolicy {
     pub local_identity: Option<Identification>,
     /// Who the peer may be; any rule suffices.
     pub remote: Vec<IdentityRule>,
-    /// Send and take DOI 1 (`phase1-doi-ipsec`).
-    pub doi_ipsec: bool,
-    /// Decoder deviations.
+    /// Deviations of this peer.
     pub dialect: Dialect,
 }
 

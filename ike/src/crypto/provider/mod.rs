@@ -148,6 +148,8 @@ pub struct Verification {
     pub public_key: Bytes,
     /// What was signed.
     pub input: Bytes,
+    /// What else may have been signed; tried second.
+    pub or_input: Option<Bytes>,
     /// The SIG body.
     pub signature: Bytes,
     /// Accept RSA over the bare digest, without DigestInfo (`compat` word `bare-digest-signature`).
@@ -261,7 +263,14 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
             }))
         }
         Job::Sign { signer, hash, input } => Done::Signed(signer.sign(hash, &input)),
-        Job::Verify(check) => Done::Verified(provider.verify(&check)),
+        Job::Verify(mut check) => {
+            let mut result = provider.verify(&check);
+            if let (Err(CryptoError::Signature), Some(input)) = (&result, check.or_input.take()) {
+                check.input = input;
+                result = provider.verify(&check);
+            }
+            Done::Verified(result)
+        }
         Job::MakeSigner { algorithm, key_bits } => Done::Signer(
             provider
                 .generate_signing_key(algorithm, key_bits)
