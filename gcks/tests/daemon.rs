@@ -21,8 +21,7 @@ fn a_member_registers_and_a_sudden_end_loses_nothing() {
     let site = Site::new();
     let first = site.start(&[]);
     let mut member = Member::new(first.address());
-    let given: Vec<String> =
-        member.register().teks.keys().map(|spi| format!("{:#010x}", spi.0)).collect();
+    let given: Vec<String> = member.register().teks.keys().map(|spi| format!("{:#010x}", spi.0)).collect();
     let before = first.snapshot();
     assert_eq!(spis(&before), given);
     assert_eq!(before.groups[0].members.len(), 1);

@@ -1,6 +1,7 @@
 //! A member played by hand on a socket of its own: phase 1, the four messages of a PULL, PUSHes and acknowledgements. It
 //! shares the codecs with the daemon and none of the engines.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -20,14 +21,21 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant};
 use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::protect::OpenError;
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
-use ike::protect::push::{self, KekCipherKey};
+use ike::protect::push::{self, KekCipherKey, Unverified};
 use ike::sa::IkeSa;
 
 /// How often a waiting member looks whether it is still worth waiting.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// For about 10 s of looking in vain.
+pub fn patience() -> impl Fn() -> bool {
+    let left = Cell::new(2000_u32);
+    move || left.replace(left.get().saturating_sub(1)) > 0
+}
 
 struct Random(Arc<dyn Provider>);
 
@@ -66,6 +74,21 @@ impl Kek {
             key: CipherKey::new(cipher, key.key.clone()).expect("fits"),
         };
         Kek { policy, cipher, key: key.key, public_key: key.public_key.expect("the signing key"), last }
+    }
+
+    /// The number of a PUSH under this KEK.
+    pub fn number(&self, octets: &Bytes) -> SeqNumber {
+        self.open(octets, SeqNumber(0)).expect("a number above 0").seq()
+    }
+
+    fn open(&self, octets: &Bytes, last: SeqNumber) -> Option<Unverified> {
+        let header = Header::decode(octets).unwrap();
+        assert_eq!(KekSpi::from(header.cookies), self.policy.spi);
+        match push::open(&self.cipher, last, &header, octets, Dialect::STRICT) {
+            Ok(opened) => Some(opened),
+            Err(OpenError::Sequence { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
     }
 }
 
@@ -113,6 +136,14 @@ impl Member {
 
     pub fn send(&self, octets: &[u8]) {
         self.socket.send_to(octets, self.server).unwrap();
+    }
+
+    /// A datagram that is already there.
+    pub fn look_now(&self) -> Option<(Header, Bytes)> {
+        self.socket.set_nonblocking(true).unwrap();
+        let found = self.look();
+        self.socket.set_nonblocking(false).unwrap();
+        found
     }
 
     /// The next datagram, none within 5 ms.
@@ -173,8 +204,7 @@ impl Member {
         let (here, there) = (self.address().ip(), self.server.ip());
         let mut random = Random(self.provider.clone());
         let at = Instant(1);
-        let (mut initiator, mut todo) =
-            Initiator::start(self.policy(), here, there, false, at, &mut random);
+        let (mut initiator, mut todo) = Initiator::start(self.policy(), here, there, false, at, &mut random);
         loop {
             for step in std::mem::take(&mut todo) {
                 match step {
@@ -196,17 +226,13 @@ impl Member {
         }
     }
 
-    /// Registers with group 1, waiting at most 10 s for each answer.
+    /// Registers with group 1 within about 10 s.
     pub fn register(&mut self) -> Registration {
-        self.register_with(1, &|| true).expect("a registration")
+        self.register_with(1, &patience()).expect("a registration")
     }
 
     /// Registers while `patient`; every message is sent once.
-    pub fn register_with(
-        &mut self,
-        group: u32,
-        patient: &dyn Fn() -> bool,
-    ) -> Result<Registration, Stopped> {
+    pub fn register_with(&mut self, group: u32, patient: &dyn Fn() -> bool) -> Result<Registration, Stopped> {
         let mut sa = self.phase1(patient)?;
         let mut random = Random(self.provider.clone());
         let mid = sa.fresh_message_id(&mut random);
@@ -235,11 +261,9 @@ impl Member {
         })
     }
 
-    /// Opens a PUSH under `kek` and checks SEQ, signature and content.
-    pub fn take(&self, kek: &mut Kek, octets: &Bytes) -> Taken {
-        let header = Header::decode(octets).unwrap();
-        assert_eq!(KekSpi::from(header.cookies), kek.policy.spi);
-        let opened = push::open(&kek.cipher, kek.last, &header, octets, Dialect::STRICT).unwrap();
+    /// Opens a PUSH under `kek` and checks SEQ, signature and content; none when its number is not above the last.
+    pub fn take(&self, kek: &mut Kek, octets: &Bytes) -> Option<Taken> {
+        let opened = kek.open(octets, kek.last)?;
         let check = Verification {
             algorithm: kek.policy.signature,
             hash: kek.policy.signature_hash,
@@ -261,10 +285,10 @@ impl Member {
         let (sa, kd) = content.keys.expect("keys");
         let policy = GroupPolicy::read(&sa, Carriage::Push).unwrap();
         let keys = KeySet::read(&kd, &policy, Carriage::Push).unwrap();
-        Taken {
+        Some(Taken {
             ack,
             teks: keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())).collect(),
             kek: policy.kek.zip(keys.kek).map(|(policy, key)| Kek::new(policy, key, SeqNumber(0))),
-        }
+        })
     }
 }
