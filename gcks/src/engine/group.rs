@@ -41,8 +41,8 @@ pub struct Terms {
     pub seq: Option<SeqNumber>,
     /// The last PUSH whose content is in it.
     pub mark: Mark,
-    /// When it was made.
-    pub made: Instant,
+    /// Rekeys nobody was told of, when it was made.
+    pub untold: u64,
     /// Its keys.
     pub keys: KeySet,
 }
@@ -158,8 +158,8 @@ pub struct Group {
     pub(super) deliveries: Vec<Delivery>,
     /// PUSHes that are delivered, for members that registered with older terms meanwhile.
     pub(super) delivered: VecDeque<Delivered>,
-    /// Last rekey that no member was told of: older terms are void.
-    pub(super) untold: Option<Instant>,
+    /// Rekeys that no member was told of: each makes the terms before it void.
+    pub(super) untold: u64,
     /// Rows that mean nothing any more, found by restore.
     pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
@@ -185,7 +185,7 @@ impl Group {
             by_address: BTreeMap::new(),
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
-            untold: None,
+            untold: 0,
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             out: VecDeque::new(),
@@ -296,7 +296,14 @@ impl Group {
             ..KeySet::default()
         };
         let seq = self.kek.as_ref().map(|kek| kek.seq);
-        Some(Terms { sa: policy.write(Carriage::Pull), policy, seq, mark: self.mark(), made: at, keys })
+        Some(Terms {
+            sa: policy.write(Carriage::Pull),
+            policy,
+            seq,
+            mark: self.mark(),
+            untold: self.untold,
+            keys,
+        })
     }
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.

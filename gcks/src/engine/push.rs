@@ -256,7 +256,7 @@ impl Group {
 
     /// Delivered PUSHes whose content these terms lack, in order; none when something between is no longer known.
     pub(super) fn missed_since(&self, terms: &Terms) -> Option<Vec<Delivered>> {
-        if self.untold.is_some_and(|untold| untold >= terms.made) {
+        if self.untold != terms.untold {
             return None;
         }
         let mut missed = Vec::new();

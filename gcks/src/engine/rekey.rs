@@ -350,7 +350,7 @@ impl Group {
             };
         }
         if started.seq.is_none() {
-            self.untold = Some(now.at);
+            self.untold += 1;
         }
         if let Some(successor) = successor {
             changes.push(self.kek_row(&successor));
