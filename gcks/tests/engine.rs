@@ -120,6 +120,8 @@ fn settings() -> Settings {
 struct Bench {
     provider: Arc<dyn Provider>,
     now: Now,
+    /// Wall clock at [`Instant`] zero.
+    epoch: u64,
     server: KeyServer,
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
@@ -139,6 +141,7 @@ impl Bench {
         let mut bench = Bench {
             provider,
             now,
+            epoch: now.unix_seconds - 1,
             server,
             rows: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -223,7 +226,7 @@ impl Bench {
     }
 
     fn set(&mut self, at: Instant) {
-        self.now = Now { at, unix_seconds: 1_800_000_000 + at.0 / 1_000_000 };
+        self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
     fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
@@ -298,6 +301,16 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
 }
 
 fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Member, Stopped> {
+    register_around(bench, address, group, |_| {})
+}
+
+/// Registers; `between` happens after message 2 and before message 3.
+fn register_around(
+    bench: &mut Bench,
+    address: SocketAddr,
+    group: GroupId,
+    between: impl FnOnce(&mut Bench),
+) -> Result<Member, Stopped> {
     let mut sa = phase1(bench, address).expect("phase 1");
     let mut random = Random(bench.provider.clone());
     let mid = sa.fresh_message_id(&mut random);
@@ -321,15 +334,20 @@ fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Me
     let opened = exchange.open(&sa, &header, &answer, &[&ni]).expect("message 2").into_inner();
     let [Payload::Nonce(nr), Payload::GdoiSa(policy)] = &opened[..] else { panic!("{opened:?}") };
     let policy = GroupPolicy::read(policy, Carriage::Pull).expect("a policy");
+    between(bench);
     let third = exchange.seal(&sa, &[&ni, nr], &[]);
     bench.tell(address, third.clone());
-    let answer = only(bench.received(address))?;
+    let mut received = bench.received(address);
+    let answer = if received.is_empty() { return Err(Stopped::Silence) } else { received.remove(0) };
     bench.tell(address, third);
     assert_eq!(
         only(bench.received(address)),
         Ok(answer.clone()),
         "a repeated message 3 gets the same octets"
     );
+    // PUSHes may follow message 4.
+    let pushes = received.into_iter().map(|octets| Datagram { local: SERVER, peer: address, octets });
+    bench.sent.extend(pushes);
     let header = Header::decode(&answer).expect("a header");
     let opened = exchange.open(&sa, &header, &answer, &[&ni, nr]).expect("message 4").into_inner();
     let [Payload::Seq(seq), Payload::Kd(kd)] = &opened[..] else { panic!("{opened:?}") };
@@ -639,4 +657,144 @@ fn a_server_that_dies_at_any_write_goes_on_where_it_was() {
         one.take(&bench, &octets);
     }
     assert!(deaths >= 3, "the server died {deaths} times");
+}
+
+/// A PUSH to everyone that everyone answers.
+fn answered_rekey(bench: &mut Bench, kek: bool, members: &mut [&mut Member]) {
+    bench.rekey(kek);
+    for member in members {
+        let octets = bench.received(member.address).pop().expect("a push");
+        let ack = member.take(bench, &octets);
+        bench.tell(member.address, ack);
+    }
+}
+
+#[test]
+fn a_rekey_between_messages_2_and_3_reaches_the_member_after_message_4() {
+    for rekeys in [&[false][..], &[true], &[true, false], &[false, true, true]] {
+        let mut bench = Bench::new();
+        let mut one = joined(&mut bench, 1);
+        let mut two = register_around(&mut bench, address(2), GroupId::number(1), |bench| {
+            for kek in rekeys {
+                answered_rekey(bench, *kek, &mut [&mut one]);
+            }
+        })
+        .expect("a registration");
+        let completed = bench.count("rekey_completed");
+        for octets in bench.received(two.address) {
+            let ack = two.take(&bench, &octets);
+            bench.tell(two.address, ack);
+        }
+        assert_eq!((two.kek.spi, two.last), bench.seq(), "{rekeys:?}");
+        assert_eq!((two.kek.spi, two.last), (one.kek.spi, one.last));
+        assert!(bench.server.groups()["g1"].deliveries().is_empty());
+        assert_eq!((completed, bench.count("rekey_completed")), (rekeys.len(), rekeys.len()));
+        answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+    }
+}
+
+#[test]
+fn a_rekey_that_told_nobody_leaves_no_member_with_what_it_replaced() {
+    let mut bench = Bench::new();
+    let rekey = |bench: &mut Bench| {
+        let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+        assert_eq!(bench.command(command).expect("a rekey").1, None);
+    };
+    let outdated = register_around(&mut bench, address(1), GroupId::number(1), rekey);
+    assert_eq!((outdated.err(), bench.members()), (Some(Stopped::Silence), 0));
+    let mut one = joined(&mut bench, 1);
+    answered_rekey(&mut bench, true, &mut [&mut one]);
+}
+
+#[test]
+fn after_a_restart_the_answer_to_the_last_push_is_enough() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    for kek in [true, true, false] {
+        bench.rekey(kek);
+    }
+    for octets in bench.received(one.address) {
+        one.take(&bench, &octets);
+    }
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    // Copies: the member acknowledges that of its last PUSH and no other.
+    assert_eq!(bench.received(one.address).len(), 3);
+    let (spi, seq) = bench.seq();
+    let request = one.kek.acknowledgement.expect("asked for");
+    let ack = AckKey::derive(request, &one.key, spi).seal(spi, seq, one.address.ip());
+    bench.tell(one.address, ack);
+    assert!(bench.server.groups()["g1"].deliveries().is_empty());
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (1, 0));
+}
+
+#[test]
+fn after_a_restart_a_push_goes_to_nobody_who_registered_with_its_content() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.rekey(true);
+    bench.received(one.address);
+    let mut two = joined(&mut bench, 2);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.received(two.address).is_empty(), "it cannot read a push under a KEK it never had");
+    let octets = bench.received(one.address).pop().expect("the push again");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (2, 0));
+    answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+}
+
+fn tek_spis(bench: &Bench) -> Vec<Spi> {
+    bench.server.groups()["g1"].teks().iter().map(|tek| tek.spi).collect()
+}
+
+#[test]
+fn a_wall_clock_set_while_the_server_runs_ends_no_key_at_the_next_start() {
+    for moved in [86_400 * 365, -86_400] {
+        let mut bench = Bench::new();
+        let one = joined(&mut bench, 1);
+        let before = tek_spis(&bench);
+        bench.pass(Duration::from_secs(60));
+        bench.epoch = bench.epoch.saturating_add_signed(moved);
+        bench.pass(Duration::from_secs(600));
+        bench.server.handle(bench.now, Input::Timeout);
+        bench.drain();
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        assert_eq!((tek_spis(&bench), bench.seq()), (before, (one.kek.spi, SeqNumber(0))), "{moved}");
+        let left = bench.server.groups()["g1"].teks()[0].ends.since(bench.now.at).as_secs();
+        assert!((2935..=2945).contains(&left), "{moved}: {left} s of 3600 are left after 661");
+    }
+}
+
+#[test]
+fn a_wall_clock_set_back_between_two_starts_replaces_keys_whose_end_is_unknown() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.epoch -= 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    let octets = bench.received(one.address).pop().expect("a rekey at once");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    let group = &bench.server.groups()["g1"];
+    assert_eq!(one.kek.spi, bench.seq().0);
+    assert!(group.kek().expect("a KEK").ends.since(bench.now.at) <= Duration::from_secs(7200));
+    assert!(group.teks().iter().all(|tek| tek.ends.since(bench.now.at) <= Duration::from_secs(3600)));
+}
+
+#[test]
+fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back() {
+    let mut bench = Bench::new();
+    let kek = bench.seq().0;
+    bench.epoch += 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    assert_ne!(bench.seq().0, kek);
+    let stored = |kind| bench.rows.keys().filter(|(stored, _)| *stored == kind).count();
+    assert_eq!((stored(Kind::Kek), stored(Kind::Tek)), (1, 1), "rows of keys that ended are gone");
 }

@@ -26,7 +26,7 @@ use ike::protect::push::KekCipherKey;
 use super::durable::Change;
 use super::member::{Member, MemberKey};
 use super::peers::{Asker, PolicyAnswer};
-use super::push::Delivery;
+use super::push::{Delivered, Delivery, Mark};
 use super::sender_id::SenderIdPool;
 use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
 
@@ -39,6 +39,10 @@ pub struct Terms {
     pub policy: GroupPolicy,
     /// Last SEQ under its KEK; none without a KEK.
     pub seq: Option<SeqNumber>,
+    /// The last PUSH whose content is in it.
+    pub mark: Mark,
+    /// Rekeys nobody was told of, when it was made.
+    pub untold: u64,
     /// Its keys.
     pub keys: KeySet,
 }
@@ -54,6 +58,8 @@ pub struct Kek {
     pub key: SecretBytes,
     /// Last number used.
     pub seq: SeqNumber,
+    /// KEKs of the group before it.
+    pub generation: u64,
     /// When it was made.
     pub made: Instant,
     /// When it ends.
@@ -148,7 +154,14 @@ pub struct Group {
     pub(super) sids: SenderIdPool,
     pub(super) members: BTreeMap<MemberKey, Member>,
     pub(super) by_address: BTreeMap<SocketAddr, MemberKey>,
+    /// In the order of their marks.
     pub(super) deliveries: Vec<Delivery>,
+    /// PUSHes that are delivered, for members that registered with older terms meanwhile.
+    pub(super) delivered: VecDeque<Delivered>,
+    /// Rekeys that no member was told of: each makes the terms before it void.
+    pub(super) untold: u64,
+    /// Rows that mean nothing any more, found by restore.
+    pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
@@ -171,6 +184,9 @@ impl Group {
             members: BTreeMap::new(),
             by_address: BTreeMap::new(),
             deliveries: Vec::new(),
+            delivered: VecDeque::new(),
+            untold: 0,
+            stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             out: VecDeque::new(),
             counters: GroupCounters::default(),
@@ -280,7 +296,14 @@ impl Group {
             ..KeySet::default()
         };
         let seq = self.kek.as_ref().map(|kek| kek.seq);
-        Some(Terms { sa: policy.write(Carriage::Pull), policy, seq, keys })
+        Some(Terms {
+            sa: policy.write(Carriage::Pull),
+            policy,
+            seq,
+            mark: self.mark(),
+            untold: self.untold,
+            keys,
+        })
     }
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
@@ -360,6 +383,8 @@ impl Group {
             self.refuse_over_threshold(&asker.identity);
             return None;
         }
+        // Nothing is lost: it asks again and gets what is current.
+        let missed = self.missed_since(terms)?;
         let mut changes = Vec::new();
         let mut keys = terms.keys.clone();
         let mut sids = Vec::new();
@@ -380,6 +405,7 @@ impl Group {
             peer: asker.peer,
             local: asker.local,
             gateway: asker.gateway.name.clone(),
+            joined: terms.mark,
             sender_ids: sids,
             registered: known.map_or(now.at, |member| member.registered),
             last_ack: known.and_then(|member| member.last_ack),
@@ -400,6 +426,9 @@ impl Group {
             changes.push(change);
         }
         self.members.insert(asker.identity.clone(), member);
+        for delivered in missed {
+            changes.push(self.deliver_again(now, delivered));
+        }
         self.counters.pulls += 1;
         self.out.push_back(GroupOutput::Persist(changes));
         let (group, member, address) =
@@ -414,7 +443,7 @@ impl Group {
             Event::MemberRegistered { group: group.clone(), member: member.clone(), address: address.clone() }
         });
         self.event(Event::PullCompleted { group, member, address, sender_ids });
-        self.catch_up(now, &asker.identity, terms);
+        self.catch_up(now, &asker.identity, terms.mark);
         Some(keys.write(&terms.policy))
     }
 

@@ -6,6 +6,8 @@ use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
 use ike::io::Instant;
 
+use super::push::Mark;
+
 /// Names a member within its group: the authenticated phase 1 identity.
 pub type MemberKey = Identification;
 
@@ -18,6 +20,8 @@ pub struct Member {
     pub local: SocketAddr,
     /// The gateway statement that admitted it.
     pub gateway: String,
+    /// What its last PULL gave it: later PUSHes are news to it.
+    pub joined: Mark,
     /// SIDs of its last PULL.
     pub sender_ids: Vec<SenderId>,
     /// When it registered first in this life of the server.

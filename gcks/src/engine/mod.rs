@@ -38,6 +38,8 @@ pub struct KeyServer {
     jobs: BTreeMap<JobId, Owner>,
     next_job: u64,
     store_failing: bool,
+    /// Wall clock minus monotonic one, in seconds.
+    clocks: i64,
     entropy: Box<dyn Entropy>,
     out: VecDeque<Output>,
 }
@@ -88,6 +90,7 @@ impl KeyServer {
             jobs: BTreeMap::new(),
             next_job: 0,
             store_failing: false,
+            clocks: clocks(now),
             entropy,
             out: VecDeque::new(),
             groups,
@@ -338,6 +341,11 @@ impl KeyServer {
     }
 }
 
+fn clocks(now: Now) -> i64 {
+    let seconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    seconds(now.unix_seconds) - seconds(now.at.0 / 1_000_000)
+}
+
 fn find<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> Result<&'a mut Group, String> {
     let by_number = groups
         .values()
@@ -351,6 +359,12 @@ impl Machine for KeyServer {
     type Output = Output;
 
     fn handle(&mut self, now: Now, input: Input) {
+        let moved = clocks(now) - self.clocks;
+        // Two roundings make a second.
+        if moved.abs() > 1 {
+            self.clocks += moved;
+            self.groups.values_mut().for_each(|group| group.on_wall_clock(moved));
+        }
         match input {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {

@@ -23,7 +23,8 @@ use ike::protect::push::{PushContent, Unsigned};
 use std::sync::Arc;
 
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, unspecified_endpoint};
-use super::push::{Delivery, Stage};
+use super::pull;
+use super::push::{Delivery, Mark, Stage};
 use super::settings::SaSettings;
 
 /// Rekeys asked for while another was being signed.
@@ -107,7 +108,8 @@ impl Group {
                 communication.ack_request(),
                 entropy,
             );
-            if let Some(kek) = kek {
+            if let Some(mut kek) = kek {
+                kek.generation = self.next_generation();
                 self.event(Event::GroupCreated {
                     group: self.settings.name.clone(),
                     kek_spi: kek.spi.to_string(),
@@ -296,10 +298,13 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let successor = communication
+        let mut successor = communication
             .as_ref()
             .filter(|_| new_kek_wanted)
             .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        if let Some(kek) = &mut successor {
+            kek.generation = self.next_generation();
+        }
         let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
         let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
         let mut started = Started {
@@ -319,8 +324,9 @@ impl Group {
             let protecting = protecting.clone();
             changes.push(self.kek_row(&protecting));
             let octets = unsigned.datagram_len();
-            let delivery =
-                Delivery::new(protecting.spi, seq, unsigned, self.members.keys().cloned().collect(), now.at);
+            let mark = Mark { generation: protecting.generation, seq: seq.0 };
+            let members = self.members.keys().cloned().collect();
+            let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at);
             changes.push(self.push_row(&delivery));
             self.deliveries.push(delivery);
             self.event(Event::RekeyStarted {
@@ -343,6 +349,9 @@ impl Group {
                 ),
             };
         }
+        if started.seq.is_none() {
+            self.untold += 1;
+        }
         if let Some(mut successor) = successor {
             // Deviation `kek-old-spi`: such members count on under the new KEK.
             if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
@@ -351,10 +360,7 @@ impl Group {
             changes.push(self.kek_row(&successor));
             if let Some(mut old) = self.kek.replace(successor) {
                 // RFC 8263 section 6: late acknowledgements must still find the key.
-                let span = communication
-                    .as_ref()
-                    .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
-                old.replaced_until = Some(now.at + span + Duration::from_secs(10));
+                old.replaced_until = Some(now.at + self.kek_overlap());
                 changes.push(self.kek_row(&old));
                 self.old_keks.push(old);
             }
@@ -363,6 +369,20 @@ impl Group {
         self.out.push_back(GroupOutput::Persist(changes));
         self.sign_next();
         started
+    }
+
+    /// How long a replaced KEK is kept: for late acknowledgements, and for PULLs that began under it.
+    pub(super) fn kek_overlap(&self) -> Duration {
+        let span = self
+            .settings
+            .communication
+            .as_ref()
+            .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
+        (span + Duration::from_secs(10)).max(pull::LIFE)
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
     }
 
     fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
@@ -421,6 +441,7 @@ impl Group {
         self.kek = None;
         self.old_keks.clear();
         self.deliveries.clear();
+        self.delivered.clear();
         self.out.push_back(GroupOutput::Persist(changes));
     }
 }
@@ -461,6 +482,7 @@ pub(super) fn make_kek(
         ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
         key,
         seq,
+        generation: 0,
         made,
         ends,
         ends_unix,
