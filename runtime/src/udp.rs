@@ -126,7 +126,15 @@ impl Sockets {
     /// # Errors
     /// When a thread cannot be started.
     pub fn receive(&mut self) -> io::Result<mpsc::Receiver<Datagram>> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.receive_within(QUEUE)
+    }
+
+    /// As [`Sockets::receive`] with room for `queue` datagrams.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn receive_within(&mut self, queue: usize) -> io::Result<mpsc::Receiver<Datagram>> {
+        let (sender, receiver) = mpsc::channel(queue);
         for socket in &self.sockets {
             let (ours, theirs) = UnixStream::pair()?;
             let (socket, sender, counters) = (Arc::clone(socket), sender.clone(), Arc::clone(&self.counters));

@@ -1,6 +1,7 @@
 //! The server's record of one member.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
@@ -19,7 +20,7 @@ pub struct Member {
     /// Our address that PULL came to; pushes leave from it.
     pub local: SocketAddr,
     /// The gateway statement that admitted it.
-    pub gateway: String,
+    pub gateway: Arc<str>,
     /// What its last PULL gave it: later PUSHes are news to it.
     pub joined: Mark,
     /// SIDs of its last PULL.

@@ -8,6 +8,7 @@ pub mod peers;
 pub mod pull;
 pub mod push;
 pub mod rekey;
+pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;

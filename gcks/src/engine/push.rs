@@ -5,7 +5,6 @@
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
 use super::pull;
+use super::roster::NumberSet;
 use super::settings::Acknowledgement;
 
 /// Delivered PUSHes kept for members that are registering, at most.
@@ -53,7 +53,7 @@ pub struct Delivery {
     /// It was delivered once, and told to be.
     again: bool,
     /// Members that did not acknowledge.
-    pub outstanding: BTreeSet<MemberKey>,
+    pub outstanding: NumberSet,
     /// Members it was sent to.
     pub addressed: usize,
     /// When the rekey began.
@@ -71,7 +71,7 @@ impl Delivery {
         kek_spi: KekSpi,
         mark: Mark,
         unsigned: Unsigned,
-        members: BTreeSet<MemberKey>,
+        members: NumberSet,
         started: Instant,
     ) -> Delivery {
         let addressed = members.len();
@@ -149,8 +149,8 @@ impl Group {
             *due = now.at + communication.retransmission_period;
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
-            for key in &delivery.outstanding {
-                if let Some(member) = self.members.get_mut(key) {
+            for number in delivery.outstanding.iter() {
+                if let Some(member) = self.members.get_mut(number) {
                     member.pushes_sent += 1;
                     to.push((member.local, member.peer));
                 }
@@ -187,7 +187,7 @@ impl Group {
         }
         let missing: Vec<String> = match acknowledgement {
             Acknowledgement::None => Vec::new(),
-            _ => delivery.outstanding.iter().map(ToString::to_string).collect(),
+            _ => self.names(&delivery.outstanding),
         };
         if !delivery.again {
             self.event(Event::RekeyCompleted {
@@ -199,8 +199,9 @@ impl Group {
             });
         }
         if acknowledgement != Acknowledgement::None {
-            for key in &delivery.outstanding {
-                let Some(member) = self.members.get_mut(key) else { continue };
+            for number in delivery.outstanding.iter() {
+                let Some(key) = self.members.key(number).cloned() else { continue };
+                let Some(member) = self.members.get_mut(number) else { continue };
                 member.missed += 1;
                 self.counters.unacknowledged += 1;
                 if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
@@ -212,9 +213,8 @@ impl Group {
                         address,
                         missed,
                     });
-                    changes.extend(self.forget_member(key, "no acknowledgement"));
-                    self.out
-                        .push_back(GroupOutput::DeleteIdentity(key.clone(), "no acknowledgement".to_owned()));
+                    changes.extend(self.forget_member(&key, "no acknowledgement"));
+                    self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));
                 }
             }
         }
@@ -225,10 +225,11 @@ impl Group {
     /// its content already.
     pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, joined: Mark) {
         let Some(communication) = &self.settings.communication else { return };
+        let Some(number) = self.members.number(key) else { return };
         let mut send = Vec::new();
         for delivery in &mut self.deliveries {
             if delivery.mark > joined {
-                if delivery.outstanding.insert(key.clone()) {
+                if delivery.outstanding.insert(number) {
                     delivery.addressed += 1;
                 }
                 if let Stage::Signed { datagram, copies, due } = &mut delivery.stage {
@@ -238,7 +239,7 @@ impl Group {
                     }
                 }
             } else {
-                delivery.outstanding.remove(key);
+                delivery.outstanding.remove(number);
             }
         }
         let Some(member) = self.members.get(key) else { return };
@@ -285,7 +286,7 @@ impl Group {
         let Delivered { kek_spi, mark, datagram, .. } = delivered;
         self.delivered.retain(|delivered| delivered.mark != mark);
         let unsigned = Unsigned::from_parts(kek_spi, Vec::new(), 0);
-        let mut delivery = Delivery::new(kek_spi, mark, unsigned, BTreeSet::new(), now.at);
+        let mut delivery = Delivery::new(kek_spi, mark, unsigned, NumberSet::default(), now.at);
         delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at };
         delivery.again = true;
         let row = self.push_row(&delivery);
@@ -298,7 +299,7 @@ impl Group {
     ///
     /// It answers older PUSHes too: a member takes no number below the last, and acknowledges copies of its last only.
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
-        let Some(key) = self.by_address.get(&peer).cloned() else {
+        let Some(number) = self.members.at(peer) else {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
@@ -313,7 +314,7 @@ impl Group {
             self.counters.acks_unexpected += 1;
             return self.refuse_ack(peer, "nothing with this number waits for an acknowledgement");
         };
-        if !self.deliveries[index].outstanding.contains(&key) {
+        if !self.deliveries[index].outstanding.contains(number) {
             self.counters.acks_duplicate += 1;
             return;
         }
@@ -329,19 +330,19 @@ impl Group {
         let ack = ack.into_inner();
         self.counters.acks += 1;
         for older in &mut self.deliveries[..index] {
-            older.outstanding.remove(&key);
+            older.outstanding.remove(number);
         }
         let delivery = &mut self.deliveries[index];
-        delivery.outstanding.remove(&key);
+        delivery.outstanding.remove(number);
         let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
-        if let Some(member) = self.members.get_mut(&key) {
+        if let Some(member) = self.members.get_mut(number) {
             member.last_ack = Some(ack.seq);
             member.missed = 0;
             member.acks += 1;
         }
         self.event(Event::AckReceived {
             group: self.settings.name.clone(),
-            member: key.to_string(),
+            member: self.members.key(number).map(ToString::to_string).unwrap_or_default(),
             seq: u64::from(ack.seq.0),
             milliseconds,
         });

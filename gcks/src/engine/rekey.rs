@@ -325,8 +325,7 @@ impl Group {
             changes.push(self.kek_row(&protecting));
             let octets = unsigned.datagram_len();
             let mark = Mark { generation: protecting.generation, seq: seq.0 };
-            let members = self.members.keys().cloned().collect();
-            let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at);
+            let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
             changes.push(self.push_row(&delivery));
             self.deliveries.push(delivery);
             self.event(Event::RekeyStarted {

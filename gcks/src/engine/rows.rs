@@ -1,7 +1,6 @@
 //! A group's state as rows and back: the fold of `durable.rs`. Bodies are JSON with a `version`; octets are
 //! hexadecimal, times are Unix seconds.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use super::group::{Group, GroupOutput, Kek, Tek};
 use super::member::{Member, MemberKey};
 use super::push::{Delivery, Mark, Stage};
 use super::rekey::make_kek;
+use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
 
 /// Version of every body this build writes.
@@ -251,7 +251,7 @@ impl Group {
             port: key.port,
             peer: member.peer,
             local: member.local,
-            gateway: member.gateway.clone(),
+            gateway: member.gateway.to_string(),
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
             joined: (member.joined.generation, member.joined.seq),
         };
@@ -372,7 +372,7 @@ impl Group {
             (None, None) => return Err(refuse(row, "neither signed nor unsigned")),
         };
         let mut delivery =
-            Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), BTreeSet::new(), now.at);
+            Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
         self.deliveries.push(delivery);
         Ok(())
@@ -382,22 +382,19 @@ impl Group {
         let body: MemberBody = body(row)?;
         check(row, body.version)?;
         // A member whose gateway may no longer register is forgotten.
-        if !self.settings.gateways.contains(&body.gateway) {
-            return Ok(());
-        }
+        let Some(gateway) = self.gateway(&body.gateway) else { return Ok(()) };
         let key = Identification {
             id_type: IdType::from_number(body.id_type),
             protocol: body.protocol,
             port: body.port,
             data: body.data.0.expose().to_vec(),
         };
-        self.by_address.insert(body.peer, key.clone());
-        self.members.insert(
+        self.members.put(
             key,
             Member {
                 peer: body.peer,
                 local: body.local,
-                gateway: body.gateway,
+                gateway,
                 joined: Mark { generation: body.joined.0, seq: body.joined.1 },
                 sender_ids: body.sids.into_iter().map(SenderId).collect(),
                 registered: now.at,
@@ -414,8 +411,7 @@ impl Group {
     /// content (acknowledgements are not stored).
     pub(super) fn restored(&mut self) {
         for delivery in &mut self.deliveries {
-            let news = self.members.iter().filter(|(_, member)| member.joined < delivery.mark);
-            delivery.outstanding = news.map(|(key, _)| key.clone()).collect();
+            delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
             delivery.addressed = delivery.outstanding.len();
         }
         self.deliveries.sort_by_key(|delivery| delivery.mark);

@@ -269,6 +269,7 @@ impl Member {
             public_key: kek.public_key.clone().into(),
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
+            or_input: None,
             bare_digest: false,
         };
         self.provider.verify(&check).expect("a good signature");
