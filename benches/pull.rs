@@ -29,7 +29,14 @@ fn main() {
 
 fn terms() -> Arc<Terms> {
     let (policy, keys) = support::policy(SignatureAlgorithm::Ecdsa256, 256, vec![8; 91]);
-    Arc::new(Terms { sa: policy.write(Carriage::Pull), policy, seq: Some(SeqNumber(7)), keys })
+    Arc::new(Terms {
+        sa: policy.write(Carriage::Pull),
+        policy,
+        seq: Some(SeqNumber(7)),
+        mark: Default::default(),
+        untold: 0,
+        keys,
+    })
 }
 
 /// Both sides of one PULL.

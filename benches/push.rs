@@ -55,7 +55,7 @@ fn build_and_sign(bencher: Bencher<'_, '_>, which: usize) {
             keys: Some((policy.write(Carriage::Push), keys.write(&policy))),
         };
         let unsigned = Unsigned::new(spi, &content, octets);
-        let signature = signer.sign(hash, &unsigned.signature_input()).expect("a signature");
+        let signature = signer.sign(hash, &unsigned.signature_input(false)).expect("a signature");
         unsigned.seal(&kek, &signature)
     });
 }

@@ -65,7 +65,6 @@ pub fn peer_policy(group: DhGroup) -> PeerPolicy {
         pre_shared_key: SecretBytes::copy(b"a key for benches of the engine"),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -84,13 +83,14 @@ pub fn settings() -> Settings {
             name: "gw".to_owned(),
             address: (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
             policy: Arc::new(peer_policy(DhGroup::Curve25519)),
-            group_id_little_endian: false,
-            ack_l_output: false,
+            dead_peer_detection: None,
             line: 1,
         }],
         groups: vec![GroupSettings {
             name: "g1".to_owned(),
             id: GroupId::number(1),
+            address: None,
+            push_dialect: Dialect::STRICT,
             gateways: ["gw".to_owned()].into(),
             member_threshold: None,
             sender_id_bits: 8,

@@ -30,7 +30,8 @@ use super::settings::{GatewaySettings, Settings};
 
 /// Message 6 is repeated on request this long after phase 1.
 const ANSWER_LIFE: Duration = Duration::from_secs(60);
-/// An SA without a PULL for this long is deleted: a member that needs us again makes another.
+/// An SA is deleted this long after its last PULL: members that come again negotiate anew, and a hundred thousand idle
+/// SAs would hold more memory than their members.
 const IDLE_LIFE: Duration = Duration::from_secs(60);
 /// PULLs under way per SA.
 const MAX_PULLS: usize = 8;
@@ -120,9 +121,10 @@ struct Established {
     peer: SocketAddr,
     answered: Option<Answered>,
     since: Instant,
-    last_pull: Instant,
+    /// Last valid message of a PULL; before the first, the same as `since`.
+    used: Instant,
     watch: Option<Watch>,
-    /// Its entry among the timers.
+    /// Its moment in the timers: never after [`Established::due`].
     timer: Instant,
     pulls: BTreeMap<MessageId, Pull>,
 }
@@ -130,7 +132,7 @@ struct Established {
 impl Established {
     /// When it ends by itself: its life is over, or nobody needs it.
     fn ends(&self) -> Instant {
-        self.sa.expires.min(self.last_pull + IDLE_LIFE)
+        self.sa.expires.min(self.used + IDLE_LIFE)
     }
 
     /// When to look at it again.
@@ -154,10 +156,11 @@ pub struct Peers {
     timeout: Duration,
     secret: [u8; 32],
     counter: u64,
-    half_open: BTreeMap<CookiePair, HalfOpen>,
+    half_open: BTreeMap<CookiePair, Box<HalfOpen>>,
     by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
     per_address: BTreeMap<IpAddr, usize>,
-    established: BTreeMap<CookiePair, Established>,
+    established: BTreeMap<CookiePair, Box<Established>>,
+    by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
     notify_window: (u64, u32),
     notified: BTreeMap<IpAddr, u64>,
@@ -191,6 +194,7 @@ impl Peers {
             by_first: BTreeMap::new(),
             per_address: BTreeMap::new(),
             established: BTreeMap::new(),
+            by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
             notify_window: (0, 0),
             notified: BTreeMap::new(),
@@ -301,7 +305,8 @@ impl Peers {
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                self.half_open.insert(cookies, HalfOpen { responder, gateway, local, peer, started: now });
+                let half = HalfOpen { responder, gateway, local, peer, started: now };
+                self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
                 self.timers.insert((now + self.timeout, cookies));
@@ -437,49 +442,44 @@ impl Peers {
         }));
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
-            let old: Vec<CookiePair> = self
-                .established
-                .iter()
-                .filter(|(_, known)| known.sa.peer_identity == sa.peer_identity)
-                .map(|(cookies, _)| *cookies)
-                .collect();
-            for old in old {
+            for old in self.named(&sa.peer_identity) {
                 self.forget_established(old, "initial contact");
             }
         }
+        self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
+        let timer = sa.expires.min(now + IDLE_LIFE);
+        self.timers.insert((timer, cookies));
         let answered = Some(half.responder.into_answered());
         let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
         self.established.insert(
             cookies,
-            Established {
+            Box::new(Established {
                 sa,
-                last_pull: now,
                 watch: asks.map(|settings| Watch::new(settings, entropy)),
-                timer: now,
                 gateway: half.gateway,
                 local: half.local,
                 peer: half.peer,
                 answered,
                 since: now,
+                used: now,
+                timer,
                 pulls: BTreeMap::new(),
-            },
+            }),
         );
-        self.set_timer(cookies);
     }
 
-    /// Keeps the one timer of an established SA at its earliest moment.
-    fn set_timer(&mut self, cookies: CookiePair) {
-        if let Some(known) = self.established.get_mut(&cookies) {
-            let due = known.due();
-            if due != known.timer {
-                self.timers.remove(&(known.timer, cookies));
-                known.timer = due;
-            }
+    /// An SA's timer moves when it must come earlier; one that may come later is looked at again when it fires.
+    fn hasten(&mut self, cookies: CookiePair) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        let due = known.due();
+        if due < known.timer {
+            self.timers.remove(&(known.timer, cookies));
+            known.timer = due;
             self.timers.insert((due, cookies));
         }
     }
 
-    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
+    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
         self.timers.remove(&(half.started + self.timeout, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
@@ -495,6 +495,12 @@ impl Peers {
     fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
         if let Some(known) = self.established.remove(&cookies) {
             self.timers.remove(&(known.timer, cookies));
+            if let Some(named) = self.by_identity.get_mut(&known.sa.peer_identity) {
+                named.remove(&cookies);
+                if named.is_empty() {
+                    self.by_identity.remove(&known.sa.peer_identity);
+                }
+            }
             self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
                 peer: known.peer.to_string(),
                 identity: known.sa.peer_identity.to_string(),
@@ -503,15 +509,14 @@ impl Peers {
         }
     }
 
+    /// SAs of an identity.
+    fn named(&self, identity: &Identification) -> Vec<CookiePair> {
+        self.by_identity.get(identity).into_iter().flatten().copied().collect()
+    }
+
     /// Ends every SA of an identity with a Delete: its owner was removed.
     pub fn delete_identity(&mut self, identity: &Identification, reason: &str, entropy: &mut dyn Entropy) {
-        let doomed: Vec<CookiePair> = self
-            .established
-            .iter()
-            .filter(|(_, known)| known.sa.peer_identity == *identity)
-            .map(|(cookies, _)| *cookies)
-            .collect();
-        for cookies in doomed {
+        for cookies in self.named(identity) {
             self.delete(cookies, reason, entropy);
         }
     }
@@ -548,7 +553,7 @@ impl Peers {
     fn on_sa_timer(&mut self, now: Instant, cookies: CookiePair, entropy: &mut dyn Entropy) {
         let Some(known) = self.established.get_mut(&cookies) else { return };
         if known.ends() <= now {
-            let reason = if known.sa.expires <= now { "lifetime ended" } else { "not needed any more" };
+            let reason = if known.sa.expires <= now { "lifetime ended" } else { "idle since its last PULL" };
             return self.delete(cookies, reason, entropy);
         }
         match known.watch.as_mut().map(|watch| watch.on_timeout(now)) {
@@ -562,7 +567,8 @@ impl Peers {
             }
             Some(Verdict::Wait) | None => {}
         }
-        self.set_timer(cookies);
+        known.timer = known.due();
+        self.timers.insert((known.timer, cookies));
     }
 
     /// Exchange 5: informational.
@@ -634,12 +640,12 @@ impl Peers {
         };
         match wish {
             Ok(Wish::Policy { group }) => {
-                known.last_pull = now;
+                known.used = now;
                 known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
-                known.last_pull = now;
+                known.used = now;
                 known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
@@ -648,7 +654,7 @@ impl Peers {
             }
             Err(error) => return self.drop_message(peer, error),
         }
-        self.set_timer(header.cookies);
+        self.hasten(header.cookies);
     }
 
     /// Message 2, a refusal, or nothing.
@@ -687,7 +693,7 @@ impl Peers {
                 known.pulls.remove(&name.message_id);
             }
         }
-        self.set_timer(name.sa);
+        self.hasten(name.sa);
     }
 
     /// Message 4, or nothing.
