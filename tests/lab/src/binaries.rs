@@ -34,15 +34,26 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
         let mut command = Command::new(cargo);
-        command.args(["build", "--bins", "--message-format=json-render-diagnostics", "--manifest-path", manifest]);
-        command.args(["-p", "gcks", "-p", "gm", "-p", "gdoictl"]);
+        command.args([
+            "build",
+            "--bins",
+            "--message-format=json-render-diagnostics",
+            "--manifest-path",
+            manifest,
+        ]);
+        // The whole workspace, so that crates are built with the features everything else builds them with; not the
+        // program that runs now.
+        command.args(["--workspace", "--exclude", "gdoi-lab"]);
         if profile == Profile::Release {
             command.arg("--release");
         }
         // What Cargo tells the program it runs is not meant for the Cargo that program runs: build scripts would run again.
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|it| text.starts_with(it)) {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+                .iter()
+                .any(|it| text.starts_with(it))
+            {
                 command.env_remove(&name);
             }
         }
@@ -52,9 +63,10 @@ impl Binaries {
             return Err(LabError::Program(format!("cargo build: {}", output.status)));
         }
         let built = String::from_utf8_lossy(&output.stdout);
-        let directory = built.lines().find_map(directory_of_gcksd).ok_or_else(|| {
-            LabError::Program("cargo build succeeded but names no gcksd".to_owned())
-        })?;
+        let directory = built
+            .lines()
+            .find_map(directory_of_gcksd)
+            .ok_or_else(|| LabError::Program("cargo build succeeded but names no gcksd".to_owned()))?;
         Binaries::in_directory(&directory)
     }
 
@@ -96,7 +108,8 @@ mod tests {
 
     #[test]
     fn the_directory_is_that_of_the_key_server() {
-        let line = r#"{"reason":"compiler-artifact","target":{"name":"gcksd"},"executable":"/t/debug/gcksd"}"#;
+        let line =
+            r#"{"reason":"compiler-artifact","target":{"name":"gcksd"},"executable":"/t/debug/gcksd"}"#;
         assert_eq!(directory_of_gcksd(line), Some(PathBuf::from("/t/debug")));
         for other in [r#"{"executable":null}"#, r#"{"executable":"/t/debug/gmd"}"#, "Compiling", "{}"] {
             assert_eq!(directory_of_gcksd(other), None);

@@ -50,7 +50,8 @@ fn packet(datagram: &Passed) -> Option<Vec<u8>> {
     ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
     ip.extend(from.octets());
     ip.extend(to.octets());
-    let sum: u32 = ip.chunks(2).map(|pair| pair.iter().fold(0, |sum, octet| sum << 8 | u32::from(*octet))).sum();
+    let sum: u32 =
+        ip.chunks(2).map(|pair| pair.iter().fold(0, |sum, octet| sum << 8 | u32::from(*octet))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let checksum = !u16::try_from((folded & 0xffff) + (folded >> 16)).ok()?;
     ip.splice(10..12, checksum.to_be_bytes());

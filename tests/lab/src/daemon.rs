@@ -212,7 +212,9 @@ impl Daemon {
     /// # Errors
     /// [`LabError::Wrong`] when there is no answer.
     pub fn ask(&self, request: &Request) -> Result<Reply, LabError> {
-        Client::connect(&self.control).and_then(|mut client| client.ask(request)).map_err(|error| self.wrong(&error))
+        Client::connect(&self.control)
+            .and_then(|mut client| client.ask(request))
+            .map_err(|error| self.wrong(&error))
     }
 
     /// Events from now on, over the control socket.
@@ -356,6 +358,9 @@ mod tests {
     fn a_daemon_that_ends_is_not_waited_for() {
         let daemon = shell("echo 'gmd: cannot start: no' >&2; exit 3");
         let error = daemon.wait_named(daemon.beginning(), 600 * SECOND, "started").unwrap_err().to_string();
-        assert_eq!(error, "gm1 ended while this was waited for: started; its last line: gmd: cannot start: no");
+        assert_eq!(
+            error,
+            "gm1 ended while this was waited for: started; its last line: gmd: cannot start: no"
+        );
     }
 }

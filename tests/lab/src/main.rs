@@ -90,7 +90,8 @@ fn inside(binaries: &Binaries) -> Result<ExitCode, String> {
     }
     let own = std::env::current_exe().map_err(|error| format!("our own path is not known ({error})"))?;
     let arguments = ["--inside".as_ref(), "--binaries".as_ref(), binaries.directory().as_os_str()];
-    let status = unshare(&own, &arguments).status().map_err(|error| format!("unshare cannot be run ({error})"))?;
+    let status =
+        unshare(&own, &arguments).status().map_err(|error| format!("unshare cannot be run ({error})"))?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(NO_NAMESPACES) => Err("they cannot be set up here (see above)".to_owned()),
         Some(code) => Ok(ExitCode::from(code)),

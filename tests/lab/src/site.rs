@@ -118,7 +118,8 @@ impl Site {
         text.push_str(&self.common(GCKS));
         for member in MEMBERS {
             let address = self.network.ip(member).to_string();
-            let _ = write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
+            let _ =
+                write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
         let admitted = &plan.admitted;

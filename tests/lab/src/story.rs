@@ -42,7 +42,10 @@ pub fn tell(network: Network, binaries: Binaries) -> Result<(), LabError> {
     println!("\n{}", story.table);
     match &result {
         Ok(()) => {
-            println!("Everything held, in {:.0} s. Traffic is not shown: this build has no data plane.", story.now());
+            println!(
+                "Everything held, in {:.0} s. Traffic is not shown: this build has no data plane.",
+                story.now()
+            );
         }
         Err(_) => story.print_logs(),
     }
@@ -64,8 +67,10 @@ impl Story {
     fn begin(network: Network, binaries: Binaries) -> Result<Story, LabError> {
         let clock = Clock::start();
         let site = Site::new(network, binaries)?;
-        let hosts: Vec<String> =
-            [GCKS, MEMBERS[0], MEMBERS[1]].iter().map(|host| format!("{host} {}", site.network.address(host))).collect();
+        let hosts: Vec<String> = [GCKS, MEMBERS[0], MEMBERS[1]]
+            .iter()
+            .map(|host| format!("{host} {}", site.network.address(host)))
+            .collect();
         let place = if site.network.is_namespaces() { "a network namespace each" } else { "this machine" };
         println!("Key server and two members, in {place}: {}", hosts.join(", "));
         let Timing { tek_life, kek_life, copies, period, .. } = Timing::SHORT;
@@ -86,7 +91,15 @@ impl Story {
             }
         });
         let server = site.start(GCKS, Some(Arc::clone(&watcher)))?;
-        Ok(Story { site, clock, table: Table::default(), watcher, server, members: Vec::new(), before_kill: Vec::new() })
+        Ok(Story {
+            site,
+            clock,
+            table: Table::default(),
+            watcher,
+            server,
+            members: Vec::new(),
+            before_kill: Vec::new(),
+        })
     }
 
     fn now(&self) -> f64 {
@@ -105,11 +118,7 @@ impl Story {
         self.step("next rekey: both acknowledge, nobody registers", Story::rekey_after_restart)
     }
 
-    fn step(
-        &mut self,
-        what: &str,
-        act: fn(&mut Story) -> Result<String, LabError>,
-    ) -> Result<(), LabError> {
+    fn step(&mut self, what: &str, act: fn(&mut Story) -> Result<String, LabError>) -> Result<(), LabError> {
         println!("{:6.1} s  ----- {what}", self.now());
         let begun = self.clock.now().at;
         let result = act(self);
@@ -136,7 +145,8 @@ impl Story {
         for member in &self.members {
             member.wait_named(member.beginning(), SOON, "registered")?;
         }
-        self.server.wait_until(SOON, "two members registered", |server| Ok(server.group()?.members.len() == 2))?;
+        self.server
+            .wait_until(SOON, "two members registered", |server| Ok(server.group()?.members.len() == 2))?;
         self.gdoictl(&["server", "show", "registered-members"])?;
         Ok("2 members registered, each with its own Sender-ID".to_owned())
     }
@@ -168,28 +178,32 @@ impl Story {
 
     /// Waits for a rekey since the marks, and for both acknowledgements of it.
     fn rekeyed(&self, marks: &Marks, reason: &str) -> Result<String, LabError> {
-        let started = self.server.wait(marks.server, LATER, &format!("a rekey ({reason})"), |event| {
-            matches!(event, Event::RekeyStarted { why, .. } if why == reason)
-        })?;
+        let is_start = |event: &Event| matches!(event, Event::RekeyStarted { why, .. } if why == reason);
+        let started = self.server.wait(marks.server, LATER, &format!("a rekey ({reason})"), is_start)?;
         let Event::RekeyStarted { seq, kek_spi, new_kek, .. } = started else {
             return Err(LabError::Wrong("no rekey".to_owned()));
         };
-        let is_it = |name: &str, number: u64, event: &Event| match event {
-            Event::RekeyCompleted { seq, .. } => name == "completed" && *seq == number,
-            Event::AckSent { seq, .. } => name == "sent" && *seq == number,
-            _ => false,
-        };
+        // Numbers begin again with every KEK: only what follows the start is meant.
+        let mut begun = false;
         let end = self.server.wait(marks.server, SOON, &format!("the end of rekey SEQ {seq}"), |event| {
-            is_it("completed", seq, event)
+            begun |= is_start(event);
+            begun && matches!(event, Event::RekeyCompleted { seq: number, .. } if *number == seq)
         })?;
         if let Event::RekeyCompleted { acknowledged, missing, .. } = end
             && (acknowledged != 2 || !missing.is_empty())
         {
             let missing = missing.join(", ");
-            return Err(LabError::Wrong(format!("rekey SEQ {seq}: {acknowledged} acknowledged, missing {missing}")));
+            return Err(LabError::Wrong(format!(
+                "rekey SEQ {seq}: {acknowledged} acknowledged, missing {missing}"
+            )));
         }
         for (member, mark) in self.members.iter().zip(&marks.members) {
-            member.wait(*mark, SOON, &format!("its acknowledgement of SEQ {seq}"), |event| is_it("sent", seq, event))?;
+            member.wait(
+                *mark,
+                SOON,
+                &format!("its acknowledgement of SEQ {seq}"),
+                |event| matches!(event, Event::AckSent { seq: number, .. } if *number == seq),
+            )?;
         }
         let keys = if new_kek.is_some() { "a TEK and a KEK" } else { "a TEK" };
         let under = kek_spi.get(..10).unwrap_or_default();
@@ -221,13 +235,15 @@ impl Story {
 
     fn come_back(&mut self) -> Result<String, LabError> {
         let (server, member) = (self.server.mark(), self.gm2()?.mark());
-        let how = if self.site.network.mend(MEMBERS[1])? {
-            "its cable is plugged in again"
-        } else {
+        let cable = self.site.network.is_namespaces();
+        let how = if cable { "its cable is plugged in again" } else { "its process goes on (SIGCONT)" };
+        println!(
+            "{:6.1} s  gm2   {how}; it registers again when no rekey came before its keys end",
+            self.now()
+        );
+        if !self.site.network.mend(MEMBERS[1])? {
             self.gm2()?.thaw()?;
-            "its process goes on (SIGCONT)"
-        };
-        println!("{:6.1} s  gm2   {how}; it registers again when no rekey came before its keys end", self.now());
+        }
         self.gm2()?.wait_named(member, LATER, "registered")?;
         let back = |event: &Event| matches!(event.name(), "member_registered" | "member_reregistered");
         self.server.wait(server, SOON, "gm2 registered again", back)?;
@@ -246,7 +262,9 @@ impl Story {
         }
         if seq(&after) < seq(&before) || after.members.len() != 2 {
             let (members, seq) = (after.members.len(), seq(&after));
-            return Err(LabError::Wrong(format!("the restarted key server knows {members} members, SEQ {seq:?}")));
+            return Err(LabError::Wrong(format!(
+                "the restarted key server knows {members} members, SEQ {seq:?}"
+            )));
         }
         Ok("the restarted gcksd has the same keys, the same SEQ and both members".to_owned())
     }
@@ -267,7 +285,9 @@ impl Story {
         let tries = |(member, mark): (&Daemon, &Mark)| member.count(*mark, "registering");
         let registered: usize = self.members.iter().zip(&self.before_kill).map(tries).sum();
         if registered > 0 {
-            return Err(LabError::Wrong(format!("{registered} members had to register again after the restart")));
+            return Err(LabError::Wrong(format!(
+                "{registered} members had to register again after the restart"
+            )));
         }
         Ok(said)
     }
@@ -291,7 +311,9 @@ impl Story {
         let mut command = self.site.gdoictl(GCKS);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(LabError::system("gdoictl cannot be run"))?;
-        for text in child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok) {
+        for text in
+            child.stdout.take().into_iter().flat_map(|out| BufReader::new(out).lines()).map_while(Result::ok)
+        {
             println!("{:6.1} s    | {text}", self.now());
         }
         let status = child.wait().map_err(LabError::system("the exit code of gdoictl"))?;
