@@ -65,6 +65,8 @@ fn run_caught(provider: &dyn Provider, job: Job) -> Done {
         Job::DhRespond { .. } => Done::Responded(Err(error())),
         Job::Sign { .. } => Done::Signed(Err(error())),
         Job::Verify(_) => Done::Verified(Err(error())),
+        Job::Phase1Sign { .. } => Done::Phase1Signed(Err(error())),
+        Job::Phase1Verify(_) => Done::Phase1Verified(Err(error().into())),
         Job::MakeSigner { .. } | Job::LoadSigner { .. } => Done::Signer(Err(error())),
     };
     catch_unwind(AssertUnwindSafe(|| run(provider, job))).unwrap_or(fallback)
