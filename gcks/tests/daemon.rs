@@ -22,8 +22,8 @@ use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant};
-use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::io::{Entropy, Instant, Now};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 use rustix::process::{Pid, Signal, kill_process};
@@ -205,32 +205,34 @@ impl Member {
             method: AuthMethod::PreSharedKey,
         };
         let policy = PeerPolicy {
+            mode: Mode::Main,
             offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-            pre_shared_key: SecretBytes::copy(KEY.as_bytes()),
+            credentials: Credentials::pre_shared(SecretBytes::copy(KEY.as_bytes())),
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
             doi_ipsec: false,
+            ecdsa_double_hash: false,
             dialect: Dialect::STRICT,
         };
         let (here, there) = (self.socket.local_addr().unwrap(), self.socket.peer_addr().unwrap());
         let mut random = Random(self.provider.clone());
-        let at = Instant(1);
+        let now = Now { at: Instant(1), unix_seconds: 0 };
         let (mut initiator, mut todo) =
-            Initiator::start(policy, here.ip(), there.ip(), false, at, &mut random);
+            Initiator::start(policy, here.ip(), there.ip(), false, now.at, &mut random);
         loop {
             for step in std::mem::take(&mut todo) {
                 match step {
                     Step::Send(octets) => drop(self.socket.send(&octets).unwrap()),
                     Step::Run(job) => {
                         let done = run(self.provider.as_ref(), job);
-                        todo.extend(initiator.on_done(at, done, &mut random).unwrap());
+                        todo.extend(initiator.on_done(now, done, &mut random).unwrap());
                     }
                     Step::Established(done) => return done.sa,
                 }
             }
             if todo.is_empty() {
                 let (header, octets) = self.receive();
-                todo.extend(initiator.on_message(at, &header, &octets).unwrap());
+                todo.extend(initiator.on_message(now, &header, &octets).unwrap());
             }
         }
     }

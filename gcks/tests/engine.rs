@@ -28,7 +28,7 @@ use ike::crypto::provider::{Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
@@ -53,11 +53,13 @@ fn peer_policy() -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: SecretBytes::copy(b"a key for tests of the engine"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         doi_ipsec: false,
+        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -65,7 +67,7 @@ fn peer_policy() -> PeerPolicy {
 fn gateway(name: &str, third: u8) -> GatewaySettings {
     GatewaySettings {
         name: name.to_owned(),
-        address: (IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24),
+        address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
         policy: Arc::new(peer_policy()),
         group_id_little_endian: false,
         ack_l_output: false,
@@ -281,16 +283,14 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
             Step::Send(octets) => bench.tell(address, octets),
             Step::Run(job) => {
                 let done = run(bench.provider.as_ref(), job);
-                todo.extend(initiator.on_done(bench.now.at, done, &mut random).expect("our own job"));
+                todo.extend(initiator.on_done(bench.now, done, &mut random).expect("our own job"));
             }
             Step::Established(done) => return Some(done.sa),
         }
         for octets in bench.received(address) {
             let header = Header::decode(&octets).expect("the server's header");
             if header.cookies.initiator == initiator.cookie() {
-                todo.extend(
-                    initiator.on_message(bench.now.at, &header, &octets).expect("the server's message"),
-                );
+                todo.extend(initiator.on_message(bench.now, &header, &octets).expect("the server's message"));
             }
         }
     }

@@ -77,8 +77,8 @@ mod tests {
     use super::*;
     use gdoi_proto::policy::SignatureAlgorithm;
     use gdoi_proto::secret::SecretBytes;
-    use ike::crypto::DhGroup;
-    use ike::crypto::provider::{DhKey, Signer, Verification};
+    use ike::crypto::provider::{DhKey, ProofSigner, Signer, Verification};
+    use ike::crypto::{AuthMethod, DhGroup};
     use ike::io::JobId;
 
     /// Refuses everything, and panics when asked for a signing key.
@@ -104,6 +104,12 @@ mod tests {
             Err(CryptoError::Library("no"))
         }
         fn verify(&self, _: &Verification) -> Result<(), CryptoError> {
+            Ok(())
+        }
+        fn proof_signer(&self, _: AuthMethod, _: &SecretBytes) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+            Err(CryptoError::Library("no"))
+        }
+        fn verify_proof(&self, _: AuthMethod, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), CryptoError> {
             Ok(())
         }
     }

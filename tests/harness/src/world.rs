@@ -24,7 +24,7 @@ use ike::crypto::provider::run;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Instant, JobResult, Machine, Now};
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 
 use crate::net::{Network, Weather};
 use crate::provider::{Deterministic, SeededEntropy};
@@ -104,11 +104,13 @@ fn peer_policy() -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: pre_shared_key(),
+        credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         doi_ipsec: false,
+        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -126,7 +128,7 @@ fn server_settings(timing: Timing) -> Settings {
     Settings {
         gateways: vec![GatewaySettings {
             name: "members".to_owned(),
-            address: (IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16),
+            address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
             policy: Arc::new(peer_policy()),
             group_id_little_endian: false,
             ack_l_output: false,
