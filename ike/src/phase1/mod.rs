@@ -35,7 +35,7 @@ use crate::protect::notify;
 use crate::sa::{IkeSa, Role};
 use gdoi_proto::message::Dialect;
 
-pub use crate::crypto::provider::{PeerTrust, ProofSigner};
+pub use crate::crypto::provider::{CertifiedKey, PeerTrust, ProofSigner};
 pub use credentials::{Credential, Credentials, OwnCertificate};
 pub use initiator::Initiator;
 pub use responder::{Answered, FirstAggressive, Responder};

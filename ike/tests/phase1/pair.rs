@@ -17,8 +17,8 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
 use ike::phase1::{
-    Credentials, Established, FirstAggressive, Initiator, Mode, Offer, OwnCertificate, PeerPolicy, PeerTrust,
-    Refusal, Responder, Step,
+    CertifiedKey, Credentials, Established, FirstAggressive, Initiator, Mode, Offer, OwnCertificate,
+    PeerPolicy, PeerTrust, Refusal, Responder, Step,
 };
 use ike::protect::notify::{self, Informational};
 
@@ -76,13 +76,18 @@ pub fn fqdn(name: &str) -> Identification {
 pub struct Known(pub Vec<(Vec<u8>, Identification, Vec<u8>)>);
 
 impl PeerTrust for Known {
-    fn check(&self, chain: &[Vec<u8>], id: &Identification, unix_seconds: u64) -> Result<Vec<u8>, String> {
+    fn check(
+        &self,
+        chain: &[Vec<u8>],
+        id: &Identification,
+        unix_seconds: u64,
+    ) -> Result<CertifiedKey, String> {
         assert_eq!(unix_seconds, NOW.unix_seconds, "the wall clock of the message");
         let found = chain.first().and_then(|first| self.0.iter().find(|(known, _, _)| known == first));
         match found {
             None => Err("chain: no trust anchor".to_owned()),
             Some((_, name, _)) if name != id => Err("name: the certificate is of another".to_owned()),
-            Some((_, _, key)) => Ok(key.clone()),
+            Some((_, _, key)) => Ok(CertifiedKey { public_key: key.clone(), remark: None }),
         }
     }
 

@@ -114,7 +114,7 @@ fn certificates_go_only_to_who_asks_for_them() {
             chain: &[Vec<u8>],
             id: &gdoi_proto::payload::Identification,
             unix_seconds: u64,
-        ) -> Result<Vec<u8>, String> {
+        ) -> Result<ike::phase1::CertifiedKey, String> {
             self.0.check(chain, id, unix_seconds)
         }
         fn anchors(&self) -> Vec<Vec<u8>> {
@@ -196,4 +196,34 @@ fn hashing_twice_must_be_agreed_by_both() {
         let mut pair = Pair::run(member, server, 1);
         assert!(pair.talks(), "{}", pair.said());
     }
+}
+
+#[test]
+fn a_rehearsal_lets_in_whom_it_would_refuse_and_says_so() {
+    #[derive(Debug)]
+    struct Rehearsal(Arc<Known>);
+    impl ike::phase1::PeerTrust for Rehearsal {
+        fn check(
+            &self,
+            chain: &[Vec<u8>],
+            _: &gdoi_proto::payload::Identification,
+            _: u64,
+        ) -> Result<ike::phase1::CertifiedKey, String> {
+            let known = self.0.0.iter().find(|(known, _, _)| Some(known) == chain.first());
+            let (_, _, key) = known.ok_or("chain: no key in this")?;
+            let remark = Some("name: the certificate is of another".to_owned());
+            Ok(ike::phase1::CertifiedKey { public_key: key.clone(), remark })
+        }
+        fn anchors(&self) -> Vec<Vec<u8>> {
+            self.0.anchors()
+        }
+    }
+    let meeting = Meeting::of(&EC, &EC);
+    let suites = [with(AuthMethod::Ecdsa256)];
+    let (member, mut server) = meeting.policies(&suites, &suites);
+    server.credentials.trust = Some(Arc::new(Rehearsal(meeting.trust.clone())));
+    let mut pair = Pair::run(member, server, 1);
+    assert!(pair.talks(), "{}", pair.said());
+    let remark = pair.server_sa.and_then(|up| up.remark);
+    assert_eq!(remark.as_deref(), Some("name: the certificate is of another"));
 }

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::{AuthMethod, DhGroup};
 
-pub use proof::{PeerTrust, ProofCheck, ProofError, ProofSigner, Proved};
+pub use proof::{CertifiedKey, PeerTrust, ProofCheck, ProofError, ProofSigner, Proved};
 
 /// Why asymmetric work failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

@@ -40,22 +40,29 @@ impl fmt::Debug for dyn ProofSigner {
 
 /// Decides whether a certificate chain proves an identity, and gives the key to verify with.
 pub trait PeerTrust: Send + Sync + fmt::Debug {
-    /// The DER SubjectPublicKeyInfo of the end entity when `chain` (DER certificates, end entity first, the rest in any
-    /// order) leads to a trust anchor and certifies `id`, the claimed phase 1 identity.
+    /// The key of the end entity when `chain` (DER certificates, end entity first, the rest in any order) leads to a trust
+    /// anchor and certifies `id`, the claimed phase 1 identity.
     ///
     /// # Errors
     /// Text for the log that names which half failed: the chain, or the name.
-    fn check(&self, chain: &[Vec<u8>], id: &Identification, unix_seconds: u64) -> Result<Vec<u8>, String>;
+    fn check(
+        &self,
+        chain: &[Vec<u8>],
+        id: &Identification,
+        unix_seconds: u64,
+    ) -> Result<CertifiedKey, String>;
 
     /// DER distinguished names of the trust anchors, for CERTREQ payloads.
     fn anchors(&self) -> Vec<Vec<u8>>;
+}
 
-    /// In a rehearsal (`verification = "rehearse"`): the end entity's key whatever [`PeerTrust::check`] said, which is
-    /// then only logged. None, the default, refuses.
-    fn rehearse(&self, chain: &[Vec<u8>]) -> Option<Vec<u8>> {
-        let _ = chain;
-        None
-    }
+/// The key a chain certifies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertifiedKey {
+    /// DER SubjectPublicKeyInfo of the end entity.
+    pub public_key: Vec<u8>,
+    /// What would have been refused but for a rehearsal (`verification = "rehearse"`); for the log.
+    pub remark: Option<String>,
 }
 
 /// A peer's signature to check, with the certificates it came with.
@@ -103,30 +110,23 @@ pub enum ProofError {
 impl ProofCheck {
     /// Chain and name first, then the signature with the key of the end entity (RFC 4945 section 3.1).
     pub(super) fn run(&self, provider: &dyn Provider) -> Result<Proved, ProofError> {
-        let (public_key, remark) = self.certified_key()?;
+        let CertifiedKey { public_key, remark } = self.certified_key()?;
         provider.verify_proof(self.method, &public_key, self.digest.expose(), &self.signature)?;
         Ok(Proved { remark })
     }
 
-    fn certified_key(&self) -> Result<(Vec<u8>, Option<String>), ProofError> {
-        if self.chain.is_empty() {
-            return Err(ProofError::Certificate("the peer sent no certificate".to_owned()));
-        }
-        let mut first_reason = None;
+    /// The certificate that passes without a remark, else what was said of the first.
+    fn certified_key(&self) -> Result<CertifiedKey, ProofError> {
+        let mut first = Err("the peer sent no certificate".to_owned());
         for candidate in 0..self.chain.len().min(MAX_CANDIDATES) {
             let mut chain = self.chain.clone();
             chain.rotate_left(candidate);
             match self.trust.check(&chain, &self.id, self.unix_seconds) {
-                Ok(public_key) => return Ok((public_key, None)),
-                Err(reason) => {
-                    first_reason.get_or_insert(reason);
-                }
+                Ok(key) if key.remark.is_none() => return Ok(key),
+                other if candidate == 0 => first = other,
+                _ => {}
             }
         }
-        let reason = first_reason.unwrap_or_default();
-        match self.trust.rehearse(&self.chain) {
-            Some(public_key) => Ok((public_key, Some(reason))),
-            None => Err(ProofError::Certificate(reason)),
-        }
+        first.map_err(ProofError::Certificate)
     }
 }
