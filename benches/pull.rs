@@ -143,11 +143,11 @@ fn registration(bencher: Bencher<'_, '_>, members: u32) {
                 Step::Send(octets) => {
                     let answer = tell(&mut server, octets);
                     let header = Header::decode(&answer).expect("a header");
-                    steps = initiator.on_message(NOW.at, &header, &answer).expect("an answer");
+                    steps = initiator.on_message(NOW, &header, &answer).expect("an answer");
                 }
                 Step::Run(job) => {
                     let done = run(provider.as_ref(), job);
-                    steps = initiator.on_done(NOW.at, done, &mut random).expect("our own job");
+                    steps = initiator.on_done(NOW, done, &mut random).expect("our own job");
                 }
                 Step::Established(done) => break done.sa,
             }

@@ -27,7 +27,7 @@ use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Initiator, Offer, PeerPolicy, Responder, Step};
+use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Responder, Step};
 use ike::sa::IkeSa;
 
 /// When everything happens.
@@ -61,8 +61,9 @@ pub fn peer_policy(group: DhGroup) -> PeerPolicy {
     let suite =
         Suite { cipher: Cipher::Aes256Cbc, hash: Hash::Sha256, group, method: AuthMethod::PreSharedKey };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: SecretBytes::copy(b"a key for benches of the engine"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for benches of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         dialect: Dialect::STRICT,
@@ -81,7 +82,7 @@ pub fn settings() -> Settings {
     Settings {
         gateways: vec![GatewaySettings {
             name: "gw".to_owned(),
-            address: (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8),
+            address: Some((IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8)),
             policy: Arc::new(peer_policy(DhGroup::Curve25519)),
             dead_peer_detection: None,
             line: 1,
@@ -220,31 +221,33 @@ impl MainMode {
     /// The member takes message 2 or 4, its job included: message 3 or 5.
     pub fn at_member(&mut self, octets: &[u8]) -> Bytes {
         let header = Header::decode(octets).expect("a header");
-        let steps = self.initiator.on_message(NOW.at, &header, octets).expect("message 2 or 4");
+        let steps = self.initiator.on_message(NOW, &header, octets).expect("message 2 or 4");
         let Some(Step::Run(job)) = steps.into_iter().next() else { panic!("a job is due") };
         let done = run(self.provider.as_ref(), job);
-        sent(&self.initiator.on_done(NOW.at, done, &mut self.random).expect("our own job"))
+        sent(&self.initiator.on_done(NOW, done, &mut self.random).expect("our own job"))
     }
 
     /// The key server takes message 3, its job included: message 4.
     pub fn at_server(&mut self, responder: &mut Responder, octets: &[u8]) -> Bytes {
         let header = Header::decode(octets).expect("a header");
-        let steps = responder.on_message(NOW.at, &header, octets, &mut self.random).expect("message 3");
+        let steps = responder.on_message(NOW, &header, octets, &mut self.random).expect("message 3");
         let Some(Step::Run(job)) = steps.into_iter().next() else { panic!("a job is due") };
-        sent(&responder.on_done(run(self.provider.as_ref(), job)).expect("our own job"))
+        sent(
+            &responder.on_done(NOW, run(self.provider.as_ref(), job), &mut self.random).expect("our own job"),
+        )
     }
 
     /// The key server takes message 5: message 6 and its SA.
     pub fn finish(&mut self, responder: &mut Responder, octets: &[u8]) -> (Bytes, IkeSa) {
         let header = Header::decode(octets).expect("a header");
-        let steps = responder.on_message(NOW.at, &header, octets, &mut self.random).expect("message 5");
+        let steps = responder.on_message(NOW, &header, octets, &mut self.random).expect("message 5");
         (sent(&steps), established(steps))
     }
 
     /// The member takes message 6: its SA.
     pub fn end(&mut self, octets: &[u8]) -> IkeSa {
         let header = Header::decode(octets).expect("a header");
-        established(self.initiator.on_message(NOW.at, &header, octets).expect("message 6"))
+        established(self.initiator.on_message(NOW, &header, octets).expect("message 6"))
     }
 
     /// Every message of a main mode, and the SA of either side: member, key server.

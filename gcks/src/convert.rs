@@ -11,7 +11,7 @@ use gdoi_proto::payload::Endpoint;
 use gdoi_proto::registry::IdType;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 
 use crate::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
@@ -21,7 +21,7 @@ use crate::engine::settings::{
 pub fn settings(config: &Gcks) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        gateways: config.gateways.iter().filter_map(gateway).collect(),
+        gateways: config.gateways.iter().map(gateway).collect(),
         groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
@@ -57,9 +57,7 @@ pub fn notices(config: &Gcks) -> Vec<String> {
     lines
 }
 
-/// None without an address: this build chooses gateways by address alone, and its configuration demands one.
-fn gateway(gateway: &Gateway) -> Option<GatewaySettings> {
-    let address = gateway.address?;
+fn gateway(gateway: &Gateway) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -71,22 +69,23 @@ fn gateway(gateway: &Gateway) -> Option<GatewaySettings> {
     });
     let remote = gateway.remote_identity.as_ref().map_or(IdentityRule::PeerAddress, |pattern| pattern.rule());
     let policy = PeerPolicy {
+        mode: Mode::Main,
         offers: offers.collect(),
-        pre_shared_key: gateway.pre_shared_key.clone(),
+        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
         dialect: gateway.compat,
     };
-    Some(GatewaySettings {
+    GatewaySettings {
         name: gateway.name.clone(),
-        address: (address.address, address.prefix_len),
+        address: gateway.address.map(|it| (it.address, it.prefix_len)),
         policy: Arc::new(policy),
         dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
             interval: seconds(dpd.interval_seconds),
             threshold: dpd.threshold,
         }),
         line: gateway.line,
-    })
+    }
 }
 
 fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
@@ -240,11 +239,11 @@ destination = "2001:db8::1/128"
         assert_eq!((settings.half_open_limit, settings.half_open_limit_per_address), (100, 16));
         assert_eq!(settings.half_open_timeout, Duration::from_secs(7));
         let [one, many] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
-        assert_eq!(one.address, ("10.0.0.7".parse().unwrap(), 32));
+        assert_eq!(one.address, Some(("10.0.0.7".parse().unwrap(), 32)));
         assert_eq!(one.policy.remote, [IdentityRule::PeerAddress]);
         assert_eq!(one.policy.offers[0].lifetime, Duration::from_secs(3600));
         assert!(!one.policy.dialect.ack_l_output && !one.policy.dialect.large_offers);
-        assert_eq!(many.address, ("10.1.0.0".parse().unwrap(), 16));
+        assert_eq!(many.address, Some(("10.1.0.0".parse().unwrap(), 16)));
         let below = IdentityRule::NameEndsWith { id_type: IdType::Fqdn, tail: b".branch.example".to_vec() };
         assert_eq!(many.policy.remote, [below]);
         assert_eq!(many.policy.local_identity.as_ref().unwrap().data, b"gcks.example");

@@ -28,7 +28,7 @@ use ike::crypto::provider::{Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
@@ -53,8 +53,9 @@ fn peer_policy() -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: SecretBytes::copy(b"a key for tests of the engine"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         dialect: Dialect::STRICT,
@@ -64,7 +65,7 @@ fn peer_policy() -> PeerPolicy {
 fn gateway(name: &str, third: u8) -> GatewaySettings {
     GatewaySettings {
         name: name.to_owned(),
-        address: (IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24),
+        address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
         policy: Arc::new(peer_policy()),
         dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
         line: 7,
@@ -284,16 +285,14 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
             Step::Send(octets) => bench.tell(address, octets),
             Step::Run(job) => {
                 let done = run(bench.provider.as_ref(), job);
-                todo.extend(initiator.on_done(bench.now.at, done, &mut random).expect("our own job"));
+                todo.extend(initiator.on_done(bench.now, done, &mut random).expect("our own job"));
             }
             Step::Established(done) => return Some(done.sa),
         }
         for octets in bench.received(address) {
             let header = Header::decode(&octets).expect("the server's header");
             if header.cookies.initiator == initiator.cookie() {
-                todo.extend(
-                    initiator.on_message(bench.now.at, &header, &octets).expect("the server's message"),
-                );
+                todo.extend(initiator.on_message(bench.now, &header, &octets).expect("the server's message"));
             }
         }
     }

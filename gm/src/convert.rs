@@ -9,7 +9,7 @@ use config::{Gm, GmGateway, Vpn};
 use gdoi_proto::ids::GroupId;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 use thiserror::Error;
 
 use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
@@ -113,8 +113,9 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         lifetime: Duration::from_secs(u64::from(proposal.lifetime_seconds)),
     });
     PeerPolicy {
+        mode: Mode::Main,
         offers: offers.collect(),
-        pre_shared_key: gateway.pre_shared_key.clone(),
+        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
         dialect: gateway.compat,

@@ -131,15 +131,14 @@ impl KeyServer {
         }
         let entropy = self.entropy.as_mut();
         match header.exchange {
-            ExchangeType::MainMode => {
-                self.peers.on_phase1(now.at, now.unix_seconds, (local, peer), &header, octets, entropy);
+            ExchangeType::MainMode | ExchangeType::Aggressive => {
+                self.peers.on_phase1(now, (local, peer), &header, octets, entropy);
             }
             ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
             ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
             ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
-            | ExchangeType::Aggressive
             | ExchangeType::GroupkeyPush
             | ExchangeType::Other(_) => {
                 self.drop_message(datagram, format!("exchange {} is not for a key server", header.exchange));
@@ -168,7 +167,7 @@ impl KeyServer {
     fn on_job(&mut self, now: Now, result: JobResult) {
         match self.jobs.remove(&result.id) {
             Some(Owner::Peer(cookies)) => {
-                self.peers.on_done(now.at, cookies, result.done, self.entropy.as_mut());
+                self.peers.on_done(now, cookies, result.done, self.entropy.as_mut())
             }
             Some(Owner::Group(name)) => {
                 let Some(group) = self.groups.get_mut(&name) else { return };

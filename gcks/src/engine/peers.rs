@@ -18,9 +18,8 @@ use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
-use ike::io::{Entropy, Instant, Wakeup};
-use ike::phase1::responder::Answered;
-use ike::phase1::{Refusal, Responder, Step};
+use ike::io::{Entropy, Instant, Now, Wakeup};
+use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
@@ -112,6 +111,7 @@ struct HalfOpen {
     local: SocketAddr,
     peer: SocketAddr,
     started: Instant,
+    ends: Instant,
 }
 
 struct Established {
@@ -151,6 +151,8 @@ impl Established {
 /// The peer table.
 pub struct Peers {
     gateways: Vec<Arc<GatewaySettings>>,
+    /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
+    dynamic: Option<Arc<GatewaySettings>>,
     limit: usize,
     limit_per_address: usize,
     timeout: Duration,
@@ -185,6 +187,7 @@ impl Peers {
         entropy.fill(&mut secret);
         Peers {
             gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
+            dynamic: joint(&settings.gateways).map(Arc::new),
             limit: settings.half_open_limit,
             limit_per_address: settings.half_open_limit_per_address,
             timeout: settings.half_open_timeout,
@@ -232,8 +235,34 @@ impl Peers {
         self.gateways
             .iter()
             .filter(|gateway| gateway.covers(address))
-            .max_by_key(|gateway| gateway.address.1)
+            .max_by_key(|gateway| gateway.address.map_or(0, |(_, length)| length))
+            .or(self.dynamic.as_ref())
             .cloned()
+    }
+
+    /// The gateway of aggressive mode for a peer that claims `identity`: the one of its address, else a dynamic one.
+    fn gateway_claimed(&self, identity: &Identification, address: IpAddr) -> Option<Arc<GatewaySettings>> {
+        let aggressive = |gateway: &&Arc<GatewaySettings>| gateway.policy.mode == Mode::Aggressive;
+        let here = self.gateways.iter().filter(|gateway| gateway.covers(address));
+        let here = here.max_by_key(|gateway| gateway.address.map_or(0, |(_, length)| length));
+        here.filter(aggressive)
+            .filter(|gateway| gateway.admits(identity, address))
+            .or_else(|| {
+                let mut dynamic = self.gateways.iter().filter(|gateway| gateway.address.is_none());
+                dynamic.find(|gateway| aggressive(gateway) && gateway.admits(identity, address))
+            })
+            .cloned()
+    }
+
+    /// The statement an authenticated peer belongs to: of the dynamic ones, the one that names it.
+    fn gateway_proved(&self, known: &Arc<GatewaySettings>, sa: &IkeSa, peer: IpAddr) -> Arc<GatewaySettings> {
+        if !self.dynamic.as_ref().is_some_and(|joint| Arc::ptr_eq(joint, known)) {
+            return known.clone();
+        }
+        let mut dynamic = self.gateways.iter().filter(|gateway| gateway.address.is_none());
+        let named = dynamic
+            .find(|gateway| gateway.policy.mode == Mode::Main && gateway.admits(&sa.peer_identity, peer));
+        named.unwrap_or(known).clone()
     }
 
     fn drop_message(&mut self, peer: SocketAddr, reason: impl ToString) {
@@ -244,30 +273,29 @@ impl Peers {
         }));
     }
 
-    /// Exchange 2: phase 1.
+    /// Exchanges 2 and 4: phase 1.
     pub fn on_phase1(
         &mut self,
-        now: Instant,
-        unix_seconds: u64,
+        now: Now,
         (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
     ) {
         if header.cookies.responder.is_zero() {
-            return self.on_first(now, unix_seconds, (local, peer), header, octets, entropy);
+            return self.on_first(now, (local, peer), header, octets, entropy);
         }
         if let Some(half) = self.half_open.get_mut(&header.cookies) {
             if half.peer != peer {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
             let result = half.responder.on_message(now, header, octets, entropy);
-            return self.on_steps(now, header.cookies, result, entropy);
+            return self.on_steps(now.at, header.cookies, result, entropy);
         }
         let repeat = self
             .established
             .get_mut(&header.cookies)
-            .filter(|known| known.peer == peer && now.since(known.since) < ANSWER_LIFE)
+            .filter(|known| known.peer == peer && now.at.since(known.since) < ANSWER_LIFE)
             .and_then(|known| known.answered.as_mut()?.repeat(octets));
         match repeat {
             Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
@@ -277,8 +305,7 @@ impl Peers {
 
     fn on_first(
         &mut self,
-        now: Instant,
-        unix_seconds: u64,
+        now: Now,
         (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
@@ -294,23 +321,41 @@ impl Peers {
             }
             return;
         }
-        let Some(gateway) = self.gateway_for(peer.ip()) else {
-            return self.drop_message(peer, "no gateway covers this address");
+        // The identity of aggressive mode is in message 1; main mode has the address only (RFC 2409 section 5.4).
+        let aggressive = match header.exchange {
+            ExchangeType::Aggressive => match FirstAggressive::read(header, octets) {
+                Ok(first) => Some(first),
+                Err(refusal) => return self.drop_message(peer, refusal),
+            },
+            _ => None,
+        };
+        let gateway = match &aggressive {
+            Some(first) => self.gateway_claimed(first.identity(), peer.ip()),
+            None => self.gateway_for(peer.ip()),
+        };
+        let Some(gateway) = gateway else {
+            return self.drop_message(peer, "no gateway covers this address or identity");
         };
         if !self.make_room(peer) {
             return;
         }
-        let cookie = self.fresh_cookie(unix_seconds, local, peer, header.cookies.initiator, entropy);
-        let started = Responder::start(gateway.policy.clone(), cookie, local.ip(), peer.ip(), header, octets);
+        let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
+        let policy = gateway.policy.clone();
+        let ends = (local.ip(), peer.ip());
+        let started = match aggressive {
+            Some(first) => Responder::start_aggressive(policy, cookie, ends, first, entropy),
+            None => Responder::start(policy, cookie, ends.0, ends.1, header, octets),
+        };
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                let half = HalfOpen { responder, gateway, local, peer, started: now };
+                let ends = now.at + self.timeout;
+                let half = HalfOpen { responder, gateway, local, peer, started: now.at, ends };
                 self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
-                self.timers.insert((now + self.timeout, cookies));
-                self.on_steps(now, cookies, Ok(steps), entropy);
+                self.timers.insert((ends, cookies));
+                self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
                 self.counters.failed += 1;
@@ -320,7 +365,7 @@ impl Peers {
                     stage: "message 1".to_owned(),
                 }));
                 self.clear_notify(
-                    now,
+                    now.at,
                     (local, peer),
                     header.cookies.initiator,
                     cookie,
@@ -383,10 +428,10 @@ impl Peers {
     }
 
     /// The result of a job asked for by a negotiation.
-    pub fn on_done(&mut self, now: Instant, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
+    pub fn on_done(&mut self, now: Now, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
         if let Some(half) = self.half_open.get_mut(&cookies) {
-            let result = half.responder.on_done(done);
-            self.on_steps(now, cookies, result, entropy);
+            let result = half.responder.on_done(now, done, entropy);
+            self.on_steps(now.at, cookies, result, entropy);
         }
     }
 
@@ -406,13 +451,27 @@ impl Peers {
                         Step::Send(octets) => self.out.push_back(PeerOutput::Transmit(local, peer, octets)),
                         Step::Run(job) => self.out.push_back(PeerOutput::Job(cookies, job)),
                         Step::Established(done) => {
+                            if let Some(reason) = done.remark {
+                                self.out.push_back(PeerOutput::Event(Event::CertificateRehearsed {
+                                    peer: peer.to_string(),
+                                    identity: done.sa.peer_identity.to_string(),
+                                    reason,
+                                }));
+                            }
                             self.on_established(now, cookies, done.sa, done.initial_contact, entropy)
                         }
                     }
                 }
+                // Aggressive mode repeats message 2.
+                if let Some(due) = self.half_open.get(&cookies).and_then(|half| half.responder.due()) {
+                    self.timers.insert((due, cookies));
+                }
             }
-            Err(Refusal::Failed { reason }) => {
+            Err(Refusal::Failed { reason, answer }) => {
                 self.counters.failed += 1;
+                if let Some(answer) = answer {
+                    self.out.push_back(PeerOutput::Transmit(local, peer, answer));
+                }
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: peer.to_string(),
                     reason,
@@ -449,6 +508,7 @@ impl Peers {
         self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
         let timer = sa.expires.min(now + IDLE_LIFE);
         self.timers.insert((timer, cookies));
+        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
         let answered = Some(half.responder.into_answered());
         let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
         self.established.insert(
@@ -456,7 +516,7 @@ impl Peers {
             Box::new(Established {
                 sa,
                 watch: asks.map(|settings| Watch::new(settings, entropy)),
-                gateway: half.gateway,
+                gateway,
                 local: half.local,
                 peer: half.peer,
                 answered,
@@ -481,7 +541,7 @@ impl Peers {
 
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
-        self.timers.remove(&(half.started + self.timeout, cookies));
+        self.timers.remove(&(half.ends, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
         if let Some(count) = self.per_address.get_mut(&half.peer.ip()) {
             *count -= 1;
@@ -533,7 +593,10 @@ impl Peers {
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, cookies));
-            if let Some(half) = self.forget_half_open(cookies) {
+            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
+                let steps = half.responder.on_timeout(now, entropy);
+                self.on_steps(now, cookies, Ok(steps), entropy);
+            } else if let Some(half) = self.forget_half_open(cookies) {
                 self.counters.failed += 1;
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: half.peer.to_string(),
@@ -753,4 +816,18 @@ impl Peers {
             }));
         }
     }
+}
+
+/// All `dynamic` gateways of main mode as one that admits whom any of them admits. Their configuration makes sure that
+/// they share everything else.
+fn joint(gateways: &[GatewaySettings]) -> Option<GatewaySettings> {
+    let mut dynamic =
+        gateways.iter().filter(|gateway| gateway.address.is_none() && gateway.policy.mode == Mode::Main);
+    let mut joint = dynamic.next()?.clone();
+    let mut policy = joint.policy.as_ref().clone();
+    for other in dynamic {
+        policy.remote.extend(other.policy.remote.iter().cloned());
+    }
+    joint.policy = Arc::new(policy);
+    Some(joint)
 }

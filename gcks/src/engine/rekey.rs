@@ -72,7 +72,12 @@ impl Group {
                 self.want_more(now, entropy);
                 Ok(())
             }
-            Done::DhKey(_) | Done::Shared(_) | Done::Responded(_) | Done::Verified(_) => Ok(()),
+            Done::DhKey(_)
+            | Done::Shared(_)
+            | Done::Responded(_)
+            | Done::Verified(_)
+            | Done::Phase1Signed(_)
+            | Done::Phase1Verified(_) => Ok(()),
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use gdoi_proto::Dialect;
 use gdoi_proto::ids::GroupId;
-use gdoi_proto::payload::Endpoint;
+use gdoi_proto::payload::{Endpoint, Identification};
 use gdoi_proto::policy::{AckRequest, Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
@@ -33,8 +33,9 @@ pub struct Settings {
 pub struct GatewaySettings {
     /// Its name.
     pub name: String,
-    /// Address and prefix length; the longest prefix wins.
-    pub address: (IpAddr, u8),
+    /// Address and prefix length; the longest prefix wins. None for `dynamic`: found by its identity, from anywhere
+    /// that no prefix covers.
+    pub address: Option<(IpAddr, u8)>,
     /// How to negotiate with it.
     pub policy: Arc<PeerPolicy>,
     /// How to ask whether it is there; none: not at all.
@@ -46,17 +47,23 @@ pub struct GatewaySettings {
 impl GatewaySettings {
     /// True when `address` lies in this gateway's prefix.
     pub fn covers(&self, address: IpAddr) -> bool {
-        match (self.address.0, address) {
+        let Some((net, length)) = self.address else { return false };
+        match (net, address) {
             (IpAddr::V4(net), IpAddr::V4(address)) => {
-                let shift = 32u32.saturating_sub(u32::from(self.address.1));
+                let shift = 32u32.saturating_sub(u32::from(length));
                 (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
             }
             (IpAddr::V6(net), IpAddr::V6(address)) => {
-                let shift = 128u32.saturating_sub(u32::from(self.address.1));
+                let shift = 128u32.saturating_sub(u32::from(length));
                 (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
             }
             _ => false,
         }
+    }
+
+    /// True when a peer at `address` may claim `identity` under this statement.
+    pub fn admits(&self, identity: &Identification, address: IpAddr) -> bool {
+        self.policy.remote.iter().any(|rule| rule.accepts(identity, address))
     }
 }
 

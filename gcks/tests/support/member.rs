@@ -19,8 +19,8 @@ use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant};
-use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::io::{Entropy, Instant, Now};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::OpenError;
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
@@ -191,8 +191,9 @@ impl Member {
             method: AuthMethod::PreSharedKey,
         };
         PeerPolicy {
+            mode: Mode::Main,
             offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-            pre_shared_key: SecretBytes::copy(self.pre_shared_key.as_bytes()),
+            credentials: Credentials::pre_shared(SecretBytes::copy(self.pre_shared_key.as_bytes())),
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
             dialect: Dialect::STRICT,
@@ -202,15 +203,16 @@ impl Member {
     fn phase1(&mut self, patient: &dyn Fn() -> bool) -> Result<IkeSa, Stopped> {
         let (here, there) = (self.address().ip(), self.server.ip());
         let mut random = Random(self.provider.clone());
-        let at = Instant(1);
-        let (mut initiator, mut todo) = Initiator::start(self.policy(), here, there, false, at, &mut random);
+        let now = Now { at: Instant(1), unix_seconds: 0 };
+        let (mut initiator, mut todo) =
+            Initiator::start(self.policy(), here, there, false, now.at, &mut random);
         loop {
             for step in std::mem::take(&mut todo) {
                 match step {
                     Step::Send(octets) => self.send(&octets),
                     Step::Run(job) => {
                         let done = run(self.provider.as_ref(), job);
-                        todo.extend(initiator.on_done(at, done, &mut random).unwrap());
+                        todo.extend(initiator.on_done(now, done, &mut random).unwrap());
                     }
                     Step::Established(done) => return Ok(done.sa),
                 }
@@ -219,7 +221,7 @@ impl Member {
                 let (header, octets) = self.receive(patient)?;
                 // An answer to an earlier attempt may still be on its way.
                 if header.cookies.initiator == initiator.cookie() {
-                    todo.extend(initiator.on_message(at, &header, &octets).unwrap());
+                    todo.extend(initiator.on_message(now, &header, &octets).unwrap());
                 }
             }
         }

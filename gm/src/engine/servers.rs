@@ -20,7 +20,7 @@ use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
 use ike::io::{Datagram, Instant, Wakeup};
-use ike::phase1::{Initiator, PeerPolicy, Refusal, Step};
+use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
@@ -54,7 +54,13 @@ pub struct Server {
 enum Phase {
     Down,
     Negotiating(Box<Initiator>),
-    Up { sa: Box<IkeSa>, pulls: BTreeMap<MessageId, Pull>, watch: Option<Watch> },
+    Up {
+        sa: Box<IkeSa>,
+        pulls: BTreeMap<MessageId, Pull>,
+        watch: Option<Watch>,
+        /// Aggressive mode: message 3 may be lost, and message 2 comes again.
+        answered: Option<Answered>,
+    },
 }
 
 /// What a server has to say to a VPN.
@@ -171,7 +177,12 @@ impl Server {
     fn take_steps(&mut self, steps: Result<Vec<Step>, Refusal>, cx: &mut Cx<'_>) -> Letters {
         let steps = match steps {
             Ok(steps) => steps,
-            Err(Refusal::Failed { reason }) => return self.phase1_failed(&reason, cx),
+            Err(Refusal::Failed { reason, answer }) => {
+                if let Some(answer) = answer {
+                    self.transmit(answer, cx);
+                }
+                return self.phase1_failed(&reason, cx);
+            }
             // A clear message proves nothing: an answer that cannot be used is as good as none.
             Err(Refusal::Dropped(reason) | Refusal::Unacceptable { reason, .. }) => {
                 cx.out.dropped(self.peer, reason);
@@ -191,10 +202,22 @@ impl Server {
                         suite: done.sa.suite.to_string(),
                         role: "initiator".to_owned(),
                     });
+                    if let Some(reason) = done.remark {
+                        cx.out.event(Event::CertificateRehearsed {
+                            peer: self.peer.to_string(),
+                            identity: done.sa.peer_identity.to_string(),
+                            reason,
+                        });
+                    }
                     let asks = self.dead_peer_detection.filter(|_| done.sa.peer_does_dpd);
                     let mut watch = asks.map(|settings| Watch::new(settings, cx.entropy));
                     expect_more(&mut watch, cx.now.at);
-                    self.phase = Phase::Up { sa: Box::new(done.sa), pulls: BTreeMap::new(), watch };
+                    self.phase = Phase::Up {
+                        sa: Box::new(done.sa),
+                        pulls: BTreeMap::new(),
+                        watch,
+                        answered: done.answered,
+                    };
                     self.start_pulls(true, cx);
                 }
             }
@@ -209,12 +232,14 @@ impl Server {
     }
 
     fn phase1_failed(&mut self, reason: &str, cx: &mut Cx<'_>) -> Letters {
-        let stage = match &self.phase {
-            Phase::Negotiating(initiator) => initiator.state().to_owned(),
-            Phase::Down | Phase::Up { .. } => String::new(),
+        let (stage, kind) = match &self.phase {
+            Phase::Negotiating(initiator) if initiator.is_unanswered() => {
+                (initiator.state().to_owned(), Failure::Silence)
+            }
+            Phase::Negotiating(initiator) => (initiator.state().to_owned(), Failure::Refused),
+            Phase::Down | Phase::Up { .. } => (String::new(), Failure::Refused),
         };
         cx.out.statistics.phase1_failed += 1;
-        let kind = if stage == "SentSa" { Failure::Silence } else { Failure::Refused };
         cx.out.event(Event::Phase1Failed { peer: self.peer.to_string(), reason: reason.to_owned(), stage });
         self.phase = Phase::Down;
         let reason = format!("phase 1: {reason}");
@@ -230,20 +255,34 @@ impl Server {
         if initiator.cookie() != cookie {
             return Letters::new();
         }
-        let steps = initiator.on_done(cx.now.at, done, cx.entropy);
+        let steps = initiator.on_done(cx.now, done, cx.entropy);
         self.take_steps(steps, cx)
     }
 
-    /// A main mode message.
+    /// A message of main mode or aggressive mode.
     pub fn on_phase1(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
+        let steps = match &mut self.phase {
+            Phase::Negotiating(initiator) => initiator.on_message(cx.now, header, octets),
+            Phase::Up { answered, .. } => answered
+                .as_mut()
+                .and_then(|answered| answered.repeat(octets))
+                .map(|answer| vec![Step::Send(answer)])
+                .ok_or_else(|| Refusal::Dropped("phase 1 is over".to_owned())),
+            Phase::Down => return Letters::new(),
+        };
+        self.take_steps(steps, cx)
+    }
+
+    /// A protected informational message while phase 1 is negotiated: an error in it ends the attempt.
+    pub fn on_early_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let Phase::Negotiating(initiator) = &mut self.phase else { return Letters::new() };
-        let steps = initiator.on_message(cx.now.at, header, octets);
+        let steps = initiator.on_informational(cx.now, header, octets).map(|()| Vec::new());
         self.take_steps(steps, cx)
     }
 
     /// A PULL message under our SA.
     pub fn on_pull(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls, watch } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let Some(pull) = pulls.get_mut(&header.message_id) else {
             cx.out.dropped(self.peer, "no such exchange".to_owned());
             return Letters::new();
@@ -300,7 +339,7 @@ impl Server {
 
     /// A protected informational message under our SA.
     pub fn on_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls, watch } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let said = match notify::open(sa, header, octets) {
             Ok(opened) => opened.into_inner(),
             Err(error) => {
@@ -433,7 +472,7 @@ impl Server {
         match &self.phase {
             Phase::Down => None,
             Phase::Negotiating(initiator) => Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" }),
-            Phase::Up { sa, pulls, watch } => {
+            Phase::Up { sa, pulls, watch, .. } => {
                 let asking = watch.as_ref().and_then(Watch::due);
                 let asking = asking.map(|at| Wakeup { at, why: "dead-peer detection" });
                 let end = Wakeup { at: sa.expires, why: "end of phase 1" };

@@ -20,7 +20,7 @@ use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Signer, default_provider, run};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, Now};
-use ike::phase1::PeerPolicy;
+use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
 use super::io::Output;
@@ -46,8 +46,9 @@ pub const MEMBER: &str = "192.0.2.10:848";
 /// A policy for negotiations that never happen.
 pub fn peer_policy() -> PeerPolicy {
     PeerPolicy {
+        mode: Mode::Main,
         offers: Vec::new(),
-        pre_shared_key: SecretBytes::copy(b"not used in these tests"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"not used in these tests")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         dialect: Dialect::STRICT,

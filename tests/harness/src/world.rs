@@ -24,7 +24,7 @@ use ike::crypto::provider::run;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Instant, JobResult, Machine, Now};
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 
 use crate::net::{Network, Weather};
 use crate::provider::{Deterministic, SeededEntropy};
@@ -105,8 +105,9 @@ fn peer_policy(dialect: Dialect) -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: pre_shared_key(),
+        credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         dialect,
@@ -130,7 +131,7 @@ fn server_settings(timing: Timing, dialect: Dialect) -> Settings {
     Settings {
         gateways: vec![GatewaySettings {
             name: "members".to_owned(),
-            address: (IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16),
+            address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
             policy: Arc::new(peer_policy(dialect)),
             dead_peer_detection: None,
             line: 1,

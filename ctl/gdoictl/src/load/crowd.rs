@@ -276,7 +276,7 @@ impl Crowd {
             ExchangeType::GroupkeyPush => self.on_push(slot, &header, datagram),
             ExchangeType::MainMode => {
                 let State::Phase1(mut initiator) = self.pull_out_if(slot, State::is_phase1) else { return };
-                let result = initiator.on_message(self.clock.now().at, &header, &datagram.octets);
+                let result = initiator.on_message(self.clock.now(), &header, &datagram.octets);
                 self.put(slot, State::Phase1(initiator));
                 self.on_steps(slot, result);
             }
@@ -309,7 +309,7 @@ impl Crowd {
                 Step::Run(job) => {
                     let done = run(self.provider.as_ref(), job);
                     let State::Phase1(mut initiator) = self.pull_out(slot) else { return };
-                    let result = initiator.on_done(self.clock.now().at, done, &mut self.random);
+                    let result = initiator.on_done(self.clock.now(), done, &mut self.random);
                     self.put(slot, State::Phase1(initiator));
                     match result {
                         Ok(more) => steps.extend(more),

@@ -14,7 +14,7 @@ use config::secret_source::Source;
 use ctl::control::Request;
 use gdoi_proto::message::Dialect;
 use ike::identity::IdentityRule;
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 use runtime::clock::Clock;
 
 use crate::connect::Daemon;
@@ -77,8 +77,9 @@ fn policy(options: &LoadArgs) -> Result<PeerPolicy, Failure> {
         hint => Failure::Usage(format!("{what}: {hint}")),
     })?;
     Ok(PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite: options.suite(), lifetime: Duration::from_secs(3600) }],
-        pre_shared_key,
+        credentials: Credentials::pre_shared(pre_shared_key),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         dialect: Dialect::STRICT,

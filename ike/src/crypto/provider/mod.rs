@@ -5,6 +5,7 @@
 pub mod aws_lc;
 #[cfg(feature = "portable")]
 pub mod portable;
+mod proof;
 #[cfg(any(feature = "aws-lc", feature = "portable"))]
 mod public_key;
 
@@ -16,7 +17,9 @@ use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 use thiserror::Error;
 
-use super::DhGroup;
+use super::{AuthMethod, DhGroup};
+
+pub use proof::{CertifiedKey, PeerTrust, ProofCheck, ProofError, ProofSigner, Proved};
 
 /// Why asymmetric work failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -135,6 +138,31 @@ pub trait Provider: Send + Sync {
     /// [`CryptoError::Signature`] when it does not verify, [`CryptoError::Key`] when the key cannot be read or does not
     /// fit the algorithm.
     fn verify(&self, check: &Verification) -> Result<(), CryptoError>;
+
+    /// Loads the private key of a certificate from PKCS#8 DER, for phase 1 with `method`.
+    ///
+    /// # Errors
+    /// [`CryptoError::Key`] when it is not a key of this method, [`CryptoError::Unsupported`] where the provider cannot
+    /// sign that way.
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError>;
+
+    /// Verifies SIG_I or SIG_R over `digest` as it is, not hashed again: RSA as a PKCS#1 type 1 block without DigestInfo
+    /// (RFC 2409 section 5.1), ECDSA as r | s (RFC 4754 section 7). `public_key` is a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// [`CryptoError::Signature`] when it does not verify, [`CryptoError::Key`] when the key cannot be read or does not
+    /// fit the method.
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError>;
 }
 
 /// A PUSH signature to check.
@@ -195,6 +223,15 @@ pub enum Job {
     },
     /// A check of a PUSH signature.
     Verify(Verification),
+    /// SIG_I or SIG_R of phase 1.
+    Phase1Sign {
+        /// The private key of our certificate.
+        signer: Arc<dyn ProofSigner>,
+        /// HASH_I or HASH_R.
+        digest: SecretBytes,
+    },
+    /// The peer's certificates and its SIG_I or SIG_R.
+    Phase1Verify(Box<ProofCheck>),
     /// A new signing key.
     MakeSigner {
         /// SIG_ALGORITHM.
@@ -222,6 +259,8 @@ impl fmt::Debug for Job {
                 write!(f, "Sign({signer:?}, {hash:?}, {} octets)", input.len())
             }
             Job::Verify(check) => write!(f, "Verify({check:?})"),
+            Job::Phase1Sign { signer, .. } => write!(f, "Phase1Sign({signer:?})"),
+            Job::Phase1Verify(check) => write!(f, "Phase1Verify({check:?})"),
             Job::MakeSigner { algorithm, key_bits } => {
                 write!(f, "MakeSigner({algorithm:?}, {key_bits} bits)")
             }
@@ -243,6 +282,10 @@ pub enum Done {
     Signed(Result<Vec<u8>, CryptoError>),
     /// Of `Verify`.
     Verified(Result<(), CryptoError>),
+    /// Of `Phase1Sign`: SIG body.
+    Phase1Signed(Result<Vec<u8>, CryptoError>),
+    /// Of `Phase1Verify`.
+    Phase1Verified(Result<Proved, ProofError>),
     /// Of `MakeSigner` and `LoadSigner`: the key and its PKCS#8 DER for the store.
     Signer(Result<(Arc<dyn Signer>, SecretBytes), CryptoError>),
 }
@@ -271,6 +314,8 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
             }
             Done::Verified(result)
         }
+        Job::Phase1Sign { signer, digest } => Done::Phase1Signed(signer.sign(digest.expose())),
+        Job::Phase1Verify(check) => Done::Phase1Verified(check.run(provider)),
         Job::MakeSigner { algorithm, key_bits } => Done::Signer(
             provider
                 .generate_signing_key(algorithm, key_bits)

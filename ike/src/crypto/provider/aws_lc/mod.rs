@@ -1,6 +1,8 @@
-//! Provider on AWS-LC: aws-lc-rs where it has a safe call, the `bn` module for MODP and bare RSA.
+//! Provider on AWS-LC: aws-lc-rs where it has a safe call, the `bn` module for MODP, the `rsa` module for bare RSA.
 
 mod bn;
+mod proof;
+mod rsa;
 
 use std::sync::Arc;
 
@@ -12,9 +14,9 @@ use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, P
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 
-use super::{CryptoError, DhKey, Provider, Signer, Verification, public_key};
+use super::{CryptoError, DhKey, ProofSigner, Provider, Signer, Verification, public_key};
 use crate::crypto::prf::hash as digest;
-use crate::crypto::{DhGroup, Hash, dh};
+use crate::crypto::{AuthMethod, DhGroup, Hash, dh};
 
 const NAME: &str = "aws-lc";
 
@@ -277,8 +279,26 @@ impl Provider for AwsLc {
             return Ok(());
         }
         if check.bare_digest && check.algorithm == A::Rsa {
-            return bn::verify_bare(&check.public_key, &digest(hash, &[&check.input]), &check.signature);
+            return rsa::verify_bare(&check.public_key, &digest(hash, &[&check.input]), &check.signature);
         }
         Err(CryptoError::Signature)
+    }
+
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+        Ok(Arc::new(proof::CertificateKey::load(method, pkcs8)?))
+    }
+
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError> {
+        proof::verify(method, public_key, digest, signature)
     }
 }

@@ -1,0 +1,6 @@
+//! Phase 1 against itself with real crypto: both modes, every method.
+
+mod aggressive_mode;
+mod main_mode;
+mod pair;
+mod signatures;
