@@ -122,7 +122,12 @@ impl Initiator {
             Attempt::Wait => Ok(Vec::new()),
             Attempt::Again => Ok(vec![Step::Send(self.last_sent.clone())]),
             Attempt::GiveUp => {
-                Err(Refusal::Failed { reason: format!("no answer in state {}", self.state.name()) })
+                // The peer cannot read what another key sealed, and must not answer it.
+                let hint = match self.state {
+                    State::SentAuth { .. } => ": do both sides have the same pre-shared key?",
+                    _ => "",
+                };
+                Err(Refusal::Failed { reason: format!("no answer in state {}{hint}", self.state.name()) })
             }
         }
     }

@@ -269,7 +269,8 @@ impl Responder {
                 if self.failures < MAX_FAILURES {
                     return Err(refusal);
                 }
-                return Err(Refusal::Failed { reason: refusal.to_string() });
+                let reason = format!("{refusal}: do both sides have the same pre-shared key?");
+                return Err(Refusal::Failed { reason });
             }
         };
         if !acceptable_ports(&message.id)
