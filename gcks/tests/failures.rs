@@ -159,7 +159,9 @@ fn a_state_that_cannot_be_read_ends_with_4_and_is_left_as_it_is() {
         }),
     ];
     for (what, damage) in damages {
-        for clean in [true, false] {
+        // A single page may be whole in the log: then nothing is lost, and nothing refused.
+        let stops: &[bool] = if what == "garbage" { &[true, false] } else { &[true] };
+        for clean in stops.iter().copied() {
             let site = Site::new();
             let daemon = site.start(&[]);
             daemon.stop();
