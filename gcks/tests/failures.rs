@@ -255,7 +255,7 @@ fn a_wrong_pre_shared_key_is_named_as_what_it_probably_is() {
     member.repeats = 2;
     let failed = unanswered(&mut member, &mut events, "phase1_failed");
     assert!(failed.contains(&member.address().to_string()), "{failed}");
-    assert!(failed.contains("do both sides have the same pre-shared key?"), "{failed}");
+    assert!(failed.contains("probable pre-shared key mismatch"), "{failed}");
     assert!(!failed.contains(KEY));
     assert_eq!(daemon.snapshot().statistics.phase1_failed, 1);
     Member::new(daemon.address()).register();

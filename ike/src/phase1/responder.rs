@@ -269,8 +269,7 @@ impl Responder {
                 if self.failures < MAX_FAILURES {
                     return Err(refusal);
                 }
-                let reason = format!("{refusal}: do both sides have the same pre-shared key?");
-                return Err(Refusal::Failed { reason });
+                return Err(Refusal::Failed { reason: refusal.to_string() });
             }
         };
         if !acceptable_ports(&message.id)
