@@ -33,7 +33,7 @@ fn a_member_registers_and_a_sudden_end_loses_nothing() {
     let second = site.start(&[]);
     assert!(second.seen.contains("state restored: 1 groups, 1 members"), "{}", second.seen);
     assert_eq!(spis(&second.snapshot()), given);
-    assert_eq!(second.rekey(false), 1);
+    assert_eq!(second.rekey(false), Some(1));
     member.push();
     let after = second.snapshot();
     assert_eq!((after.groups[0].teks.len(), after.groups[0].statistics.rekeys), (2, 1));

@@ -415,6 +415,8 @@ impl Group {
             delivery.addressed = delivery.outstanding.len();
         }
         self.deliveries.sort_by_key(|delivery| delivery.mark);
+        // Rows come by SPI; the order of TEKs is their age.
+        self.teks.sort_by_key(|tek| (tek.retires.is_none(), tek.ends));
         let stale = std::mem::take(&mut self.stale);
         if !stale.is_empty() {
             self.out.push_back(GroupOutput::Persist(stale));

@@ -20,7 +20,7 @@ use ike::crypto::provider::{Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Refusal, Step};
 use ike::protect::OpenError;
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
@@ -113,6 +113,8 @@ pub struct Member {
     server: SocketAddr,
     provider: Arc<dyn Provider>,
     pub pre_shared_key: String,
+    /// Copies of each message of phase 1 after the first.
+    pub repeats: u32,
     /// PUSHes that came while it waited for something else.
     pub pushes: VecDeque<Bytes>,
 }
@@ -123,7 +125,8 @@ impl Member {
         let socket = UdpSocket::bind(address).unwrap();
         socket.set_read_timeout(Some(LOOK)).unwrap();
         let provider = default_provider();
-        Member { socket, server, provider, pre_shared_key: super::KEY.to_owned(), pushes: VecDeque::new() }
+        let pre_shared_key = super::KEY.to_owned();
+        Member { socket, server, provider, pre_shared_key, repeats: 0, pushes: VecDeque::new() }
     }
 
     pub fn new(server: SocketAddr) -> Member {
@@ -209,7 +212,7 @@ impl Member {
         loop {
             for step in std::mem::take(&mut todo) {
                 match step {
-                    Step::Send(octets) => self.send(&octets),
+                    Step::Send(octets) => (0..=self.repeats).for_each(|_| self.send(&octets)),
                     Step::Run(job) => {
                         let done = run(self.provider.as_ref(), job);
                         todo.extend(initiator.on_done(now, done, &mut random).unwrap());
@@ -221,7 +224,12 @@ impl Member {
                 let (header, octets) = self.receive(patient)?;
                 // An answer to an earlier attempt may still be on its way.
                 if header.cookies.initiator == initiator.cookie() {
-                    todo.extend(initiator.on_message(now, &header, &octets).unwrap());
+                    match initiator.on_message(now, &header, &octets) {
+                        Ok(steps) => todo.extend(steps),
+                        // A copy of what was answered.
+                        Err(Refusal::Dropped(_)) => {}
+                        Err(refusal) => panic!("{refusal}"),
+                    }
                 }
             }
         }

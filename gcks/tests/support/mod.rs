@@ -187,12 +187,12 @@ impl Daemon {
         server(*snapshot)
     }
 
-    /// A rekey of `g1`; the signing key may still be on its way from the disk.
-    pub fn rekey(&self, kek: bool) -> u32 {
+    /// A rekey of `g1`: its SEQ, none with nobody to tell. The signing key may still be on its way from the disk.
+    pub fn rekey(&self, kek: bool) -> Option<u32> {
         let request = Request::Rekey { group: "g1".to_owned(), tek: true, kek };
         for _ in 0..2000 {
             match self.ask(&request) {
-                Reply::Done { seq: Some(seq), .. } => return seq,
+                Reply::Done { seq, .. } => return seq,
                 Reply::Refused { reason } if reason.contains("not ready") => {
                     std::thread::sleep(std::time::Duration::from_millis(5));
                 }
