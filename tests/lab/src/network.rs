@@ -8,7 +8,7 @@
 //! Namespaces need a user, network and mount namespace of our own around them: see [`Network::namespaces`]. The data plane
 //! joins here: a host of a namespace can get a `lan` beside its `wan`, loopback hosts cannot.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -35,6 +35,8 @@ pub struct Network {
     prefix: [u8; 3],
     port: u16,
     namespaces: bool,
+    /// The same port of TCP, which no daemon uses: while it is held, no other lab takes these addresses.
+    _claim: Option<TcpListener>,
 }
 
 impl Network {
@@ -58,8 +60,13 @@ impl Network {
 
     fn on_loopback(prefix: [u8; 3]) -> Result<Network, LabError> {
         (LOOPBACK_PORT..LOOPBACK_PORT + 50)
-            .map(|port| Network { prefix, port, namespaces: false })
-            .find(|network| HOSTS.iter().all(|(name, _)| UdpSocket::bind(network.address(name)).is_ok()))
+            .filter_map(|port| {
+                let mut network = Network { prefix, port, namespaces: false, _claim: None };
+                network._claim = Some(TcpListener::bind(network.address(GCKS)).ok()?);
+                let free = HOSTS.iter().all(|(name, _)| UdpSocket::bind(network.address(name)).is_ok());
+                free.then_some(network)
+            })
+            .next()
             .ok_or_else(|| LabError::Wrong(format!("no port from {LOOPBACK_PORT} on is free on loopback")))
     }
 
@@ -84,7 +91,7 @@ impl Network {
             run(&format!("ip -n {name} link set wan up"))?;
             run(&format!("ip -n {name} link set lo up"))?;
         }
-        Ok(Network { prefix: NAMESPACES, port: PORT, namespaces: true })
+        Ok(Network { prefix: NAMESPACES, port: PORT, namespaces: true, _claim: None })
     }
 
     /// True when hosts are network namespaces.
@@ -163,6 +170,8 @@ mod tests {
     fn two_labs_of_one_process_share_no_address() {
         let (one, two) = (Network::own_loopback().unwrap(), Network::own_loopback().unwrap());
         assert_ne!(one.ip(GCKS), two.ip(GCKS));
+        let (one, two) = (Network::loopback().unwrap(), Network::loopback().unwrap());
+        assert_ne!(one.address(GCKS), two.address(GCKS), "the claim of the first holds");
         assert!(one.ip("gm2").is_loopback() && one.address("gm2").port() >= LOOPBACK_PORT);
         assert!(!one.cut("gm2").unwrap(), "there is no cable");
     }

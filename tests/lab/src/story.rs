@@ -71,8 +71,12 @@ impl Story {
             .iter()
             .map(|host| format!("{host} {}", site.network.address(host)))
             .collect();
-        let place = if site.network.is_namespaces() { "a network namespace each" } else { "this machine" };
-        println!("Key server and two members, in {place}: {}", hosts.join(", "));
+        let place = if site.network.is_namespaces() {
+            "in a network namespace each"
+        } else {
+            "on loopback addresses"
+        };
+        println!("Key server and two members, {place}: {}", hosts.join(", "));
         let Timing { tek_life, kek_life, copies, period, .. } = Timing::SHORT;
         println!(
             "Lives of a lab: TEK {tek_life} s, KEK {kek_life} s; a push is sent {} times, {period} s apart.\n",
