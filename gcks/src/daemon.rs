@@ -189,6 +189,8 @@ struct Daemon {
     sockets: Sockets,
     /// Pushes on their way out.
     pace: Pace,
+    /// Datagrams told to the engine.
+    taken: u64,
     /// Counters of the sockets when statistics were cleared last.
     cleared: UdpCounters,
     workers: Workers,
@@ -232,6 +234,7 @@ impl Daemon {
             gate: Gate::new(),
             writer,
             pace: Pace::new(sockets.receive_buffer()),
+            taken: 0,
             sockets,
             cleared: UdpCounters::default(),
             workers,
@@ -257,7 +260,7 @@ impl Daemon {
     async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
         self.drain();
         loop {
-            let sleep = self.on_timers();
+            let sleep = self.on_timers(inlets.datagrams.is_empty());
             tokio::select! {
                 // What finishes something goes before what begins something.
                 biased;
@@ -278,11 +281,11 @@ impl Daemon {
                 }
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
                 Some(datagram) = inlets.datagrams.recv(), if self.gate.held() < HELD => {
-                    self.tell(Input::Datagram(datagram));
+                    self.on_datagram(datagram);
                     for _ in 1..BATCH {
                         let true = self.gate.held() < HELD else { break };
                         let Ok(datagram) = inlets.datagrams.try_recv() else { break };
-                        self.tell(Input::Datagram(datagram));
+                        self.on_datagram(datagram);
                     }
                 }
                 () = std::future::ready(()), if sleep.is_zero() => {}
@@ -293,27 +296,26 @@ impl Daemon {
         Ok(())
     }
 
-    /// What is due by now; how long nothing else is.
-    fn on_timers(&mut self) -> Duration {
+    /// What is due by now; how long nothing else is. `idle`: no datagram waits.
+    fn on_timers(&mut self, idle: bool) -> Duration {
         if let Some(wakeup) = self.engine.poll_timeout()
             && wakeup.at <= self.clock.now().at
         {
             tracing::trace!(why = wakeup.why, "timer");
             self.tell(Input::Timeout);
         }
-        self.send_slice();
+        self.send_slice(idle);
         let engine = self.engine.poll_timeout().map(|wakeup| wakeup.at);
         let next = [engine, self.pace.due()].into_iter().flatten().min();
         next.map_or(IDLE, |at| self.clock.until(at))
     }
 
     /// Sends the next part of the pushes under way.
-    fn send_slice(&mut self) {
+    fn send_slice(&mut self, idle: bool) {
         if self.pace.is_empty() {
             return;
         }
-        let received = self.sockets.counters().received;
-        if let Some((octets, to)) = self.pace.slice(self.clock.now().at, received) {
+        if let Some((octets, to)) = self.pace.slice(self.clock.now().at, self.taken, idle) {
             let sent = self.sockets.send_many(&octets, &to);
             if sent < to.len() {
                 let (lost, all) = (to.len() - sent, to.len());
@@ -341,6 +343,11 @@ impl Daemon {
 
     fn publish(&self, event: &Event) {
         self.hub.publish(self.clock.now().unix_seconds, event);
+    }
+
+    fn on_datagram(&mut self, datagram: Datagram) {
+        self.taken += 1;
+        self.tell(Input::Datagram(datagram));
     }
 
     fn tell(&mut self, input: Input) {
@@ -374,7 +381,7 @@ impl Daemon {
                 }
                 Output::Fanout { octets, to } => {
                     self.pace.push(octets, to);
-                    self.send_slice();
+                    self.send_slice(false);
                 }
                 Output::Job(request) => self.workers.submit(request),
                 Output::Event(event) => self.publish(&event),

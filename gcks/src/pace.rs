@@ -2,8 +2,8 @@
 //! acknowledgements find room in the receive buffer, and the loop has time to take them.
 //!
 //! ```text
-//! queue -- slice, while fewer than `window` datagrams are unanswered --> sockets
-//!       -- slice every 5 ms when nobody answers                      -->
+//! queue -- slice, while fewer than `window` datagrams are unanswered     --> sockets
+//!       -- slice every 5 ms while nothing comes in that could be answers -->
 //! ```
 
 use std::collections::VecDeque;
@@ -30,8 +30,8 @@ pub struct Pace {
     queue: VecDeque<(Bytes, VecDeque<Destination>)>,
     /// Datagrams sent and not matched by one received since.
     unanswered: usize,
-    /// Datagrams received when that was counted.
-    received: u64,
+    /// Datagrams taken when that was counted.
+    taken: u64,
     /// When a slice goes out though the window is full.
     next: Instant,
 }
@@ -40,7 +40,7 @@ impl Pace {
     /// For sockets whose smallest receive buffer has `receive_buffer` octets.
     pub fn new(receive_buffer: usize) -> Pace {
         let window = (receive_buffer / COST).clamp(64, 16 * SLICE);
-        Pace { window, queue: VecDeque::new(), unanswered: 0, received: 0, next: Instant(0) }
+        Pace { window, queue: VecDeque::new(), unanswered: 0, taken: 0, next: Instant(0) }
     }
 
     /// Queues one push behind those before it.
@@ -66,13 +66,14 @@ impl Pace {
         self.queue.drain(..).map(|(octets, to)| (octets, to.into()))
     }
 
-    /// What may be sent now; `received` counts datagrams that came in so far.
-    pub fn slice(&mut self, now: Instant, received: u64) -> Option<(Bytes, Vec<Destination>)> {
-        let answers = usize::try_from(received.saturating_sub(self.received)).unwrap_or(usize::MAX);
+    /// What may be sent now. `taken` counts datagrams the loop took so far: one that waits for the loop is no answer yet.
+    /// `idle`: none waits.
+    pub fn slice(&mut self, now: Instant, taken: u64, idle: bool) -> Option<(Bytes, Vec<Destination>)> {
+        let answers = usize::try_from(taken.saturating_sub(self.taken)).unwrap_or(usize::MAX);
         self.unanswered = self.unanswered.saturating_sub(answers);
-        self.received = received;
+        self.taken = taken;
         let mut room = self.window.saturating_sub(self.unanswered).min(SLICE);
-        if room == 0 && now >= self.next {
+        if room == 0 && idle && now >= self.next {
             // As many of those that wait will not be heard of soon.
             room = SLICE.min(self.window);
             self.unanswered = self.unanswered.saturating_sub(room);
@@ -101,8 +102,8 @@ mod tests {
     }
 
     /// Datagrams that leave at one moment.
-    fn burst(pace: &mut Pace, now: Instant, received: u64) -> usize {
-        std::iter::from_fn(|| pace.slice(now, received)).map(|(_, to)| to.len()).sum()
+    fn burst(pace: &mut Pace, now: Instant, taken: u64) -> usize {
+        std::iter::from_fn(|| pace.slice(now, taken, true)).map(|(_, to)| to.len()).sum()
     }
 
     #[test]
@@ -122,6 +123,7 @@ mod tests {
         assert_eq!(burst(&mut pace, Instant(0), 0), 16 * SLICE);
         let due = pace.due().unwrap();
         assert_eq!(due, Instant(0) + PATIENCE);
+        assert!(pace.slice(due, 0, false).is_none(), "answers wait to be taken");
         assert_eq!(burst(&mut pace, due, 0), SLICE);
         assert_eq!(burst(&mut pace, due + PATIENCE, 0), SLICE);
         assert!(pace.is_empty() && pace.due().is_none());
@@ -134,7 +136,7 @@ mod tests {
             pace.push(Bytes::from_static(name), destinations(SLICE + 1));
         }
         let order: Vec<Bytes> =
-            std::iter::from_fn(|| pace.slice(Instant(0), 0)).map(|(octets, _)| octets).collect();
+            std::iter::from_fn(|| pace.slice(Instant(0), 0, true)).map(|(octets, _)| octets).collect();
         assert_eq!(order, ["1", "1", "2", "2"]);
     }
 }
