@@ -1,6 +1,7 @@
 //! The server's record of one member.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
@@ -17,7 +18,7 @@ pub struct Member {
     /// Our address that PULL came to; pushes leave from it.
     pub local: SocketAddr,
     /// The gateway statement that admitted it.
-    pub gateway: String,
+    pub gateway: Arc<str>,
     /// SIDs of its last PULL.
     pub sender_ids: Vec<SenderId>,
     /// When it registered first in this life of the server.

@@ -8,6 +8,7 @@ pub mod peers;
 pub mod pull;
 pub mod push;
 pub mod rekey;
+pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
@@ -220,13 +221,15 @@ impl KeyServer {
     fn settle(&mut self, now: Now) {
         loop {
             let mut quiet = true;
-            let names: Vec<String> = self.groups.keys().cloned().collect();
-            for name in names {
-                while let Some(output) = self.groups.get_mut(&name).and_then(Group::poll) {
+            // Nobody reaches the groups meanwhile.
+            let mut groups = std::mem::take(&mut self.groups);
+            for (name, group) in &mut groups {
+                while let Some(output) = group.poll() {
                     quiet = false;
-                    self.on_group_output(&name, output);
+                    self.on_group_output(name, output);
                 }
             }
+            self.groups = groups;
             while let Some(output) = self.peers.poll() {
                 quiet = false;
                 match output {

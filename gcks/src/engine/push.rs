@@ -5,7 +5,6 @@
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -18,6 +17,7 @@ use ike::protect::push::Unsigned;
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
+use super::roster::NumberSet;
 use super::settings::Acknowledgement;
 
 /// One PUSH on its way.
@@ -27,7 +27,7 @@ pub struct Delivery {
     /// Its number.
     pub seq: SeqNumber,
     /// Members that did not acknowledge.
-    pub outstanding: BTreeSet<MemberKey>,
+    pub outstanding: NumberSet,
     /// Members it was sent to.
     pub addressed: usize,
     /// When the rekey began.
@@ -45,7 +45,7 @@ impl Delivery {
         kek_spi: KekSpi,
         seq: SeqNumber,
         unsigned: Unsigned,
-        members: BTreeSet<MemberKey>,
+        members: NumberSet,
         started: Instant,
     ) -> Delivery {
         let addressed = members.len();
@@ -122,8 +122,8 @@ impl Group {
             *due = now.at + communication.retransmission_period;
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
-            for key in &delivery.outstanding {
-                if let Some(member) = self.members.get_mut(key) {
+            for number in delivery.outstanding.iter() {
+                if let Some(member) = self.members.get_mut(number) {
                     member.pushes_sent += 1;
                     to.push((member.local, member.peer));
                 }
@@ -152,7 +152,7 @@ impl Group {
         let mut changes: Vec<Change> = vec![self.push_gone(&delivery)];
         let missing: Vec<String> = match acknowledgement {
             Acknowledgement::None => Vec::new(),
-            _ => delivery.outstanding.iter().map(ToString::to_string).collect(),
+            _ => self.names(&delivery.outstanding),
         };
         self.event(Event::RekeyCompleted {
             group: self.settings.name.clone(),
@@ -162,8 +162,9 @@ impl Group {
             seconds: now.at.since(delivery.started).as_secs_f64(),
         });
         if acknowledgement != Acknowledgement::None {
-            for key in &delivery.outstanding {
-                let Some(member) = self.members.get_mut(key) else { continue };
+            for number in delivery.outstanding.iter() {
+                let Some(key) = self.members.key(number).cloned() else { continue };
+                let Some(member) = self.members.get_mut(number) else { continue };
                 member.missed += 1;
                 self.counters.unacknowledged += 1;
                 if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
@@ -175,9 +176,8 @@ impl Group {
                         address,
                         missed,
                     });
-                    changes.extend(self.forget_member(key, "no acknowledgement"));
-                    self.out
-                        .push_back(GroupOutput::DeleteIdentity(key.clone(), "no acknowledgement".to_owned()));
+                    changes.extend(self.forget_member(&key, "no acknowledgement"));
+                    self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));
                 }
             }
         }
@@ -188,17 +188,18 @@ impl Group {
     /// its content already.
     pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, terms: &Terms) {
         let (Some(seq), Some(policy)) = (terms.seq, &terms.policy.kek) else { return };
+        let Some(number) = self.members.number(key) else { return };
         let mut send = Vec::new();
         for delivery in &mut self.deliveries {
             if delivery.kek_spi == policy.spi && delivery.seq > seq {
-                if delivery.outstanding.insert(key.clone()) {
+                if delivery.outstanding.insert(number) {
                     delivery.addressed += 1;
                 }
                 if let Stage::Signed { datagram, .. } = &delivery.stage {
                     send.push(datagram.clone());
                 }
             } else {
-                delivery.outstanding.remove(key);
+                delivery.outstanding.remove(number);
             }
         }
         let Some(member) = self.members.get(key) else { return };
@@ -211,7 +212,7 @@ impl Group {
 
     /// An acknowledgement for one of this group's KEKs (RFC 8263 section 5).
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
-        let Some(key) = self.by_address.get(&peer).cloned() else {
+        let Some(number) = self.members.at(peer) else {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
@@ -226,7 +227,7 @@ impl Group {
             self.counters.acks_unexpected += 1;
             return self.refuse_ack(peer, "nothing with this number waits for an acknowledgement");
         };
-        if !self.deliveries[index].outstanding.contains(&key) {
+        if !self.deliveries[index].outstanding.contains(number) {
             self.counters.acks_duplicate += 1;
             return;
         }
@@ -242,16 +243,16 @@ impl Group {
         let ack = ack.into_inner();
         self.counters.acks += 1;
         let delivery = &mut self.deliveries[index];
-        delivery.outstanding.remove(&key);
+        delivery.outstanding.remove(number);
         let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
-        if let Some(member) = self.members.get_mut(&key) {
+        if let Some(member) = self.members.get_mut(number) {
             member.last_ack = Some(ack.seq);
             member.missed = 0;
             member.acks += 1;
         }
         self.event(Event::AckReceived {
             group: self.settings.name.clone(),
-            member: key.to_string(),
+            member: self.members.key(number).map(ToString::to_string).unwrap_or_default(),
             seq: u64::from(ack.seq.0),
             milliseconds,
         });

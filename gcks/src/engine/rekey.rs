@@ -319,8 +319,7 @@ impl Group {
             let protecting = protecting.clone();
             changes.push(self.kek_row(&protecting));
             let octets = unsigned.datagram_len();
-            let delivery =
-                Delivery::new(protecting.spi, seq, unsigned, self.members.keys().cloned().collect(), now.at);
+            let delivery = Delivery::new(protecting.spi, seq, unsigned, self.members.numbers(), now.at);
             changes.push(self.push_row(&delivery));
             self.deliveries.push(delivery);
             self.event(Event::RekeyStarted {

@@ -20,6 +20,7 @@ use super::group::{Group, Kek, Tek};
 use super::member::{Member, MemberKey};
 use super::push::{Delivery, Stage};
 use super::rekey::make_kek;
+use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
 
 /// Version of every body this build writes.
@@ -241,7 +242,7 @@ impl Group {
             port: key.port,
             peer: member.peer,
             local: member.local,
-            gateway: member.gateway.clone(),
+            gateway: member.gateway.to_string(),
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
         };
         row(Kind::Member, self.member_key_name(key), &body)
@@ -349,7 +350,7 @@ impl Group {
             (None, None) => return Err(refuse(row, "neither signed nor unsigned")),
         };
         let mut delivery =
-            Delivery::new(spi, seq, Unsigned::from_parts(spi, Vec::new(), 0), BTreeSet::new(), now.at);
+            Delivery::new(spi, seq, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
         self.deliveries.push(delivery);
         Ok(())
@@ -359,22 +360,19 @@ impl Group {
         let body: MemberBody = body(row)?;
         check(row, body.version)?;
         // A member whose gateway may no longer register is forgotten.
-        if !self.settings.gateways.contains(&body.gateway) {
-            return Ok(());
-        }
+        let Some(gateway) = self.gateway(&body.gateway) else { return Ok(()) };
         let key = Identification {
             id_type: IdType::from_number(body.id_type),
             protocol: body.protocol,
             port: body.port,
             data: body.data.0.expose().to_vec(),
         };
-        self.by_address.insert(body.peer, key.clone());
-        self.members.insert(
+        self.members.put(
             key,
             Member {
                 peer: body.peer,
                 local: body.local,
-                gateway: body.gateway,
+                gateway,
                 sender_ids: body.sids.into_iter().map(SenderId).collect(),
                 registered: now.at,
                 last_ack: None,
@@ -388,7 +386,7 @@ impl Group {
 
     /// After the last row: PUSHes on their way go to every member again (acknowledgements are not stored), in order.
     pub(super) fn restored(&mut self) {
-        let members: BTreeSet<MemberKey> = self.members.keys().cloned().collect();
+        let members = self.members.numbers();
         for delivery in &mut self.deliveries {
             delivery.addressed = members.len();
             delivery.outstanding = members.clone();
