@@ -29,6 +29,9 @@ use super::settings::{GatewaySettings, Settings};
 
 /// Message 6 is repeated on request this long after phase 1.
 const ANSWER_LIFE: Duration = Duration::from_secs(60);
+/// An SA is deleted this long after its last PULL: members that come again negotiate anew, and a hundred thousand idle
+/// SAs would hold more memory than their members.
+const IDLE_LIFE: Duration = Duration::from_secs(60);
 /// PULLs under way per SA.
 const MAX_PULLS: usize = 8;
 /// Clear notifications per second, in all.
@@ -117,6 +120,10 @@ struct Established {
     peer: SocketAddr,
     answered: Option<Answered>,
     since: Instant,
+    /// Last valid message of a PULL; before the first, the same as `since`.
+    used: Instant,
+    /// Its moment in the timers: never after its end or its idle life.
+    timer: Instant,
     pulls: BTreeMap<MessageId, Pull>,
 }
 
@@ -128,10 +135,11 @@ pub struct Peers {
     timeout: Duration,
     secret: [u8; 32],
     counter: u64,
-    half_open: BTreeMap<CookiePair, HalfOpen>,
+    half_open: BTreeMap<CookiePair, Box<HalfOpen>>,
     by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
     per_address: BTreeMap<IpAddr, usize>,
-    established: BTreeMap<CookiePair, Established>,
+    established: BTreeMap<CookiePair, Box<Established>>,
+    by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
     notify_window: (u64, u32),
     notified: BTreeMap<IpAddr, u64>,
@@ -165,6 +173,7 @@ impl Peers {
             by_first: BTreeMap::new(),
             per_address: BTreeMap::new(),
             established: BTreeMap::new(),
+            by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
             notify_window: (0, 0),
             notified: BTreeMap::new(),
@@ -275,7 +284,8 @@ impl Peers {
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                self.half_open.insert(cookies, HalfOpen { responder, gateway, local, peer, started: now });
+                let half = HalfOpen { responder, gateway, local, peer, started: now };
+                self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
                 self.timers.insert((now + self.timeout, cookies));
@@ -398,33 +408,31 @@ impl Peers {
         }));
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
-            let old: Vec<CookiePair> = self
-                .established
-                .iter()
-                .filter(|(_, known)| known.sa.peer_identity == sa.peer_identity)
-                .map(|(cookies, _)| *cookies)
-                .collect();
-            for old in old {
+            for old in self.named(&sa.peer_identity) {
                 self.forget_established(old, "initial contact");
             }
         }
-        self.timers.insert((sa.expires, cookies));
+        let timer = sa.expires.min(now + IDLE_LIFE);
+        self.timers.insert((timer, cookies));
+        self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
         let answered = Some(half.responder.into_answered());
         self.established.insert(
             cookies,
-            Established {
+            Box::new(Established {
                 sa,
                 gateway: half.gateway,
                 local: half.local,
                 peer: half.peer,
                 answered,
                 since: now,
+                used: now,
+                timer,
                 pulls: BTreeMap::new(),
-            },
+            }),
         );
     }
 
-    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
+    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
         self.timers.remove(&(half.started + self.timeout, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
@@ -439,7 +447,13 @@ impl Peers {
 
     fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
         if let Some(known) = self.established.remove(&cookies) {
-            self.timers.remove(&(known.sa.expires, cookies));
+            self.timers.remove(&(known.timer, cookies));
+            if let Some(named) = self.by_identity.get_mut(&known.sa.peer_identity) {
+                named.remove(&cookies);
+                if named.is_empty() {
+                    self.by_identity.remove(&known.sa.peer_identity);
+                }
+            }
             self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
                 peer: known.peer.to_string(),
                 identity: known.sa.peer_identity.to_string(),
@@ -448,15 +462,14 @@ impl Peers {
         }
     }
 
+    /// SAs of an identity.
+    fn named(&self, identity: &Identification) -> Vec<CookiePair> {
+        self.by_identity.get(identity).into_iter().flatten().copied().collect()
+    }
+
     /// Ends every SA of an identity with a Delete: its owner was removed.
     pub fn delete_identity(&mut self, identity: &Identification, reason: &str, entropy: &mut dyn Entropy) {
-        let doomed: Vec<CookiePair> = self
-            .established
-            .iter()
-            .filter(|(_, known)| known.sa.peer_identity == *identity)
-            .map(|(cookies, _)| *cookies)
-            .collect();
-        for cookies in doomed {
+        for cookies in self.named(identity) {
             self.delete(cookies, reason, entropy);
         }
     }
@@ -481,12 +494,25 @@ impl Peers {
                     stage: half.responder.state().to_owned(),
                 }));
             } else {
-                self.delete(cookies, "lifetime ended", entropy);
+                self.on_life(now, cookies, entropy);
             }
         }
         // Once a second at most of these is remembered; old ones say nothing any more.
         let second = now.0 / 1_000_000;
         self.notified.retain(|_, last| *last == second);
+    }
+
+    /// The timer of an established SA: its end, or its idle life counted from its last PULL.
+    fn on_life(&mut self, now: Instant, cookies: CookiePair, entropy: &mut dyn Entropy) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        if known.sa.expires <= now {
+            self.delete(cookies, "lifetime ended", entropy);
+        } else if known.used + IDLE_LIFE <= now {
+            self.delete(cookies, "idle since its last PULL", entropy);
+        } else {
+            known.timer = known.sa.expires.min(known.used + IDLE_LIFE);
+            self.timers.insert((known.timer, cookies));
+        }
     }
 
     /// Exchange 5: informational.
@@ -553,6 +579,9 @@ impl Peers {
                 wish
             }),
         };
+        if wish.is_ok() {
+            known.used = now;
+        }
         match wish {
             Ok(Wish::Policy { group }) => {
                 let group = if known.gateway.group_id_little_endian { reversed(group) } else { group };
