@@ -120,6 +120,12 @@ impl Sockets {
         self.sockets.iter().map(|socket| socket.local).collect()
     }
 
+    /// Octets of the smallest receive buffer the system granted, as it counts them.
+    pub fn receive_buffer(&self) -> usize {
+        let granted = |socket: &Arc<Socket>| socket2::SockRef::from(&socket.inner).recv_buffer_size();
+        self.sockets.iter().filter_map(|socket| granted(socket).ok()).min().unwrap_or(0)
+    }
+
     /// Starts one reading thread per socket. The receiver holds at most [`QUEUE`] datagrams; what does not fit is
     /// dropped and counted, as the network would.
     ///
