@@ -580,3 +580,17 @@ fn a_server_that_dies_at_any_write_goes_on_where_it_was() {
     }
     assert!(deaths >= 3, "the server died {deaths} times");
 }
+
+#[test]
+fn a_phase_1_ends_with_a_delete_a_minute_after_its_last_pull_and_its_member_stays() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.pass(Duration::from_secs(59));
+    assert_eq!((bench.server.peers().established().count(), bench.received(one.address).len()), (1, 0));
+    bench.pass(Duration::from_secs(1));
+    let octets = only(bench.received(one.address)).expect("one message");
+    let header = Header::decode(&octets).expect("a header");
+    let said = notify::open(&mut one.sa, &header, &octets).expect("protected").into_inner();
+    assert_eq!(said, [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 1));
+}
