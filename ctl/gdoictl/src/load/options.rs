@@ -61,9 +61,9 @@ impl LoadArgs {
     pub fn suite(&self) -> Suite {
         Suite {
             cipher: match self.encryption {
-                CipherWord::Aes128Cbc => Cipher::Aes128Cbc,
-                CipherWord::Aes192Cbc => Cipher::Aes192Cbc,
-                CipherWord::Aes256Cbc => Cipher::Aes256Cbc,
+                CipherWord::Aes128 => Cipher::Aes128Cbc,
+                CipherWord::Aes192 => Cipher::Aes192Cbc,
+                CipherWord::Aes256 => Cipher::Aes256Cbc,
             },
             hash: match self.hash {
                 HashWord::Sha256 => Hash::Sha256,
@@ -126,13 +126,13 @@ pub enum GroupWord {
 pub enum CipherWord {
     /// 16 octets of key
     #[value(name = "aes-128-cbc")]
-    Aes128Cbc,
+    Aes128,
     /// 24 octets of key
     #[value(name = "aes-192-cbc")]
-    Aes192Cbc,
+    Aes192,
     /// 32 octets of key
     #[value(name = "aes-256-cbc")]
-    Aes256Cbc,
+    Aes256,
 }
 
 /// Hashes as the configuration names them.
