@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use gdoi_proto::secret::SecretBytes;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
+use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::compat::Compat;
@@ -42,8 +42,10 @@ pub struct DeadPeerDetection {
 /// A policy of `[ike.policy.NAME]`, references resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
     pub(crate) proposals: Vec<Phase1Proposal>,
-    pub(crate) pre_shared_key: SecretBytes,
+    pub(crate) credentials: Credentials,
 }
 
 /// What may be named, by its name; none for a statement that has problems of its own already.
@@ -127,14 +129,13 @@ fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phas
 /// Reads the policies below `[ike.policy]`.
 pub(crate) fn read_policies(ike: &Table<'_>, proposals: &Named<Phase1Proposal>) -> Named<Policy> {
     let tables = ike.named_tables("policy");
-    tables.iter().map(|(name, table)| ((*name).to_owned(), read_policy(table, proposals))).collect()
+    tables.iter().map(|(name, table)| ((*name).to_owned(), read_policy(name, table, proposals))).collect()
 }
 
-fn read_policy(table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Policy> {
+fn read_policy(name: &str, table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Policy> {
     let report = table.report();
-    if table.word("mode", &[("main", false), ("aggressive", true)], Some(false)) == Some(true) {
-        report.not_supported(&table.place_of("mode"), "= \"aggressive\"; main mode works");
-    }
+    let modes = [("main", Mode::Main), ("aggressive", Mode::Aggressive)];
+    let mode = table.word("mode", &modes, Some(Mode::Main));
     let with_certificates = ["certificates", "trust-anchors", "crls", "verification"]
         .into_iter()
         .filter(|name| table.states(name))
@@ -163,7 +164,41 @@ fn read_policy(table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Polic
         None => table.require("pre-shared-key", "{ file = \"…\" }").and(None),
     };
     table.finish();
-    Some(Policy { proposals: proposals?.into_iter().cloned().collect(), pre_shared_key: key? })
+    let proposals: Vec<Phase1Proposal> = proposals?.into_iter().cloned().collect();
+    let mode = mode?;
+    if mode == Mode::Aggressive {
+        check_aggressive(table, &proposals);
+    }
+    Some(Policy { name: name.to_owned(), mode, proposals, credentials: Credentials::pre_shared(key?) })
+}
+
+/// KE is in message 1 already, so every proposal has one group (RFC 2409 section 5); and what this mode gives away.
+fn check_aggressive(table: &Table<'_>, proposals: &[Phase1Proposal]) {
+    let report = table.report();
+    let of = |proposal: &Phase1Proposal| (proposal.group, proposal.method);
+    let Some(first) = proposals.first().map(of) else { return };
+    if let Some(other) = proposals.iter().find(|proposal| of(proposal) != first) {
+        report.problem(
+            &table.place_of("proposals"),
+            format!(
+                "ike.proposal.{} has another dh-group or authentication-method than the first",
+                other.name
+            ),
+            "one of each in aggressive mode: its first message holds the public value already",
+        );
+    }
+    let (what, hint) = match first.1 {
+        AuthMethod::PreSharedKey => (
+            "aggressive mode shows the identities of both sides to everyone on the way, and answers whoever names a \
+             known identity with a hash by which the pre-shared key can be guessed offline",
+            "main mode; else a key of 32 random octets: openssl rand -hex 32",
+        ),
+        _ => (
+            "aggressive mode shows the identities and certificates of both sides to everyone on the way",
+            "main mode",
+        ),
+    };
+    report.warning(&table.place_of("mode"), what, hint);
 }
 
 /// The statement that `item` names; a dangling name is a problem with the nearest existing one.

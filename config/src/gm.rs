@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use gdoi_proto::payload::Identification;
-use gdoi_proto::secret::SecretBytes;
+use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy};
@@ -85,8 +85,10 @@ pub struct GmGateway {
     pub remote_identity: Vec<IdentityPattern>,
     /// In order of preference.
     pub proposals: Vec<Phase1Proposal>,
-    /// The pre-shared key of its policy.
-    pub pre_shared_key: SecretBytes,
+    /// The mode of its policy.
+    pub mode: Mode,
+    /// What its policy proves identities with.
+    pub credentials: Credentials,
     /// Deviations the server needs.
     pub compat: Compat,
     /// None (the default): off.
@@ -236,7 +238,8 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
         local_identity,
         remote_identity: remote_identity.flatten().unwrap_or_default(),
         proposals: policy.proposals,
-        pre_shared_key: policy.pre_shared_key,
+        mode: policy.mode,
+        credentials: policy.credentials,
         compat,
         dead_peer_detection,
         line: report.line(&table.place),

@@ -9,7 +9,7 @@ use gdoi_proto::payload::Endpoint;
 use gdoi_proto::registry::IdType;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
+use ike::phase1::{Offer, PeerPolicy};
 
 use crate::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
@@ -37,7 +37,6 @@ pub fn without_effect(config: &Gcks) -> Vec<String> {
             ("group-id-address", compat.group_id_address),
             ("bare-digest-signature", compat.bare_digest_signature),
             ("padded-length-signature", compat.padded_length_signature),
-            ("ecdsa-double-hash", compat.ecdsa_double_hash),
             ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
             ("sid-little-endian", compat.sid_little_endian),
             ("kek-old-spi", compat.kek_old_spi),
@@ -79,13 +78,13 @@ fn gateway(gateway: &Gateway) -> GatewaySettings {
     });
     let remote = gateway.remote_identity.as_ref().map_or(IdentityRule::PeerAddress, |pattern| pattern.rule());
     let policy = PeerPolicy {
-        mode: Mode::Main,
+        mode: gateway.mode,
         offers: offers.collect(),
-        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
         doi_ipsec: gateway.compat.phase1_doi_ipsec,
-        ecdsa_double_hash: false,
+        ecdsa_double_hash: gateway.compat.ecdsa_double_hash,
         dialect: gateway.compat.dialect(),
     };
     GatewaySettings {

@@ -9,7 +9,7 @@ use config::{Gm, GmGateway, Vpn};
 use gdoi_proto::ids::GroupId;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
+use ike::phase1::{Offer, PeerPolicy};
 use thiserror::Error;
 
 use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
@@ -54,7 +54,6 @@ pub fn without_effect(config: &Gm) -> Vec<String> {
             ("selectors-little-endian", compat.selectors_little_endian),
             ("group-id-address", compat.group_id_address),
             ("padded-length-signature", compat.padded_length_signature),
-            ("ecdsa-double-hash", compat.ecdsa_double_hash),
             ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
             ("sid-little-endian", compat.sid_little_endian),
             ("kek-old-spi", compat.kek_old_spi),
@@ -127,13 +126,13 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         lifetime: Duration::from_secs(u64::from(proposal.lifetime_seconds)),
     });
     PeerPolicy {
-        mode: Mode::Main,
+        mode: gateway.mode,
         offers: offers.collect(),
-        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
         doi_ipsec: gateway.compat.phase1_doi_ipsec,
-        ecdsa_double_hash: false,
+        ecdsa_double_hash: gateway.compat.ecdsa_double_hash,
         dialect: gateway.compat.dialect(),
     }
 }
