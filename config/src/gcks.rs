@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use gdoi_proto::payload::Identification;
+use ike::crypto::AuthMethod;
 use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
@@ -185,7 +186,7 @@ fn check_dynamic(gateway: &Gateway, policy: &str, others: &[(Gateway, String)], 
     }
     let mut main = others.iter().filter(|(other, _)| other.mode == Mode::Main);
     let Some((first, first_policy)) = main.next() else {
-        if gateway.credentials.pre_shared_key.is_some() {
+        if gateway.proposals.iter().any(|proposal| proposal.method == AuthMethod::PreSharedKey) {
             report.warning(
                 &table.place_of("dynamic"),
                 "main mode takes one pre-shared key for all addresses: whoever holds it can pose as this server",
@@ -231,7 +232,7 @@ fn read_gateway(
             stated.as_ref().or(dynamic.as_ref()).map(|item| identity::read_pattern(item, report))
         }
     };
-    let local_identity = identity::read_local(table);
+    let local_identity = common::read_local_identity(table, policy.as_ref());
     let usual = DeadPeerDetection { interval_seconds: 10, threshold: 5 };
     let dead_peer_detection = common::read_dead_peer_detection(table, Some(usual));
     let compat = common::read_compat(table);

@@ -207,7 +207,7 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
             "",
         );
     }
-    let local_identity = identity::read_local(table);
+    let local_identity = common::read_local_identity(table, policy.as_ref());
     let remote_identity = table.get("remote-identity").map(|item| {
         let items = item.one_or_more(report);
         if items.is_empty() {

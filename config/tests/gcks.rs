@@ -572,24 +572,9 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "2:1: server.state-key: not supported yet: state-key would seal the state; protect state-directory by other means",
         ),
         (
-            "authentication-method = \"pre-shared-keys\"",
-            "authentication-method = \"ecdsa-signatures-256\"",
-            "4:1: ike.proposal.p.authentication-method: not supported yet: authentication-method with signatures needs certificates",
-        ),
-        (
-            "proposals = [\"p\"]",
-            "proposals = [\"p\"]\ntrust-anchors = []",
-            "10:1: ike.policy.pol.trust-anchors: not supported yet: trust-anchors belongs to certificates; pre-shared-key works",
-        ),
-        (
             "ike-policy = \"pol\"",
             "ike-policy = \"pol\"\nvalid-until = 2027-01-31T00:00:00Z",
             "13:1: ike.gateway.gw.valid-until: not supported yet: valid-until would end the membership by itself; remove the gateway by hand",
-        ),
-        (
-            "ike-policy = \"pol\"",
-            "ike-policy = \"pol\"\nremote-identity = { distinguished-name = \"CN=a\" }",
-            "13:21: ike.gateway.gw.remote-identity.distinguished-name: not supported yet: distinguished-name needs certificates",
         ),
         (
             "group-id = 1",
