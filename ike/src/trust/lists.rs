@@ -4,6 +4,8 @@
 //!   one key replaces the other, same key.
 //! - Of several lists of one CA the newest counts.
 //! - A list past its nextUpdate refuses every certificate of its CA: an old list would hide a revocation.
+//! - A path through two keys of one name (a link certificate) with a list of either is refused: the library looks lists
+//!   up by name. Take both keys as anchors during such a rollover.
 //! - A CA without a list is not asked: which CAs have lists is the operator's choice.
 
 use pki_types::{CertificateDer, SubjectPublicKeyInfoDer, TrustAnchor, UnixTime};
@@ -163,6 +165,14 @@ fn explain(error: &webpki::Error, links: &[Link<'_>], chosen: &[&List], now: u64
             (None, Rule::ListExpired { list, next_update: At(next_update.as_secs()), now: At(now) })
         }
         E::IssuerNotCrlSigner => (None, Rule::ListSigner),
+        // The certificates' own signatures are verified before: what fails is a list looked up by name.
+        E::InvalidSignatureForPublicKey
+        | E::InvalidCrlSignatureForPublicKey
+        | E::UnsupportedCrlSignatureAlgorithmContext(_)
+        | E::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_) => {
+            let list = chosen.first().map_or_else(String::new, |list| list.facts.issuer.clone());
+            (None, Rule::ListSignature { list })
+        }
         other => (None, Rule::Path(plain(other))),
     }
 }

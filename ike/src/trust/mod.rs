@@ -314,8 +314,8 @@ impl Trust {
         let refusal = RefCell::new(None);
         let keeps_rules = |path: &VerifiedPath<'_>| {
             self.keeps_rules(path, received, now).map_err(|error| {
-                refusal.replace(Some(error));
-                // Whatever is said here, `refusal` is reported; path building goes on with other candidates.
+                // The shortest path comes first and its refusal is reported; path building goes on with others.
+                refusal.borrow_mut().get_or_insert(error);
                 webpki::Error::CertDistrusted
             })
         };

@@ -261,37 +261,33 @@ fn claimed(id: &Identification) -> String {
 /// string types than their CA wrote, so names equal by RFC 5280 section 7.1 match too.
 pub(super) fn bind(parsed: &Parsed, id: &Identification) -> Result<(), Rule> {
     use AlternativeName as N;
-    let same = |text: &str| text.as_bytes().eq_ignore_ascii_case(&id.data);
-    let (matches, kind): (&dyn Fn(&N) -> bool, fn(&N) -> bool) = match id.id_type {
-        IdType::Ipv4Addr if id.data.len() == 4 => {
-            (&|n| matches!(n, N::Address(a) if Some(*a) == id.address()), |n| matches!(n, N::Address(_)))
-        }
-        IdType::Ipv6Addr if id.data.len() == 16 => {
-            (&|n| matches!(n, N::Address(a) if Some(*a) == id.address()), |n| matches!(n, N::Address(_)))
+    let claims = |text: &str| !text.is_empty() && text.as_bytes().eq_ignore_ascii_case(&id.data);
+    let names = &parsed.facts.names;
+    let (found, matches): (Vec<&N>, bool) = match id.id_type {
+        IdType::Ipv4Addr | IdType::Ipv6Addr => {
+            let found = names.iter().filter(|n| matches!(n, N::Address(_))).collect();
+            let claimed = id.address();
+            (found, names.iter().any(|n| matches!(n, N::Address(a) if Some(*a) == claimed)))
         }
         IdType::Fqdn => {
-            (&|n| matches!(n, N::Dns(text) if !text.is_empty() && !text.contains('*') && same(text)), |n| {
-                matches!(n, N::Dns(_))
-            })
+            let found = names.iter().filter(|n| matches!(n, N::Dns(_))).collect();
+            (found, names.iter().any(|n| matches!(n, N::Dns(text) if !text.contains('*') && claims(text))))
         }
         IdType::UserFqdn => {
-            (&|n| matches!(n, N::Email(text) if !text.is_empty() && same(text)), |n| matches!(n, N::Email(_)))
+            let found = names.iter().filter(|n| matches!(n, N::Email(_))).collect();
+            (found, names.iter().any(|n| matches!(n, N::Email(text) if claims(text))))
         }
         IdType::DerAsn1Dn => {
-            if same_name(&parsed.subject, &id.data) {
-                return Ok(());
-            }
             let found = vec![N::Directory(parsed.facts.subject.clone())];
-            return Err(Rule::Name { claimed: claimed(id), found });
+            let matches = same_name(&parsed.subject, &id.data);
+            return if matches { Ok(()) } else { Err(Rule::Name { claimed: claimed(id), found }) };
         }
-        IdType::Ipv4Addr | IdType::Ipv6Addr => (&|_| false, |n| matches!(n, N::Address(_))),
         other => return Err(Rule::NotBindable { id_type: other }),
     };
-    if parsed.facts.names.iter().any(matches) {
+    if matches {
         return Ok(());
     }
-    let found = parsed.facts.names.iter().filter(|n| kind(n)).cloned().collect();
-    Err(Rule::Name { claimed: claimed(id), found })
+    Err(Rule::Name { claimed: claimed(id), found: found.into_iter().cloned().collect() })
 }
 
 #[cfg(test)]
