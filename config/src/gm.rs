@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
-use gdoi_proto::secret::SecretBytes;
+use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy};
@@ -85,8 +85,10 @@ pub struct GmGateway {
     pub remote_identity: Vec<IdentityPattern>,
     /// In order of preference.
     pub proposals: Vec<Phase1Proposal>,
-    /// The pre-shared key of its policy.
-    pub pre_shared_key: SecretBytes,
+    /// The mode of its policy.
+    pub mode: Mode,
+    /// What its policy proves identities with.
+    pub credentials: Credentials,
     /// Deviations the server needs.
     pub compat: Dialect,
     /// None (the default): off.
@@ -199,7 +201,7 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
             "",
         );
     }
-    let local_identity = identity::read_local(table);
+    let local_identity = common::read_local_identity(table, policy.as_ref());
     let remote_identity = table.get("remote-identity").map(|item| {
         let items = item.one_or_more(report);
         if items.is_empty() {
@@ -230,7 +232,8 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
         local_identity,
         remote_identity: remote_identity.flatten().unwrap_or_default(),
         proposals: policy.proposals,
-        pre_shared_key: policy.pre_shared_key,
+        mode: policy.mode,
+        credentials: policy.credentials,
         compat,
         dead_peer_detection,
         line: report.line(&table.place),

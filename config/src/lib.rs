@@ -12,6 +12,7 @@
 
 use std::path::Path;
 
+mod certificates;
 pub mod common;
 pub mod communication;
 pub mod error;

@@ -11,7 +11,7 @@ use gdoi_proto::payload::Endpoint;
 use gdoi_proto::registry::IdType;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
+use ike::phase1::{Offer, PeerPolicy};
 
 use crate::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
@@ -27,25 +27,6 @@ pub fn settings(config: &Gcks) -> Settings {
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
         half_open_timeout: Duration::from_secs(config.server.half_open_timeout_seconds),
     }
-}
-
-/// Statements of the file that this build reads and does not act on, a line each: words an operator wrote.
-pub fn without_effect(config: &Gcks) -> Vec<String> {
-    let mut lines = Vec::new();
-    for gateway in &config.gateways {
-        let compat = &gateway.compat;
-        let idle = [
-            ("bare-digest-signature", compat.bare_digest_signature),
-            ("ecdsa-double-hash", compat.ecdsa_double_hash),
-        ];
-        for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
-            let (line, name) = (gateway.line, &gateway.name);
-            lines.push(format!(
-                "line {line}: ike.gateway.{name}.compat: {word:?} has no effect on a key server yet"
-            ));
-        }
-    }
-    lines
 }
 
 /// Defaults and usual statements that this build does not act on yet, for `--check`.
@@ -69,9 +50,9 @@ fn gateway(gateway: &Gateway) -> GatewaySettings {
     });
     let remote = gateway.remote_identity.as_ref().map_or(IdentityRule::PeerAddress, |pattern| pattern.rule());
     let policy = PeerPolicy {
-        mode: Mode::Main,
+        mode: gateway.mode,
         offers: offers.collect(),
-        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
         dialect: gateway.compat,
@@ -269,13 +250,5 @@ destination = "2001:db8::1/128"
         assert_eq!((six.source.id_type, six.source.data.len()), (IdType::Ipv6Subnet, 32));
         assert_eq!(six.source.data[16..22], [255, 255, 255, 255, 128, 0]);
         assert_eq!(six.destination.data[16..], [255; 16]);
-    }
-
-    #[test]
-    fn words_without_effect_are_named_with_their_line() {
-        assert_eq!(
-            without_effect(&config()),
-            [r#"line 17: ike.gateway.many.compat: "ecdsa-double-hash" has no effect on a key server yet"#]
-        );
     }
 }

@@ -9,7 +9,7 @@ use config::{Gm, GmGateway, Vpn};
 use gdoi_proto::ids::GroupId;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
+use ike::phase1::{Offer, PeerPolicy};
 use thiserror::Error;
 
 use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
@@ -43,20 +43,6 @@ pub fn settings(config: &Gm, listening: &[SocketAddr]) -> Result<Settings, Conve
     let gateways = config.gateways.iter().map(|it| gateway(it, listening)).collect::<Result<_, _>>()?;
     let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
     Ok(Settings { gateways, vpns })
-}
-
-/// Statements of the file that this build reads and does not act on, a line each.
-pub fn without_effect(config: &Gm) -> Vec<String> {
-    let mut lines = Vec::new();
-    for gateway in &config.gateways {
-        if gateway.compat.ecdsa_double_hash {
-            let (line, name) = (gateway.line, &gateway.name);
-            lines.push(format!(
-                "line {line}: ike.gateway.{name}.compat: \"ecdsa-double-hash\" has no effect on a member yet"
-            ));
-        }
-    }
-    lines
 }
 
 fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySettings, ConvertError> {
@@ -113,9 +99,9 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         lifetime: Duration::from_secs(u64::from(proposal.lifetime_seconds)),
     });
     PeerPolicy {
-        mode: Mode::Main,
+        mode: gateway.mode,
         offers: offers.collect(),
-        credentials: Credentials::pre_shared(gateway.pre_shared_key.clone()),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
         dialect: gateway.compat,
@@ -226,13 +212,5 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     fn a_server_without_a_socket_of_its_family_is_named() {
         let error = settings(&config(), &["[::1]:848".parse().unwrap()]).unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
-    }
-
-    #[test]
-    fn words_without_effect_are_named_with_their_line() {
-        assert_eq!(
-            without_effect(&config()),
-            [r#"line 11: ike.gateway.servers.compat: "ecdsa-double-hash" has no effect on a member yet"#]
-        );
     }
 }

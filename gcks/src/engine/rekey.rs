@@ -426,6 +426,7 @@ impl Group {
         };
         let hash = communication.signature_hash;
         let padded = self.settings.push_dialect.padded_length_signature;
+        let bare_digest = self.settings.push_dialect.bare_digest_signature;
         let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
             return;
         };
@@ -434,7 +435,7 @@ impl Group {
         {
             *asked = true;
             let input: Bytes = unsigned.signature_input(padded);
-            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input }));
+            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input, bare_digest }));
         }
     }
 

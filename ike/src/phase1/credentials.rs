@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use gdoi_proto::payload::Identification;
 use gdoi_proto::secret::SecretBytes;
 
 use super::auth::Basis;
 use crate::crypto::AuthMethod;
-use crate::crypto::provider::{PeerTrust, ProofSigner};
+use crate::crypto::provider::{CertifiedKey, PeerTrust, ProofSigner};
+use crate::trust::Trust;
 
 /// A certificate of ours with its private key.
 #[derive(Debug, Clone)]
@@ -101,3 +103,21 @@ impl Credential {
 
 /// CERTREQ payloads a message may hold, ours and a peer's.
 const MAX_REQUESTS: usize = 16;
+
+impl PeerTrust for Trust {
+    fn check(
+        &self,
+        chain: &[Vec<u8>],
+        id: &Identification,
+        unix_seconds: u64,
+    ) -> Result<CertifiedKey, String> {
+        let checked = Trust::check(self, chain, id, unix_seconds).map_err(|error| error.to_string())?;
+        let refused: Vec<String> = checked.would_refuse.iter().map(ToString::to_string).collect();
+        let remark = (!refused.is_empty()).then(|| refused.join("; "));
+        Ok(CertifiedKey { public_key: checked.public_key, remark })
+    }
+
+    fn anchors(&self) -> Vec<Vec<u8>> {
+        Trust::anchors(self)
+    }
+}

@@ -84,6 +84,18 @@ pub trait Signer: Send + Sync {
     /// # Errors
     /// [`CryptoError`] when the hash does not fit the algorithm or the library fails.
     fn sign(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError>;
+
+    /// The same with RSA over the bare digest, without DigestInfo (`bare-digest-signature`); ECDSA has one form only.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] where the library has no such operation.
+    fn sign_bare(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        if self.algorithm() == SignatureAlgorithm::Rsa {
+            let what = "sign RSA without DigestInfo";
+            return Err(CryptoError::Unsupported { provider: "this crypto provider", what });
+        }
+        self.sign(hash, input)
+    }
 }
 
 impl fmt::Debug for dyn Signer {
@@ -220,6 +232,8 @@ pub enum Job {
         hash: SignatureHash,
         /// Signature input.
         input: Bytes,
+        /// RSA over the bare digest.
+        bare_digest: bool,
     },
     /// A check of a PUSH signature.
     Verify(Verification),
@@ -255,7 +269,7 @@ impl fmt::Debug for Job {
             Job::DhGenerate { group } => write!(f, "DhGenerate(group {})", group.number()),
             Job::DhAgree { key, .. } => write!(f, "DhAgree({key:?})"),
             Job::DhRespond { group, .. } => write!(f, "DhRespond(group {})", group.number()),
-            Job::Sign { signer, hash, input } => {
+            Job::Sign { signer, hash, input, .. } => {
                 write!(f, "Sign({signer:?}, {hash:?}, {} octets)", input.len())
             }
             Job::Verify(check) => write!(f, "Verify({check:?})"),
@@ -305,7 +319,8 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
                 key.agree(&peer_public).map(|shared| (public, shared))
             }))
         }
-        Job::Sign { signer, hash, input } => Done::Signed(signer.sign(hash, &input)),
+        Job::Sign { signer, hash, input, bare_digest: false } => Done::Signed(signer.sign(hash, &input)),
+        Job::Sign { signer, hash, input, bare_digest: true } => Done::Signed(signer.sign_bare(hash, &input)),
         Job::Verify(mut check) => {
             let mut result = provider.verify(&check);
             if let (Err(CryptoError::Signature), Some(input)) = (&result, check.or_input.take()) {

@@ -107,7 +107,8 @@ impl DhKey for ModpKey {
 }
 
 enum PushKey {
-    Rsa(Box<RsaKeyPair>),
+    /// The key, and once more for the raw operation.
+    Rsa(Box<RsaKeyPair>, rsa::PrivateKey),
     Ecdsa(Box<EcdsaKeyPair>),
 }
 
@@ -134,7 +135,7 @@ impl Signer for PushSigner {
     fn sign(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
         public_key::check_hash(NAME, self.algorithm, hash)?;
         match &self.key {
-            PushKey::Rsa(key) => {
+            PushKey::Rsa(key, _) => {
                 let padding: &dyn signature::RsaEncoding = match hash {
                     SignatureHash::Sha256 => &signature::RSA_PKCS1_SHA256,
                     SignatureHash::Sha384 => &signature::RSA_PKCS1_SHA384,
@@ -153,6 +154,21 @@ impl Signer for PushSigner {
                 Ok(signature.as_ref().to_vec())
             }
         }
+    }
+    fn sign_bare(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let PushKey::Rsa(_, raw) = &self.key else { return self.sign(hash, input) };
+        public_key::check_hash(NAME, self.algorithm, hash)?;
+        raw.sign_bare(&digest(push_hash(hash), &[input]))
+    }
+}
+
+/// The hash of a PUSH signature as the crypto suite names it.
+fn push_hash(hash: SignatureHash) -> Hash {
+    match hash {
+        SignatureHash::Sha1 => Hash::Sha1,
+        SignatureHash::Sha256 => Hash::Sha256,
+        SignatureHash::Sha384 => Hash::Sha384,
+        SignatureHash::Sha512 => Hash::Sha512,
     }
 }
 
@@ -253,7 +269,7 @@ impl Provider for AwsLc {
                 }
                 let public: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|_| refused)?;
                 let public = public.as_ref().to_vec();
-                (PushKey::Rsa(Box::new(key)), bits, public)
+                (PushKey::Rsa(Box::new(key), rsa::PrivateKey::load(pkcs8)?), bits, public)
             }
         };
         Ok(Arc::new(PushSigner { algorithm, key_bits, public_key: public, key }))
