@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 use ike::phase1::{Credentials, Mode, PeerTrust};
 
 use crate::Options;
 use crate::certificates::{self, Certificates};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::table::{Item, Table};
 use crate::units;
@@ -291,16 +291,16 @@ pub(crate) fn read_dead_peer_detection(
 }
 
 /// Reads `compat`.
-pub(crate) fn read_compat(table: &Table<'_>) -> Compat {
-    let mut compat = Compat::default();
+pub(crate) fn read_compat(table: &Table<'_>) -> Dialect {
+    let mut compat = Dialect::default();
     let report = table.report();
     let items = table.get("compat").map(|item| item.items(report)).unwrap_or_default();
     for item in items {
         let Some(word) = item.text(report) else { continue };
         if !compat.set(word) {
-            let hint = match units::nearest(word, Compat::WORDS.iter().copied()) {
+            let hint = match units::nearest(word, Dialect::WORDS.iter().copied()) {
                 Some(near) => format!("did you mean {near:?}?"),
-                None => Compat::WORDS.join(" | "),
+                None => Dialect::WORDS.join(" | "),
             };
             report.problem(&item.place, format!("{word:?} is not known"), hint);
         }

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
 use ike::crypto::AuthMethod;
 use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narrow};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::group::{self, Group};
 use crate::identity::{self, IdentityPattern};
@@ -78,7 +78,7 @@ pub struct Gateway {
     /// Default 10 s and 5; none: off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
     /// Deviations it needs.
-    pub compat: Compat,
+    pub compat: Dialect,
     /// Line of the statement, from 1.
     pub line: usize,
 }

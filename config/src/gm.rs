@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
 use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::identity::{self, IdentityPattern};
 use crate::table::Table;
@@ -90,7 +90,7 @@ pub struct GmGateway {
     /// What its policy proves identities with.
     pub credentials: Credentials,
     /// Deviations the server needs.
-    pub compat: Compat,
+    pub compat: Dialect,
     /// None (the default): off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
     /// Line of the statement, from 1.
@@ -191,13 +191,7 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
     let report = table.report();
     let policy = common::read_gateway_policy(table, policies);
     let servers = read_servers(table);
-    let local_address = table.get("local-address").map(|item| {
-        let address: Option<IpAddr> = item.text(report)?.parse().ok();
-        if address.is_none() {
-            report.problem(&item.place, "not an address", "IPv4 or IPv6, without a port");
-        }
-        address
-    });
+    let local_address = table.get("local-address").map(|item| item.address(report));
     if let Some(Some(local)) = local_address
         && servers.iter().flatten().any(|server| server.is_ipv4() != local.is_ipv4())
     {

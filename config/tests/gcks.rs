@@ -326,6 +326,11 @@ fn gateways_have_an_address_of_their_own_and_an_identity_rule_that_says_somethin
         ),
         (
             "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\ncompat = [\"group-id-address\"]",
+            "17:8: group.G: a gateway has group-id-address (group-address = \"239.192.0.1\")",
+        ),
+        (
+            "ike-policy = \"pol\"",
             "ike-policy = \"pol\"\ncompat = [\"large-offer\"]",
             "13:11: ike.gateway.gw.compat: \"large-offer\" is not known (did you mean \"large-offers\"?)",
         ),
@@ -692,4 +697,26 @@ fn aggressive_mode_says_what_it_exposes_and_takes_one_group() {
             "14:1: ike.policy.pol.proposals: ike.proposal.q has another dh-group or authentication-method than the first (one of each in aggressive mode: its first message holds the public value already)"
         ]
     );
+}
+
+#[test]
+fn gateways_of_one_group_agree_on_the_words_that_shape_a_push() {
+    let other = "[ike.gateway.other]\nike-policy = \"pol\"\naddress = \"11.0.0.0/8\"\ncompat = [\"kek-old-spi\", \"sid-little-endian\"]\n";
+    let text = change(GOOD, "[ipsec.proposal.esp]", &format!("{other}[ipsec.proposal.esp]"));
+    let text = change(&text, "ike-gateways = [\"gw\"]", "ike-gateways = [\"gw\", \"other\"]");
+    assert_eq!(
+        problems(&text),
+        [
+            "22:1: group.G.ike-gateways: one push is signed for the whole group, but ike.gateway.gw needs compat none and ike.gateway.other kek-old-spi (a group of its own for old peers)"
+        ]
+    );
+    // The order of Sender-IDs shows in a PULL only.
+    assert_eq!(problems(&text.replace("\"kek-old-spi\", ", "")), [""; 0]);
+}
+
+#[test]
+fn a_group_may_have_an_address_for_old_members() {
+    let text = change(GOOD, "group-id = 1", "group-id = 1\ngroup-address = \"239.192.0.1\"");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.groups[0].address, Some("239.192.0.1".parse().unwrap()));
 }

@@ -328,7 +328,7 @@ events! {
         members: u64,
     } => ("{group}: PUSH SEQ {seq} sent to {members} members, attempt {attempt}");
     /// A member acknowledged.
-    AckReceived "ack_received" Info {
+    AckReceived "ack_received" Debug {
         /// Group.
         group: String,
         /// Identity.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{AddressPrefix, Gateway, Gcks, Group, IpsecSa, MatchPolicy};
+use gdoi_proto::Dialect;
+use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::Endpoint;
 use gdoi_proto::registry::IdType;
 use ike::crypto::Suite;
@@ -20,7 +22,7 @@ pub fn settings(config: &Gcks) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
         gateways: config.gateways.iter().map(gateway).collect(),
-        groups: config.groups.iter().map(group).collect(),
+        groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
         half_open_timeout: Duration::from_secs(config.server.half_open_timeout_seconds),
@@ -32,15 +34,7 @@ pub fn without_effect(config: &Gcks) -> Vec<String> {
     let mut lines = Vec::new();
     for gateway in &config.gateways {
         let compat = &gateway.compat;
-        let idle = [
-            ("selectors-little-endian", compat.selectors_little_endian),
-            ("group-id-address", compat.group_id_address),
-            ("bare-digest-signature", compat.bare_digest_signature),
-            ("padded-length-signature", compat.padded_length_signature),
-            ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
-            ("sid-little-endian", compat.sid_little_endian),
-            ("kek-old-spi", compat.kek_old_spi),
-        ];
+        let idle = [("bare-digest-signature", compat.bare_digest_signature)];
         for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
             let (line, name) = (gateway.line, &gateway.name);
             lines.push(format!(
@@ -54,12 +48,6 @@ pub fn without_effect(config: &Gcks) -> Vec<String> {
 /// Defaults and usual statements that this build does not act on yet, for `--check`.
 pub fn notices(config: &Gcks) -> Vec<String> {
     let mut lines = Vec::new();
-    if config.gateways.iter().any(|gateway| gateway.dead_peer_detection.is_some()) {
-        lines.push(
-            "dead-peer-detection: not supported yet, questions of members are answered and none are asked"
-                .to_owned(),
-        );
-    }
     if config.groups.iter().any(|group| group.communication.is_some()) {
         lines.push("max-push-size: not supported yet, a push goes out as large as it is".to_owned());
     }
@@ -83,24 +71,28 @@ fn gateway(gateway: &Gateway) -> GatewaySettings {
         credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
-        doi_ipsec: gateway.compat.phase1_doi_ipsec,
-        ecdsa_double_hash: gateway.compat.ecdsa_double_hash,
-        dialect: gateway.compat.dialect(),
+        dialect: gateway.compat,
     };
     GatewaySettings {
         name: gateway.name.clone(),
         address: gateway.address.map(|it| (it.address, it.prefix_len)),
         policy: Arc::new(policy),
-        group_id_little_endian: gateway.compat.group_id_little_endian,
-        ack_l_output: gateway.compat.ack_l_output,
+        dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
+            interval: seconds(dpd.interval_seconds),
+            threshold: dpd.threshold,
+        }),
         line: gateway.line,
     }
 }
 
-fn group(group: &Group) -> GroupSettings {
+fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
+    // The configuration made sure that its gateways agree.
+    let member = gateways.iter().find(|gateway| group.gateways.contains(&gateway.name));
     GroupSettings {
         name: group.name.clone(),
         id: group.id.clone(),
+        address: group.address.map(GroupId::address),
+        push_dialect: member.map_or(Dialect::STRICT, |gateway| gateway.compat.of_push()),
         gateways: group.gateways.iter().cloned().collect(),
         member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
         sender_id_bits: group.sender_id_bits,
@@ -199,7 +191,7 @@ ike-policy = "pol"
 address = "10.1.0.0/16"
 remote-identity = { hostname = "*.branch.example" }
 local-identity = { hostname = "gcks.example" }
-compat = ["ack-l-output", "large-offers", "kek-old-spi"]
+compat = ["ack-l-output", "large-offers", "bare-digest-signature"]
 [ipsec.proposal.esp]
 encryption-algorithm = "aes-256-gcm"
 encapsulation = "transport"
@@ -247,12 +239,12 @@ destination = "2001:db8::1/128"
         assert_eq!(one.address, Some(("10.0.0.7".parse().unwrap(), 32)));
         assert_eq!(one.policy.remote, [IdentityRule::PeerAddress]);
         assert_eq!(one.policy.offers[0].lifetime, Duration::from_secs(3600));
-        assert!(!one.ack_l_output && !one.policy.dialect.large_offers);
+        assert!(!one.policy.dialect.ack_l_output && !one.policy.dialect.large_offers);
         assert_eq!(many.address, Some(("10.1.0.0".parse().unwrap(), 16)));
         let below = IdentityRule::NameEndsWith { id_type: IdType::Fqdn, tail: b".branch.example".to_vec() };
         assert_eq!(many.policy.remote, [below]);
         assert_eq!(many.policy.local_identity.as_ref().unwrap().data, b"gcks.example");
-        assert!(many.ack_l_output && many.policy.dialect.large_offers);
+        assert!(many.policy.dialect.ack_l_output && many.policy.dialect.large_offers);
     }
 
     #[test]
@@ -280,7 +272,9 @@ destination = "2001:db8::1/128"
     fn words_without_effect_are_named_with_their_line() {
         assert_eq!(
             without_effect(&config()),
-            [r#"line 17: ike.gateway.many.compat: "kek-old-spi" has no effect on a key server yet"#]
+            [
+                r#"line 17: ike.gateway.many.compat: "bare-digest-signature" has no effect on a key server yet"#
+            ]
         );
     }
 }

@@ -21,7 +21,7 @@ use gdoi_proto::payload::{Endpoint, Identification, Payload};
 use gdoi_proto::policy::{
     Carriage, Encapsulation, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
 };
-use gdoi_proto::registry::{ExchangeType, IdType};
+use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Verification, default_provider, run};
@@ -58,8 +58,6 @@ fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -69,8 +67,7 @@ fn gateway(name: &str, third: u8) -> GatewaySettings {
         name: name.to_owned(),
         address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
         policy: Arc::new(peer_policy()),
-        group_id_little_endian: false,
-        ack_l_output: false,
+        dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
         line: 7,
     }
 }
@@ -82,6 +79,8 @@ fn settings() -> Settings {
         groups: vec![GroupSettings {
             name: "g1".to_owned(),
             id: GroupId::number(1),
+            address: None,
+            push_dialect: Dialect::STRICT,
             gateways: ["members".to_owned()].into(),
             member_threshold: Some(3),
             sender_id_bits: 8,
@@ -122,6 +121,8 @@ fn settings() -> Settings {
 struct Bench {
     provider: Arc<dyn Provider>,
     now: Now,
+    /// Wall clock at [`Instant`] zero.
+    epoch: u64,
     server: KeyServer,
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
@@ -141,6 +142,7 @@ impl Bench {
         let mut bench = Bench {
             provider,
             now,
+            epoch: now.unix_seconds - 1,
             server,
             rows: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -225,7 +227,7 @@ impl Bench {
     }
 
     fn set(&mut self, at: Instant) {
-        self.now = Now { at, unix_seconds: 1_800_000_000 + at.0 / 1_000_000 };
+        self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
     fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
@@ -298,6 +300,16 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
 }
 
 fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Member, Stopped> {
+    register_around(bench, address, group, |_| {})
+}
+
+/// Registers; `between` happens after message 2 and before message 3.
+fn register_around(
+    bench: &mut Bench,
+    address: SocketAddr,
+    group: GroupId,
+    between: impl FnOnce(&mut Bench),
+) -> Result<Member, Stopped> {
     let mut sa = phase1(bench, address).expect("phase 1");
     let mut random = Random(bench.provider.clone());
     let mid = sa.fresh_message_id(&mut random);
@@ -321,15 +333,20 @@ fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Me
     let opened = exchange.open(&sa, &header, &answer, &[&ni]).expect("message 2").into_inner();
     let [Payload::Nonce(nr), Payload::GdoiSa(policy)] = &opened[..] else { panic!("{opened:?}") };
     let policy = GroupPolicy::read(policy, Carriage::Pull).expect("a policy");
+    between(bench);
     let third = exchange.seal(&sa, &[&ni, nr], &[]);
     bench.tell(address, third.clone());
-    let answer = only(bench.received(address))?;
+    let mut received = bench.received(address);
+    let answer = if received.is_empty() { return Err(Stopped::Silence) } else { received.remove(0) };
     bench.tell(address, third);
     assert_eq!(
         only(bench.received(address)),
         Ok(answer.clone()),
         "a repeated message 3 gets the same octets"
     );
+    // PUSHes may follow message 4.
+    let pushes = received.into_iter().map(|octets| Datagram { local: SERVER, peer: address, octets });
+    bench.sent.extend(pushes);
     let header = Header::decode(&answer).expect("a header");
     let opened = exchange.open(&sa, &header, &answer, &[&ni, nr]).expect("message 4").into_inner();
     let [Payload::Seq(seq), Payload::Kd(kd)] = &opened[..] else { panic!("{opened:?}") };
@@ -377,6 +394,7 @@ impl Member {
             public_key: self.public_key.clone().into(),
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
+            or_input: None,
             bare_digest: false,
         };
         bench.provider.verify(&check).expect("a good signature");
@@ -467,6 +485,65 @@ fn a_silent_member_is_expired_after_all_copies_and_its_ike_sa_deleted() {
     assert_eq!(said, [Informational::DeleteIsakmp]);
     let back = joined(&mut bench, 2);
     assert_eq!((bench.members(), back.last), (2, SeqNumber(1)), "it comes back with the current SEQ");
+}
+
+/// Message 1 of a PULL answered, message 3 not sent.
+fn half_a_pull(bench: &mut Bench, last: u8) -> IkeSa {
+    let mut sa = phase1(bench, address(last)).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let ni: [u8; NONCE_LEN] = random.array();
+    let id = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
+    bench.tell(address(last), exchange.seal(&sa, &[], &[Payload::Nonce(ni.to_vec()), Payload::Id(id)]));
+    only(bench.received(address(last))).expect("message 2");
+    sa
+}
+
+/// What the server said under `sa`, informational messages only.
+fn said(bench: &mut Bench, sa: &mut IkeSa, last: u8) -> Vec<Informational> {
+    let mut said = Vec::new();
+    for octets in bench.received(address(last)) {
+        let header = Header::decode(&octets).expect("a header");
+        said.extend(notify::open(sa, &header, &octets).expect("protected").into_inner());
+    }
+    said
+}
+
+#[test]
+fn a_member_that_falls_silent_in_a_registration_is_asked_and_then_its_sa_goes() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(39));
+    let asked = said(&mut bench, &mut sa, 1);
+    assert!(
+        matches!(asked[..], [Informational::RUThere(a), Informational::RUThere(b), Informational::RUThere(c)]
+        if b == a + 1 && c == a + 2),
+        "{asked:?}"
+    );
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 0));
+}
+
+#[test]
+fn a_member_that_answers_is_there_and_a_registered_one_is_not_asked() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(10));
+    let asked = said(&mut bench, &mut sa, 1);
+    let [Informational::RUThere(number)] = asked[..] else { panic!("{asked:?}") };
+    let answer = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
+    let octets = notify::seal(&mut sa, &[answer], &mut Random(bench.provider.clone()));
+    bench.tell(address(1), octets);
+    let mut member = joined(&mut bench, 2);
+    bench.pass(Duration::from_secs(49));
+    assert!(said(&mut bench, &mut sa, 1).is_empty() && said(&mut bench, &mut member.sa, 2).is_empty());
+    // 60 s after the last message of a PULL nobody needs the SA any more; the membership stays.
+    bench.pass(Duration::from_secs(11));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!(said(&mut bench, &mut member.sa, 2), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 1));
 }
 
 #[test]
@@ -579,4 +656,144 @@ fn a_server_that_dies_at_any_write_goes_on_where_it_was() {
         one.take(&bench, &octets);
     }
     assert!(deaths >= 3, "the server died {deaths} times");
+}
+
+/// A PUSH to everyone that everyone answers.
+fn answered_rekey(bench: &mut Bench, kek: bool, members: &mut [&mut Member]) {
+    bench.rekey(kek);
+    for member in members {
+        let octets = bench.received(member.address).pop().expect("a push");
+        let ack = member.take(bench, &octets);
+        bench.tell(member.address, ack);
+    }
+}
+
+#[test]
+fn a_rekey_between_messages_2_and_3_reaches_the_member_after_message_4() {
+    for rekeys in [&[false][..], &[true], &[true, false], &[false, true, true]] {
+        let mut bench = Bench::new();
+        let mut one = joined(&mut bench, 1);
+        let mut two = register_around(&mut bench, address(2), GroupId::number(1), |bench| {
+            for kek in rekeys {
+                answered_rekey(bench, *kek, &mut [&mut one]);
+            }
+        })
+        .expect("a registration");
+        let completed = bench.count("rekey_completed");
+        for octets in bench.received(two.address) {
+            let ack = two.take(&bench, &octets);
+            bench.tell(two.address, ack);
+        }
+        assert_eq!((two.kek.spi, two.last), bench.seq(), "{rekeys:?}");
+        assert_eq!((two.kek.spi, two.last), (one.kek.spi, one.last));
+        assert!(bench.server.groups()["g1"].deliveries().is_empty());
+        assert_eq!((completed, bench.count("rekey_completed")), (rekeys.len(), rekeys.len()));
+        answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+    }
+}
+
+#[test]
+fn a_rekey_that_told_nobody_leaves_no_member_with_what_it_replaced() {
+    let mut bench = Bench::new();
+    let rekey = |bench: &mut Bench| {
+        let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+        assert_eq!(bench.command(command).expect("a rekey").1, None);
+    };
+    let outdated = register_around(&mut bench, address(1), GroupId::number(1), rekey);
+    assert_eq!((outdated.err(), bench.members()), (Some(Stopped::Silence), 0));
+    let mut one = joined(&mut bench, 1);
+    answered_rekey(&mut bench, true, &mut [&mut one]);
+}
+
+#[test]
+fn after_a_restart_the_answer_to_the_last_push_is_enough() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    for kek in [true, true, false] {
+        bench.rekey(kek);
+    }
+    for octets in bench.received(one.address) {
+        one.take(&bench, &octets);
+    }
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    // Copies: the member acknowledges that of its last PUSH and no other.
+    assert_eq!(bench.received(one.address).len(), 3);
+    let (spi, seq) = bench.seq();
+    let request = one.kek.acknowledgement.expect("asked for");
+    let ack = AckKey::derive(request, &one.key, spi).seal(spi, seq, one.address.ip());
+    bench.tell(one.address, ack);
+    assert!(bench.server.groups()["g1"].deliveries().is_empty());
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (1, 0));
+}
+
+#[test]
+fn after_a_restart_a_push_goes_to_nobody_who_registered_with_its_content() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.rekey(true);
+    bench.received(one.address);
+    let mut two = joined(&mut bench, 2);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.received(two.address).is_empty(), "it cannot read a push under a KEK it never had");
+    let octets = bench.received(one.address).pop().expect("the push again");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (2, 0));
+    answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+}
+
+fn tek_spis(bench: &Bench) -> Vec<Spi> {
+    bench.server.groups()["g1"].teks().iter().map(|tek| tek.spi).collect()
+}
+
+#[test]
+fn a_wall_clock_set_while_the_server_runs_ends_no_key_at_the_next_start() {
+    for moved in [86_400 * 365, -86_400] {
+        let mut bench = Bench::new();
+        let one = joined(&mut bench, 1);
+        let before = tek_spis(&bench);
+        bench.pass(Duration::from_secs(60));
+        bench.epoch = bench.epoch.saturating_add_signed(moved);
+        bench.pass(Duration::from_secs(600));
+        bench.server.handle(bench.now, Input::Timeout);
+        bench.drain();
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        assert_eq!((tek_spis(&bench), bench.seq()), (before, (one.kek.spi, SeqNumber(0))), "{moved}");
+        let left = bench.server.groups()["g1"].teks()[0].ends.since(bench.now.at).as_secs();
+        assert!((2935..=2945).contains(&left), "{moved}: {left} s of 3600 are left after 661");
+    }
+}
+
+#[test]
+fn a_wall_clock_set_back_between_two_starts_replaces_keys_whose_end_is_unknown() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.epoch -= 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    let octets = bench.received(one.address).pop().expect("a rekey at once");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    let group = &bench.server.groups()["g1"];
+    assert_eq!(one.kek.spi, bench.seq().0);
+    assert!(group.kek().expect("a KEK").ends.since(bench.now.at) <= Duration::from_secs(7200));
+    assert!(group.teks().iter().all(|tek| tek.ends.since(bench.now.at) <= Duration::from_secs(3600)));
+}
+
+#[test]
+fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back() {
+    let mut bench = Bench::new();
+    let kek = bench.seq().0;
+    bench.epoch += 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    assert_ne!(bench.seq().0, kek);
+    let stored = |kind| bench.rows.keys().filter(|(stored, _)| *stored == kind).count();
+    assert_eq!((stored(Kind::Kek), stored(Kind::Tek)), (1, 1), "rows of keys that ended are gone");
 }

@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod crypto;
+pub mod dpd;
 pub mod identity;
 pub mod io;
 pub mod phase1;

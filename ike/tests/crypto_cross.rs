@@ -78,6 +78,7 @@ fn each_verifies_what_the_other_signed_with_either_ones_key() {
                         public_key: signer.public_key().to_vec().into(),
                         input: input.into(),
                         signature: signature.into(),
+                        or_input: None,
                         bare_digest: false,
                     };
                     for verifier in BOTH {
@@ -115,6 +116,7 @@ fn both_refuse_the_same_keys() {
                 public_key: public_key.to_vec().into(),
                 input: b"input".as_slice().into(),
                 signature: vec![1; 64].into(),
+                or_input: None,
                 bare_digest: false,
             })
         };

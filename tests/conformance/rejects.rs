@@ -41,8 +41,6 @@ fn policy() -> Arc<PeerPolicy> {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"gdoi test pre-shared key #1")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     })
 }

@@ -17,6 +17,7 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
+use ike::dpd::{Verdict, Watch};
 use ike::io::{Entropy, Instant, Now, Wakeup};
 use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify::{self, Informational};
@@ -28,6 +29,9 @@ use super::settings::{GatewaySettings, Settings};
 
 /// Message 6 is repeated on request this long after phase 1.
 const ANSWER_LIFE: Duration = Duration::from_secs(60);
+/// An SA is deleted this long after its last PULL: members that come again negotiate anew, and a hundred thousand idle
+/// SAs would hold more memory than their members.
+const IDLE_LIFE: Duration = Duration::from_secs(60);
 /// PULLs under way per SA.
 const MAX_PULLS: usize = 8;
 /// Clear notifications per second, in all.
@@ -117,7 +121,31 @@ struct Established {
     peer: SocketAddr,
     answered: Option<Answered>,
     since: Instant,
+    /// Last valid message of a PULL; before the first, the same as `since`.
+    used: Instant,
+    watch: Option<Watch>,
+    /// Its moment in the timers: never after [`Established::due`].
+    timer: Instant,
     pulls: BTreeMap<MessageId, Pull>,
+}
+
+impl Established {
+    /// When it ends by itself: its life is over, or nobody needs it.
+    fn ends(&self) -> Instant {
+        self.sa.expires.min(self.used + IDLE_LIFE)
+    }
+
+    /// When to look at it again.
+    fn due(&self) -> Instant {
+        let ends = self.ends();
+        self.watch.as_ref().and_then(Watch::due).map_or(ends, |due| due.min(ends))
+    }
+
+    fn heard(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.heard();
+        }
+    }
 }
 
 /// The peer table.
@@ -130,10 +158,11 @@ pub struct Peers {
     timeout: Duration,
     secret: [u8; 32],
     counter: u64,
-    half_open: BTreeMap<CookiePair, HalfOpen>,
+    half_open: BTreeMap<CookiePair, Box<HalfOpen>>,
     by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
     per_address: BTreeMap<IpAddr, usize>,
-    established: BTreeMap<CookiePair, Established>,
+    established: BTreeMap<CookiePair, Box<Established>>,
+    by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
     notify_window: (u64, u32),
     notified: BTreeMap<IpAddr, u64>,
@@ -168,6 +197,7 @@ impl Peers {
             by_first: BTreeMap::new(),
             per_address: BTreeMap::new(),
             established: BTreeMap::new(),
+            by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
             notify_window: (0, 0),
             notified: BTreeMap::new(),
@@ -193,7 +223,7 @@ impl Peers {
 
     /// True when the gateway that covers `address` may use the short L in acknowledgements (`ack-l-output`).
     pub fn takes_short_l(&self, address: IpAddr) -> bool {
-        self.gateway_for(address).is_some_and(|gateway| gateway.ack_l_output)
+        self.gateway_for(address).is_some_and(|gateway| gateway.policy.dialect.ack_l_output)
     }
 
     /// Negotiations under way.
@@ -260,7 +290,7 @@ impl Peers {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
             let result = half.responder.on_message(now, header, octets, entropy);
-            return self.on_steps(now.at, header.cookies, result);
+            return self.on_steps(now.at, header.cookies, result, entropy);
         }
         let repeat = self
             .established
@@ -321,11 +351,11 @@ impl Peers {
                 let cookies = responder.cookies();
                 let ends = now.at + self.timeout;
                 let half = HalfOpen { responder, gateway, local, peer, started: now.at, ends };
-                self.half_open.insert(cookies, half);
+                self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
                 self.timers.insert((ends, cookies));
-                self.on_steps(now.at, cookies, Ok(steps));
+                self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
                 self.counters.failed += 1;
@@ -401,11 +431,17 @@ impl Peers {
     pub fn on_done(&mut self, now: Now, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
         if let Some(half) = self.half_open.get_mut(&cookies) {
             let result = half.responder.on_done(now, done, entropy);
-            self.on_steps(now.at, cookies, result);
+            self.on_steps(now.at, cookies, result, entropy);
         }
     }
 
-    fn on_steps(&mut self, now: Instant, cookies: CookiePair, result: Result<Vec<Step>, Refusal>) {
+    fn on_steps(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        result: Result<Vec<Step>, Refusal>,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
         let (local, peer) = (half.local, half.peer);
         match result {
@@ -422,7 +458,7 @@ impl Peers {
                                     reason,
                                 }));
                             }
-                            self.on_established(now, cookies, done.sa, done.initial_contact)
+                            self.on_established(now, cookies, done.sa, done.initial_contact, entropy)
                         }
                     }
                 }
@@ -447,7 +483,14 @@ impl Peers {
         }
     }
 
-    fn on_established(&mut self, now: Instant, cookies: CookiePair, sa: IkeSa, initial_contact: bool) {
+    fn on_established(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        sa: IkeSa,
+        initial_contact: bool,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
@@ -458,34 +501,45 @@ impl Peers {
         }));
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
-            let old: Vec<CookiePair> = self
-                .established
-                .iter()
-                .filter(|(_, known)| known.sa.peer_identity == sa.peer_identity)
-                .map(|(cookies, _)| *cookies)
-                .collect();
-            for old in old {
+            for old in self.named(&sa.peer_identity) {
                 self.forget_established(old, "initial contact");
             }
         }
-        self.timers.insert((sa.expires, cookies));
+        self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
+        let timer = sa.expires.min(now + IDLE_LIFE);
+        self.timers.insert((timer, cookies));
         let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
         let answered = Some(half.responder.into_answered());
+        let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
         self.established.insert(
             cookies,
-            Established {
+            Box::new(Established {
                 sa,
+                watch: asks.map(|settings| Watch::new(settings, entropy)),
                 gateway,
                 local: half.local,
                 peer: half.peer,
                 answered,
                 since: now,
+                used: now,
+                timer,
                 pulls: BTreeMap::new(),
-            },
+            }),
         );
     }
 
-    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
+    /// An SA's timer moves when it must come earlier; one that may come later is looked at again when it fires.
+    fn hasten(&mut self, cookies: CookiePair) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        let due = known.due();
+        if due < known.timer {
+            self.timers.remove(&(known.timer, cookies));
+            known.timer = due;
+            self.timers.insert((due, cookies));
+        }
+    }
+
+    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
         self.timers.remove(&(half.ends, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
@@ -500,7 +554,13 @@ impl Peers {
 
     fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
         if let Some(known) = self.established.remove(&cookies) {
-            self.timers.remove(&(known.sa.expires, cookies));
+            self.timers.remove(&(known.timer, cookies));
+            if let Some(named) = self.by_identity.get_mut(&known.sa.peer_identity) {
+                named.remove(&cookies);
+                if named.is_empty() {
+                    self.by_identity.remove(&known.sa.peer_identity);
+                }
+            }
             self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
                 peer: known.peer.to_string(),
                 identity: known.sa.peer_identity.to_string(),
@@ -509,15 +569,14 @@ impl Peers {
         }
     }
 
+    /// SAs of an identity.
+    fn named(&self, identity: &Identification) -> Vec<CookiePair> {
+        self.by_identity.get(identity).into_iter().flatten().copied().collect()
+    }
+
     /// Ends every SA of an identity with a Delete: its owner was removed.
     pub fn delete_identity(&mut self, identity: &Identification, reason: &str, entropy: &mut dyn Entropy) {
-        let doomed: Vec<CookiePair> = self
-            .established
-            .iter()
-            .filter(|(_, known)| known.sa.peer_identity == *identity)
-            .map(|(cookies, _)| *cookies)
-            .collect();
-        for cookies in doomed {
+        for cookies in self.named(identity) {
             self.delete(cookies, reason, entropy);
         }
     }
@@ -536,7 +595,7 @@ impl Peers {
             self.timers.remove(&(at, cookies));
             if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
                 let steps = half.responder.on_timeout(now, entropy);
-                self.on_steps(now, cookies, Ok(steps));
+                self.on_steps(now, cookies, Ok(steps), entropy);
             } else if let Some(half) = self.forget_half_open(cookies) {
                 self.counters.failed += 1;
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
@@ -544,13 +603,35 @@ impl Peers {
                     reason: "no answer in time".to_owned(),
                     stage: half.responder.state().to_owned(),
                 }));
-            } else if self.established.get(&cookies).is_some_and(|known| known.sa.expires <= now) {
-                self.delete(cookies, "lifetime ended", entropy);
+            } else {
+                self.on_sa_timer(now, cookies, entropy);
             }
         }
         // Once a second at most of these is remembered; old ones say nothing any more.
         let second = now.0 / 1_000_000;
         self.notified.retain(|_, last| *last == second);
+    }
+
+    /// The life of an SA, or a peer that owes us a word.
+    fn on_sa_timer(&mut self, now: Instant, cookies: CookiePair, entropy: &mut dyn Entropy) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        if known.ends() <= now {
+            let reason = if known.sa.expires <= now { "lifetime ended" } else { "idle since its last PULL" };
+            return self.delete(cookies, reason, entropy);
+        }
+        match known.watch.as_mut().map(|watch| watch.on_timeout(now)) {
+            Some(Verdict::Ask(number)) => {
+                let question = notify::dpd(cookies, NotifyType::RUThere, number);
+                let octets = notify::seal(&mut known.sa, &[question], entropy);
+                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+            }
+            Some(Verdict::Dead) => {
+                return self.delete(cookies, "dead: no answer to dead-peer detection", entropy);
+            }
+            Some(Verdict::Wait) | None => {}
+        }
+        known.timer = known.due();
+        self.timers.insert((known.timer, cookies));
     }
 
     /// Exchange 5: informational.
@@ -568,11 +649,14 @@ impl Peers {
             Ok(said) => said.into_inner(),
             Err(error) => return self.drop_message(peer, error),
         };
+        known.heard();
         for said in said {
             let Some(known) = self.established.get_mut(&header.cookies) else { return };
             match said {
                 Informational::DeleteIsakmp => self.forget_established(header.cookies, "deleted by the peer"),
-                Informational::RUThere(number) if known.sa.peer_does_dpd => {
+                Informational::RUThere(number)
+                    if known.sa.peer_does_dpd && known.sa.questions.take(number) =>
+                {
                     let answer = notify::dpd(header.cookies, NotifyType::RUThereAck, number);
                     let octets = notify::seal(&mut known.sa, &[answer], entropy);
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
@@ -619,22 +703,27 @@ impl Peers {
         };
         match wish {
             Ok(Wish::Policy { group }) => {
-                let group = if known.gateway.group_id_little_endian { reversed(group) } else { group };
+                known.used = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
+                known.used = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
             Ok(Wish::Repeat(answer)) => {
                 self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
             }
-            Err(error) => self.drop_message(peer, error),
+            Err(error) => return self.drop_message(peer, error),
         }
+        self.hasten(header.cookies);
     }
 
     /// Message 2, a refusal, or nothing.
     pub fn answer_policy(
         &mut self,
+        now: Instant,
         name: PullName,
         group: GroupId,
         answer: PolicyAnswer,
@@ -649,6 +738,9 @@ impl Peers {
                     .and_then(|pull| pull.offer(&known.sa, group, terms, entropy));
                 if let Some(octets) = octets {
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                    if let Some(watch) = &mut known.watch {
+                        watch.expect(now);
+                    }
                 }
             }
             PolicyAnswer::Refused(kind) => {
@@ -664,6 +756,7 @@ impl Peers {
                 known.pulls.remove(&name.message_id);
             }
         }
+        self.hasten(name.sa);
     }
 
     /// Message 4, or nothing.
@@ -737,11 +830,4 @@ fn joint(gateways: &[GatewaySettings]) -> Option<GatewaySettings> {
     }
     joint.policy = Arc::new(policy);
     Some(joint)
-}
-
-/// The group a little-endian peer means.
-fn reversed(group: GroupId) -> GroupId {
-    let mut data = group.data;
-    data.reverse();
-    GroupId { id_type: group.id_type, data }
 }

@@ -23,7 +23,8 @@ use ike::protect::push::{PushContent, Unsigned};
 use std::sync::Arc;
 
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, unspecified_endpoint};
-use super::push::{Delivery, Stage};
+use super::pull;
+use super::push::{Delivery, Mark, Stage};
 use super::settings::SaSettings;
 
 /// Rekeys asked for while another was being signed.
@@ -112,7 +113,8 @@ impl Group {
                 communication.ack_request(),
                 entropy,
             );
-            if let Some(kek) = kek {
+            if let Some(mut kek) = kek {
+                kek.generation = self.next_generation();
                 self.event(Event::GroupCreated {
                     group: self.settings.name.clone(),
                     kek_spi: kek.spi.to_string(),
@@ -301,10 +303,13 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let successor = communication
+        let mut successor = communication
             .as_ref()
             .filter(|_| new_kek_wanted)
             .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        if let Some(kek) = &mut successor {
+            kek.generation = self.next_generation();
+        }
         let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
         let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
         let mut started = Started {
@@ -324,8 +329,8 @@ impl Group {
             let protecting = protecting.clone();
             changes.push(self.kek_row(&protecting));
             let octets = unsigned.datagram_len();
-            let delivery =
-                Delivery::new(protecting.spi, seq, unsigned, self.members.keys().cloned().collect(), now.at);
+            let mark = Mark { generation: protecting.generation, seq: seq.0 };
+            let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
             changes.push(self.push_row(&delivery));
             self.deliveries.push(delivery);
             self.event(Event::RekeyStarted {
@@ -348,14 +353,18 @@ impl Group {
                 ),
             };
         }
-        if let Some(successor) = successor {
+        if started.seq.is_none() {
+            self.untold += 1;
+        }
+        if let Some(mut successor) = successor {
+            // Deviation `kek-old-spi`: such members count on under the new KEK.
+            if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
+                successor.seq = seq;
+            }
             changes.push(self.kek_row(&successor));
             if let Some(mut old) = self.kek.replace(successor) {
                 // RFC 8263 section 6: late acknowledgements must still find the key.
-                let span = communication
-                    .as_ref()
-                    .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
-                old.replaced_until = Some(now.at + span + Duration::from_secs(10));
+                old.replaced_until = Some(now.at + self.kek_overlap());
                 changes.push(self.kek_row(&old));
                 self.old_keks.push(old);
             }
@@ -366,10 +375,25 @@ impl Group {
         started
     }
 
+    /// How long a replaced KEK is kept: for late acknowledgements, and for PULLs that began under it.
+    pub(super) fn kek_overlap(&self) -> Duration {
+        let span = self
+            .settings
+            .communication
+            .as_ref()
+            .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
+        (span + Duration::from_secs(10)).max(pull::LIFE)
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
+    }
+
     fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
         let communication = self.settings.communication.clone()?;
         let protecting = self.kek.as_ref()?;
         let seq = protecting.seq.next()?;
+        let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
                 self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
@@ -386,7 +410,10 @@ impl Group {
         let content = PushContent {
             seq,
             deletes: Vec::new(),
-            keys: Some((policy.write(Carriage::Push), keys.write(&policy))),
+            keys: Some((
+                dialect.sa_to_peer(policy.write(Carriage::Push)),
+                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
+            )),
         };
         let signature_len = signature_len(communication.signature, communication.signature_key_bits);
         Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
@@ -398,6 +425,7 @@ impl Group {
             return;
         };
         let hash = communication.signature_hash;
+        let padded = self.settings.push_dialect.padded_length_signature;
         let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
             return;
         };
@@ -405,7 +433,7 @@ impl Group {
             && !*asked
         {
             *asked = true;
-            let input: Bytes = unsigned.signature_input();
+            let input: Bytes = unsigned.signature_input(padded);
             self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input }));
         }
     }
@@ -417,6 +445,7 @@ impl Group {
         self.kek = None;
         self.old_keks.clear();
         self.deliveries.clear();
+        self.delivered.clear();
         self.out.push_back(GroupOutput::Persist(changes));
     }
 }
@@ -457,6 +486,7 @@ pub(super) fn make_kek(
         ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
         key,
         seq,
+        generation: 0,
         made,
         ends,
         ends_unix,

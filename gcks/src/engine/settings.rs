@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::{Endpoint, Identification};
 use gdoi_proto::policy::{AckRequest, Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
@@ -37,10 +38,8 @@ pub struct GatewaySettings {
     pub address: Option<(IpAddr, u8)>,
     /// How to negotiate with it.
     pub policy: Arc<PeerPolicy>,
-    /// `group-id-little-endian`.
-    pub group_id_little_endian: bool,
-    /// `ack-l-output`.
-    pub ack_l_output: bool,
+    /// How to ask whether it is there; none: not at all.
+    pub dead_peer_detection: Option<ike::dpd::Settings>,
     /// Configuration line, for refusals.
     pub line: usize,
 }
@@ -75,6 +74,10 @@ pub struct GroupSettings {
     pub name: String,
     /// Its name on the wire.
     pub id: GroupId,
+    /// Its second name, for gateways with `group-id-address`.
+    pub address: Option<GroupId>,
+    /// Deviations of its PUSHes: one is signed for all members.
+    pub push_dialect: Dialect,
     /// Gateways that may register.
     pub gateways: BTreeSet<String>,
     /// Most members; further new ones get no answer.

@@ -124,7 +124,10 @@ impl GroupMember {
                 let Some(policy) = gateway.policies.get(index).or(gateway.policies.last()) else { continue };
                 let name = (gateway.name.clone(), index);
                 let local = gateway.locals.get(index).copied().unwrap_or(gateway.local);
-                servers.insert(name.clone(), Server::new(name, local, *peer, policy.clone()));
+                servers.insert(
+                    name.clone(),
+                    Server::new(name, local, *peer, policy.clone(), gateway.dead_peer_detection),
+                );
             }
         }
         let mut vpns = BTreeMap::new();

@@ -18,6 +18,7 @@ use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, MessageId};
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
+use ike::dpd::{self, Verdict, Watch};
 use ike::io::{Datagram, Instant, Wakeup};
 use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
@@ -44,6 +45,7 @@ pub struct Server {
     /// Its address and port.
     pub peer: SocketAddr,
     policy: PeerPolicy,
+    dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
     waiting: BTreeMap<String, Arc<VpnSettings>>,
 }
@@ -55,6 +57,7 @@ enum Phase {
     Up {
         sa: Box<IkeSa>,
         pulls: BTreeMap<MessageId, Pull>,
+        watch: Option<Watch>,
         /// Aggressive mode: message 3 may be lost, and message 2 comes again.
         answered: Option<Answered>,
     },
@@ -90,8 +93,15 @@ pub type Letters = Vec<(String, News)>;
 
 impl Server {
     /// A server not talked to yet.
-    pub fn new(name: ServerName, local: SocketAddr, peer: SocketAddr, policy: PeerPolicy) -> Server {
-        Server { name, local, peer, policy, phase: Phase::Down, waiting: BTreeMap::new() }
+    pub fn new(
+        name: ServerName,
+        local: SocketAddr,
+        peer: SocketAddr,
+        policy: PeerPolicy,
+        dead_peer_detection: Option<dpd::Settings>,
+    ) -> Server {
+        let waiting = BTreeMap::new();
+        Server { name, local, peer, policy, dead_peer_detection, phase: Phase::Down, waiting }
     }
 
     /// Its established SA.
@@ -199,8 +209,15 @@ impl Server {
                             reason,
                         });
                     }
-                    self.phase =
-                        Phase::Up { sa: Box::new(done.sa), pulls: BTreeMap::new(), answered: done.answered };
+                    let asks = self.dead_peer_detection.filter(|_| done.sa.peer_does_dpd);
+                    let mut watch = asks.map(|settings| Watch::new(settings, cx.entropy));
+                    expect_more(&mut watch, cx.now.at);
+                    self.phase = Phase::Up {
+                        sa: Box::new(done.sa),
+                        pulls: BTreeMap::new(),
+                        watch,
+                        answered: done.answered,
+                    };
                     self.start_pulls(true, cx);
                 }
             }
@@ -265,7 +282,7 @@ impl Server {
 
     /// A PULL message under our SA.
     pub fn on_pull(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls, .. } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let Some(pull) = pulls.get_mut(&header.message_id) else {
             cx.out.dropped(self.peer, "no such exchange".to_owned());
             return Letters::new();
@@ -273,10 +290,12 @@ impl Server {
         let vpn = pull.vpn().name.clone();
         match pull.on_message(sa, cx.now.at, header, octets, cx.entropy) {
             Ok(Progress::Send(third)) => {
+                expect_more(watch, cx.now.at);
                 self.transmit(third, cx);
                 Letters::new()
             }
             Ok(Progress::Complete(download)) => {
+                expect_more(watch, cx.now.at);
                 pulls.remove(&header.message_id);
                 vec![(vpn, News::Keys(download))]
             }
@@ -320,7 +339,7 @@ impl Server {
 
     /// A protected informational message under our SA.
     pub fn on_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls, .. } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let said = match notify::open(sa, header, octets) {
             Ok(opened) => opened.into_inner(),
             Err(error) => {
@@ -328,6 +347,7 @@ impl Server {
                 return Letters::new();
             }
         };
+        expect_more(watch, cx.now.at);
         let mut answers = Vec::new();
         let mut failed: BTreeSet<String> = BTreeSet::new();
         let mut reason = String::new();
@@ -335,11 +355,11 @@ impl Server {
         for item in said {
             match item {
                 Informational::DeleteIsakmp => deleted = true,
-                Informational::RUThere(number) => {
+                Informational::RUThere(number) if sa.questions.take(number) => {
                     let payload = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
                     answers.push(notify::seal(sa, &[payload], cx.entropy));
                 }
-                Informational::RUThereAck(_) | Informational::InitialContact => {}
+                Informational::RUThere(_) | Informational::RUThereAck(_) | Informational::InitialContact => {}
                 Informational::Notified(kind) => {
                     cx.out.event(Event::NotifyReceived {
                         peer: self.peer.to_string(),
@@ -377,7 +397,28 @@ impl Server {
                 let steps = initiator.on_timeout(cx.now.at, cx.entropy);
                 self.take_steps(steps, cx)
             }
-            Phase::Up { .. } => self.on_pull_timeouts(cx),
+            Phase::Up { .. } => {
+                if self.is_dead(cx) {
+                    self.close("dead: no answer to dead-peer detection", false, cx);
+                    return self.begin(cx);
+                }
+                self.on_pull_timeouts(cx)
+            }
+        }
+    }
+
+    /// Asks the server whether it is there when it owes us a word; true when it stayed silent.
+    fn is_dead(&mut self, cx: &mut Cx<'_>) -> bool {
+        let Phase::Up { sa, watch: Some(watch), .. } = &mut self.phase else { return false };
+        match watch.on_timeout(cx.now.at) {
+            Verdict::Wait => false,
+            Verdict::Dead => true,
+            Verdict::Ask(number) => {
+                let question = notify::dpd(sa.cookies, NotifyType::RUThere, number);
+                let octets = notify::seal(sa, &[question], cx.entropy);
+                self.transmit(octets, cx);
+                false
+            }
         }
     }
 
@@ -431,14 +472,22 @@ impl Server {
         match &self.phase {
             Phase::Down => None,
             Phase::Negotiating(initiator) => Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" }),
-            Phase::Up { sa, pulls, .. } => {
+            Phase::Up { sa, pulls, watch, .. } => {
+                let asking = watch.as_ref().and_then(Watch::due);
+                let asking = asking.map(|at| Wakeup { at, why: "dead-peer detection" });
                 let end = Wakeup { at: sa.expires, why: "end of phase 1" };
                 let repeat = pulls.values().map(Pull::due).min();
-                Wakeup::earlier(
-                    Some(end),
-                    repeat.map(|at: Instant| Wakeup { at, why: "registration repeat" }),
-                )
+                let repeat = repeat.map(|at: Instant| Wakeup { at, why: "registration repeat" });
+                Wakeup::earlier(Wakeup::earlier(Some(end), repeat), asking)
             }
         }
+    }
+}
+
+/// The server spoke, and from now on owes us another word: a member that watches at all watches all the time.
+fn expect_more(watch: &mut Option<Watch>, now: Instant) {
+    if let Some(watch) = watch {
+        watch.heard();
+        watch.expect(now);
     }
 }

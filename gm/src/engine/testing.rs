@@ -51,8 +51,6 @@ pub fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"not used in these tests")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -227,7 +225,7 @@ impl Bench {
     pub fn push(&self, spi: u8, content: &PushContent) -> Bytes {
         let unsigned = Unsigned::new(KekSpi([spi; 16]), content, 64);
         let signature =
-            self.signer.sign(SignatureHash::Sha256, &unsigned.signature_input()).expect("a signature");
+            self.signer.sign(SignatureHash::Sha256, &unsigned.signature_input(false)).expect("a signature");
         unsigned.seal(&cipher(spi), &signature)
     }
 

@@ -167,7 +167,14 @@ impl Initiator {
         match self.retransmit.attempt(now, entropy) {
             Attempt::Again if !self.last_sent.is_empty() => Ok(vec![Step::Send(self.last_sent.clone())]),
             Attempt::Wait | Attempt::Again => Ok(Vec::new()),
-            Attempt::GiveUp => Err(Refusal::failed(format!("no answer in state {}", self.state.name()))),
+            Attempt::GiveUp => {
+                // The peer cannot read what another key sealed, and must not answer it.
+                let hint = match self.state {
+                    State::SentAuth { .. } => ": do both sides have the same pre-shared key?",
+                    _ => "",
+                };
+                Err(Refusal::failed(format!("no answer in state {}{hint}", self.state.name())))
+            }
         }
     }
 
@@ -345,7 +352,7 @@ impl Initiator {
                     g_xr: &g_xr,
                     shared: &shared,
                     sai_b: &self.sai_b,
-                    double_hash: self.policy.ecdsa_double_hash,
+                    double_hash: self.policy.dialect.ecdsa_double_hash,
                 }));
                 match proof.prove(Role::Initiator, &self.local, &agreed.credential) {
                     Proving::Ready(payload) => Ok(self.send_auth(now, agreed, proof, payload, entropy)),

@@ -89,11 +89,7 @@ pub struct PeerPolicy {
     pub local_identity: Option<Identification>,
     /// Who the peer may be; any rule suffices.
     pub remote: Vec<IdentityRule>,
-    /// Send and take DOI 1 (`phase1-doi-ipsec`).
-    pub doi_ipsec: bool,
-    /// ECDSA over the hash of HASH_I or HASH_R (`ecdsa-double-hash`).
-    pub ecdsa_double_hash: bool,
-    /// Decoder deviations.
+    /// Deviations of this peer.
     pub dialect: Dialect,
 }
 

@@ -44,8 +44,8 @@ pub fn offer(policy: &PeerPolicy) -> Sa {
         .map(|(offer, number)| Transform { number, id: KEY_IKE, attributes: attributes(offer) })
         .collect();
     Sa {
-        doi: if policy.doi_ipsec { Doi::Ipsec } else { Doi::Gdoi },
-        situation: u32::from(policy.doi_ipsec),
+        doi: if policy.dialect.phase1_doi_ipsec { Doi::Ipsec } else { Doi::Gdoi },
+        situation: u32::from(policy.dialect.phase1_doi_ipsec),
         proposals: vec![Proposal { number: 1, protocol: PROTO_ISAKMP, spi: Vec::new(), transforms }],
     }
 }
@@ -120,7 +120,7 @@ pub struct Choice {
 /// [`Refusal::Unacceptable`] with the notify that describes it.
 pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
     let unacceptable = |notify, reason: String| Err(Refusal::Unacceptable { notify, reason });
-    let ipsec_ok = policy.doi_ipsec && sa.doi == Doi::Ipsec;
+    let ipsec_ok = policy.dialect.phase1_doi_ipsec && sa.doi == Doi::Ipsec;
     if sa.doi != Doi::Gdoi && !ipsec_ok {
         return unacceptable(
             NotifyType::DoiNotSupported,
@@ -160,7 +160,7 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
 /// # Errors
 /// [`Refusal::Dropped`]: the answer may be forged.
 pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
-    let wanted = if policy.doi_ipsec { Doi::Ipsec } else { Doi::Gdoi };
+    let wanted = if policy.dialect.phase1_doi_ipsec { Doi::Ipsec } else { Doi::Gdoi };
     if answer.doi != wanted {
         return Err(Refusal::dropped(format!("answer with DOI {}, {wanted} expected", answer.doi)));
     }

@@ -339,7 +339,7 @@ impl Responder {
                     g_xr: &g_xr,
                     shared: &shared,
                     sai_b: &self.sai_b,
-                    double_hash: self.policy.ecdsa_double_hash,
+                    double_hash: self.policy.dialect.ecdsa_double_hash,
                 });
                 let names = self.credential.requests();
                 let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &Extras::default()));
@@ -369,7 +369,7 @@ impl Responder {
                     g_xr: &g_xr,
                     shared: &shared,
                     sai_b: &self.sai_b,
-                    double_hash: self.policy.ecdsa_double_hash,
+                    double_hash: self.policy.dialect.ecdsa_double_hash,
                 }));
                 self.prove_first(now, (answer, g_xr, nr), proof, id, entropy)
             }

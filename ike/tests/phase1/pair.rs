@@ -56,8 +56,6 @@ pub fn policy(suites: &[Suite], credentials: Credentials) -> PeerPolicy {
         credentials,
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        ecdsa_double_hash: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -189,10 +189,10 @@ fn hashing_twice_must_be_agreed_by_both() {
     for method in [AuthMethod::Ecdsa256, AuthMethod::Ecdsa384, AuthMethod::Ecdsa521] {
         let suites = [suite(DhGroup::Ecp384, Hash::Sha512, Cipher::Aes128Cbc, method)];
         let (mut member, mut server) = meeting.policies(&suites, &suites);
-        member.ecdsa_double_hash = true;
+        member.dialect.ecdsa_double_hash = true;
         let pair = Pair::run(member.clone(), server.clone(), 1);
         assert!(pair.server_sa.is_none() && pair.said().contains("does not verify"), "{}", pair.said());
-        server.ecdsa_double_hash = true;
+        server.dialect.ecdsa_double_hash = true;
         let mut pair = Pair::run(member, server, 1);
         assert!(pair.talks(), "{}", pair.said());
     }

@@ -71,6 +71,7 @@ pub struct World {
     /// What happened.
     pub trace: Trace,
     timing: Timing,
+    dialect: Dialect,
     server: Option<KeyServer>,
     rows: BTreeMap<(Kind, String), Row>,
     members: Vec<Option<GroupMember>>,
@@ -96,7 +97,7 @@ fn pre_shared_key() -> SecretBytes {
     SecretBytes::copy(b"a key for the simulator only")
 }
 
-fn peer_policy() -> PeerPolicy {
+fn peer_policy(dialect: Dialect) -> PeerPolicy {
     let suite = Suite {
         cipher: Cipher::Aes256Cbc,
         hash: Hash::Sha256,
@@ -109,17 +110,19 @@ fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        ecdsa_double_hash: false,
-        dialect: Dialect::STRICT,
+        dialect,
     }
+}
+
+fn group_address() -> GroupId {
+    GroupId::address(IpAddr::V4(Ipv4Addr::new(239, 192, 0, 1)))
 }
 
 fn subnet() -> Endpoint {
     Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] }
 }
 
-fn server_settings(timing: Timing) -> Settings {
+fn server_settings(timing: Timing, dialect: Dialect) -> Settings {
     let span = timing.period * (timing.retransmissions + 1);
     let activation_delay = (timing.period * timing.retransmissions).as_secs() as u16 + 10;
     let deactivation_delay = activation_delay + 15;
@@ -129,14 +132,15 @@ fn server_settings(timing: Timing) -> Settings {
         gateways: vec![GatewaySettings {
             name: "members".to_owned(),
             address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
-            policy: Arc::new(peer_policy()),
-            group_id_little_endian: false,
-            ack_l_output: false,
+            policy: Arc::new(peer_policy(dialect)),
+            dead_peer_detection: None,
             line: 1,
         }],
         groups: vec![GroupSettings {
             name: GROUP.to_owned(),
             id: GroupId::number(1),
+            address: Some(group_address()),
+            push_dialect: dialect.of_push(),
             gateways: ["members".to_owned()].into(),
             member_threshold: None,
             sender_id_bits: 16,
@@ -173,20 +177,20 @@ fn server_settings(timing: Timing) -> Settings {
     }
 }
 
-fn member_settings(index: usize) -> gm::engine::settings::Settings {
+fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::Settings {
     use gm::engine::settings::{GatewaySettings, Settings, VpnSettings};
     Settings {
         gateways: vec![GatewaySettings {
             name: "servers".to_owned(),
             servers: vec![SERVER],
             local: member_address(index),
-            policies: vec![peer_policy()],
+            policies: vec![peer_policy(dialect)],
             ..GatewaySettings::default()
         }],
         vpns: vec![VpnSettings {
             name: GROUP.to_owned(),
             gateway: "servers".to_owned(),
-            group: GroupId::number(1),
+            group: if dialect.group_id_address { group_address() } else { GroupId::number(1) },
             ..VpnSettings::default()
         }],
     }
@@ -195,6 +199,17 @@ fn member_settings(index: usize) -> gm::engine::settings::Settings {
 impl World {
     /// A server without state and `members` members, none started yet but the server.
     pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::in_dialect(seed, members, weather, timing, Dialect::STRICT)
+    }
+
+    /// The same where both sides deviate from the RFCs.
+    pub fn in_dialect(
+        seed: u64,
+        members: usize,
+        weather: Weather,
+        timing: Timing,
+        dialect: Dialect,
+    ) -> World {
         let mut world = World {
             seed,
             now: Instant(1_000_000),
@@ -202,6 +217,7 @@ impl World {
             net: Network::new(weather, seed),
             trace: Trace::default(),
             timing,
+            dialect,
             server: None,
             rows: BTreeMap::new(),
             members: Vec::new(),
@@ -268,7 +284,8 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
-        let server = KeyServer::new(server_settings(self.timing), rows, self.now(), Box::new(entropy));
+        let server =
+            KeyServer::new(server_settings(self.timing, self.dialect), rows, self.now(), Box::new(entropy));
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
     }
@@ -277,7 +294,7 @@ impl World {
     pub fn start_member(&mut self, index: usize) {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
-        let member = GroupMember::new(member_settings(index), self.now(), Box::new(entropy));
+        let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
         self.members[index] = Some(member);
         self.drain_member(index);
     }

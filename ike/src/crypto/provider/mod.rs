@@ -176,6 +176,8 @@ pub struct Verification {
     pub public_key: Bytes,
     /// What was signed.
     pub input: Bytes,
+    /// What else may have been signed; tried second.
+    pub or_input: Option<Bytes>,
     /// The SIG body.
     pub signature: Bytes,
     /// Accept RSA over the bare digest, without DigestInfo (`compat` word `bare-digest-signature`).
@@ -304,7 +306,14 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
             }))
         }
         Job::Sign { signer, hash, input } => Done::Signed(signer.sign(hash, &input)),
-        Job::Verify(check) => Done::Verified(provider.verify(&check)),
+        Job::Verify(mut check) => {
+            let mut result = provider.verify(&check);
+            if let (Err(CryptoError::Signature), Some(input)) = (&result, check.or_input.take()) {
+                check.input = input;
+                result = provider.verify(&check);
+            }
+            Done::Verified(result)
+        }
         Job::Phase1Sign { signer, digest } => Done::Phase1Signed(signer.sign(digest.expose())),
         Job::Phase1Verify(check) => Done::Phase1Verified(check.run(provider)),
         Job::MakeSigner { algorithm, key_bits } => Done::Signer(

@@ -120,7 +120,7 @@ impl Initiator {
             g_xr: &g_xr,
             shared,
             sai_b: &self.sai_b,
-            double_hash: self.policy.ecdsa_double_hash,
+            double_hash: self.policy.dialect.ecdsa_double_hash,
         }));
         let context = VerifyContext { side: Role::Responder, id: &id, chain, now };
         // The key pair is spent: a proof that does not fit ends the attempt.
