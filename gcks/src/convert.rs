@@ -186,6 +186,7 @@ pre-shared-key = { file = "key" }
 [ike.gateway.one]
 ike-policy = "pol"
 address = "10.0.0.7"
+compat = ["bare-digest-signature"]
 [ike.gateway.many]
 ike-policy = "pol"
 address = "10.1.0.0/16"
@@ -273,7 +274,8 @@ destination = "2001:db8::1/128"
         assert_eq!(
             without_effect(&config()),
             [
-                r#"line 17: ike.gateway.many.compat: "bare-digest-signature" has no effect on a key server yet"#
+                r#"line 14: ike.gateway.one.compat: "bare-digest-signature" has no effect on a key server yet"#,
+                r#"line 18: ike.gateway.many.compat: "bare-digest-signature" has no effect on a key server yet"#,
             ]
         );
     }
