@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use gdoi_proto::payload::Identification;
@@ -18,6 +18,9 @@ use crate::{secret_source, signing_key};
 
 /// Octets a file of certificates or revocation lists may have at most.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
+
+/// Takes the DER of every section of one kind out of a PEM file.
+type Sections<E> = fn(&[u8]) -> Result<Vec<Vec<u8>>, E>;
 
 /// What the certificate statements of a policy say.
 #[derive(Debug, Clone, Default)]
@@ -75,7 +78,7 @@ pub(crate) fn read(table: &Table<'_>) -> Option<Certificates> {
 fn read_files<E: std::fmt::Display>(
     table: &Table<'_>,
     name: &str,
-    sections: fn(&[u8]) -> Result<Vec<Vec<u8>>, E>,
+    sections: Sections<E>,
 ) -> Option<Vec<Vec<u8>>> {
     let report = table.report();
     let Some(list) = table.get(name) else { return Some(Vec::new()) };
@@ -94,7 +97,7 @@ fn read_files<E: std::fmt::Display>(
 fn read_pem<E: std::fmt::Display>(
     item: &Item<'_>,
     report: &Report<'_>,
-    sections: fn(&[u8]) -> Result<Vec<Vec<u8>>, E>,
+    sections: Sections<E>,
 ) -> Option<Vec<Vec<u8>>> {
     let path = report.directory().join(item.filled_text(report)?);
     let named = path.display();
@@ -107,8 +110,8 @@ fn read_pem<E: std::fmt::Display>(
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<Vec<u8>, String> {
-    let named = Path::display(path);
+fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let named = path.display();
     let failed = |error: std::io::Error| format!("{named} cannot be read: {error}");
     // First by name, because opening a FIFO would wait for a writer.
     let metadata = std::fs::metadata(path).map_err(failed)?;

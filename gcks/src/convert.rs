@@ -170,12 +170,13 @@ pre-shared-key = { file = "key" }
 [ike.gateway.one]
 ike-policy = "pol"
 address = "10.0.0.7"
+compat = ["bare-digest-signature"]
 [ike.gateway.many]
 ike-policy = "pol"
 address = "10.1.0.0/16"
 remote-identity = { hostname = "*.branch.example" }
 local-identity = { hostname = "gcks.example" }
-compat = ["ack-l-output", "large-offers", "ecdsa-double-hash"]
+compat = ["ack-l-output", "large-offers"]
 [ipsec.proposal.esp]
 encryption-algorithm = "aes-256-gcm"
 encapsulation = "transport"
