@@ -170,7 +170,6 @@ pre-shared-key = { file = "key" }
 [ike.gateway.one]
 ike-policy = "pol"
 address = "10.0.0.7"
-compat = ["bare-digest-signature"]
 [ike.gateway.many]
 ike-policy = "pol"
 address = "10.1.0.0/16"
