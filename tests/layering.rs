@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &str, &[&str])] = &[
     ("gcks", "gcks", &["gdoi-proto", "ike", "ctl", "config", "runtime"]),
     ("gm", "gm", &["gdoi-proto", "ike", "ctl", "config", "runtime", "dataplane"]),
     ("ctl/gdoictl", "gdoictl", &["ctl", "gdoi-proto", "ike", "config", "runtime", "gm"]),
+    ("tests/lab", "gdoi-lab", &["ctl", "runtime"]),
     ("tests/harness", "gdoi-sim", &["gdoi-proto", "ike", "ctl", "dataplane", "gcks", "gm"]),
 ];
 

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use gdoi_proto::secret::SecretBytes;
+use gdoi_proto::Dialect;
+use gdoi_proto::payload::Identification;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
+use ike::phase1::{Credentials, Mode, PeerTrust};
 
 use crate::Options;
-use crate::compat::Compat;
+use crate::certificates::{self, Certificates};
 use crate::error::Report;
-use crate::secret_source;
 use crate::table::{Item, Table};
 use crate::units;
+use crate::{identity, secret_source};
 
 /// A proposal of `[ike.proposal.NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +45,11 @@ pub struct DeadPeerDetection {
 /// A policy of `[ike.policy.NAME]`, references resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct Policy {
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
     pub(crate) proposals: Vec<Phase1Proposal>,
-    pub(crate) pre_shared_key: SecretBytes,
+    pub(crate) credentials: Credentials,
+    pub(crate) certificates: Certificates,
 }
 
 /// What may be named, by its name; none for a statement that has problems of its own already.
@@ -98,9 +104,6 @@ pub(crate) fn read_proposals(ike: &Table<'_>, options: Options) -> Named<Phase1P
 fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phase1Proposal> {
     let report = table.report();
     let method = table.word("authentication-method", METHODS, None);
-    if method.is_some_and(|method| method != AuthMethod::PreSharedKey) {
-        report.not_supported(&table.place_of("authentication-method"), "with signatures needs certificates");
-    }
     let group = table.word("dh-group", GROUPS, None);
     let hash = table.word("authentication-algorithm", HASHES, None);
     let cipher = table.word("encryption-algorithm", CIPHERS, None);
@@ -127,22 +130,13 @@ fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phas
 /// Reads the policies below `[ike.policy]`.
 pub(crate) fn read_policies(ike: &Table<'_>, proposals: &Named<Phase1Proposal>) -> Named<Policy> {
     let tables = ike.named_tables("policy");
-    tables.iter().map(|(name, table)| ((*name).to_owned(), read_policy(table, proposals))).collect()
+    tables.iter().map(|(name, table)| ((*name).to_owned(), read_policy(name, table, proposals))).collect()
 }
 
-fn read_policy(table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Policy> {
+fn read_policy(name: &str, table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Policy> {
     let report = table.report();
-    if table.word("mode", &[("main", false), ("aggressive", true)], Some(false)) == Some(true) {
-        report.not_supported(&table.place_of("mode"), "= \"aggressive\"; main mode works");
-    }
-    let with_certificates = ["certificates", "trust-anchors", "crls", "verification"]
-        .into_iter()
-        .filter(|name| table.states(name))
-        .inspect(|name| {
-            report.not_supported(&table.place_of(name), "belongs to certificates; pre-shared-key works")
-        })
-        .count()
-        > 0;
+    let modes = [("main", Mode::Main), ("aggressive", Mode::Aggressive)];
+    let mode = table.word("mode", &modes, Some(Mode::Main));
     let proposals = table.require("proposals", "a list of ike.proposal names").and_then(|item| {
         let names = item.items(report);
         if names.is_empty() && item.value.is_array() {
@@ -157,13 +151,90 @@ fn read_policy(table: &Table<'_>, known: &Named<Phase1Proposal>) -> Option<Polic
         }
         names.iter().map(|name| resolve(name, report, "ike.proposal", known)).collect::<Option<Vec<_>>>()
     });
-    let key = match table.get("pre-shared-key") {
-        Some(item) => secret_source::read_shared_key(&item, report),
-        None if with_certificates => None,
-        None => table.require("pre-shared-key", "{ file = \"…\" }").and(None),
-    };
+    let proposals: Option<Vec<Phase1Proposal>> =
+        proposals.map(|proposals| proposals.into_iter().cloned().collect());
+    let key = table.get("pre-shared-key").map(|item| secret_source::read_shared_key(&item, report));
+    let certificates = certificates::read(table);
+    if let Some(proposals) = &proposals {
+        check_credentials(table, proposals, certificates.as_ref());
+    }
     table.finish();
-    Some(Policy { proposals: proposals?.into_iter().cloned().collect(), pre_shared_key: key? })
+    let (proposals, mode) = (proposals?, mode?);
+    if mode == Mode::Aggressive {
+        check_aggressive(table, &proposals);
+    }
+    let pre_shared_key = match key {
+        Some(key) => Some(key?),
+        None => None,
+    };
+    let certificates = certificates?;
+    let trust = certificates.trust.clone().map(|trust| trust as Arc<dyn PeerTrust>);
+    let own = certificates.own.iter().cloned().map(Arc::new).collect();
+    let credentials = Credentials { pre_shared_key, certificates: own, trust };
+    Some(Policy { name: name.to_owned(), mode, proposals, credentials, certificates })
+}
+
+/// Every proposal has its credential, every credential a proposal. `certificates` is none when it has problems of its
+/// own.
+fn check_credentials(table: &Table<'_>, proposals: &[Phase1Proposal], certificates: Option<&Certificates>) {
+    let report = table.report();
+    let signs = |proposal: &&Phase1Proposal| proposal.method != AuthMethod::PreSharedKey;
+    let unused = |name: &str, what: &str| {
+        if table.states(name) {
+            report.warning(&table.place_of(name), format!("no proposal of this policy uses {what}"), "");
+        }
+    };
+    match proposals.iter().any(|proposal| proposal.method == AuthMethod::PreSharedKey) {
+        true => drop(table.require("pre-shared-key", "{ file = \"…\" }")),
+        false => unused("pre-shared-key", "it"),
+    }
+    if !proposals.iter().any(|proposal| signs(&proposal)) {
+        unused("certificates", "them");
+        unused("trust-anchors", "them");
+        return;
+    }
+    let form = "[{ certificate = \"pki/own.pem\", private-key = { file = \"pki/own.key\" } }]";
+    let stated = table.require("certificates", form).is_some();
+    table.require("trust-anchors", "[\"pki/root.pem\"]");
+    let Some(certificates) = certificates.filter(|_| stated) else { return };
+    for proposal in proposals.iter().filter(signs) {
+        if !certificates.own.iter().any(|own| own.signer.method() == proposal.method) {
+            report.problem(
+                &table.place_of("certificates"),
+                format!("none has the kind of key that ike.proposal.{} signs with", proposal.name),
+                "a certificate for each authentication-method of the proposals",
+            );
+        }
+    }
+}
+
+/// KE is in message 1 already, so every proposal has one group (RFC 2409 section 5); and what this mode gives away.
+fn check_aggressive(table: &Table<'_>, proposals: &[Phase1Proposal]) {
+    let report = table.report();
+    let of = |proposal: &Phase1Proposal| (proposal.group, proposal.method);
+    let Some(first) = proposals.first().map(of) else { return };
+    if let Some(other) = proposals.iter().find(|proposal| of(proposal) != first) {
+        report.problem(
+            &table.place_of("proposals"),
+            format!(
+                "ike.proposal.{} has another dh-group or authentication-method than the first",
+                other.name
+            ),
+            "one of each in aggressive mode: its first message holds the public value already",
+        );
+    }
+    let (what, hint) = match first.1 {
+        AuthMethod::PreSharedKey => (
+            "aggressive mode shows the identities of both sides to everyone on the way, and answers whoever names a \
+             known identity with a hash by which the pre-shared key can be guessed offline",
+            "main mode; else a key of 32 random octets: openssl rand -hex 32",
+        ),
+        _ => (
+            "aggressive mode shows the identities and certificates of both sides to everyone on the way",
+            "main mode",
+        ),
+    };
+    report.warning(&table.place_of("mode"), what, hint);
 }
 
 /// The statement that `item` names; a dangling name is a problem with the nearest existing one.
@@ -194,6 +265,15 @@ pub(crate) fn read_gateway_policy(table: &Table<'_>, known: &Named<Policy>) -> O
     resolve(&item, table.report(), "ike.policy", known).cloned()
 }
 
+/// Reads `local-identity` of a gateway under `policy`; our certificates must bear it.
+pub(crate) fn read_local_identity(table: &Table<'_>, policy: Option<&Policy>) -> Option<Identification> {
+    let id = identity::read_local(table);
+    if let (Some(policy), Some(id)) = (policy, &id) {
+        certificates::check_own_identity(&policy.certificates, id, table);
+    }
+    id
+}
+
 /// Reads `dead-peer-detection = { interval = 10, threshold = 5 }`; interval 0 is off.
 pub(crate) fn read_dead_peer_detection(
     table: &Table<'_>,
@@ -211,16 +291,16 @@ pub(crate) fn read_dead_peer_detection(
 }
 
 /// Reads `compat`.
-pub(crate) fn read_compat(table: &Table<'_>) -> Compat {
-    let mut compat = Compat::default();
+pub(crate) fn read_compat(table: &Table<'_>) -> Dialect {
+    let mut compat = Dialect::default();
     let report = table.report();
     let items = table.get("compat").map(|item| item.items(report)).unwrap_or_default();
     for item in items {
         let Some(word) = item.text(report) else { continue };
         if !compat.set(word) {
-            let hint = match units::nearest(word, Compat::WORDS.iter().copied()) {
+            let hint = match units::nearest(word, Dialect::WORDS.iter().copied()) {
                 Some(near) => format!("did you mean {near:?}?"),
-                None => Compat::WORDS.join(" | "),
+                None => Dialect::WORDS.join(" | "),
             };
             report.problem(&item.place, format!("{word:?} is not known"), hint);
         }

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
-use gdoi_proto::secret::SecretBytes;
+use ike::crypto::AuthMethod;
+use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narrow};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::group::{self, Group};
 use crate::identity::{self, IdentityPattern};
@@ -62,20 +63,22 @@ pub struct Server {
 pub struct Gateway {
     /// Its name.
     pub name: String,
-    /// Where it comes from; the longest prefix wins. Always given in this build.
+    /// Where it comes from; the longest prefix wins. None for `dynamic`: found by its identity.
     pub address: Option<AddressPrefix>,
-    /// Who it must be; none: the peer's address.
+    /// Who it must be, from `remote-identity` or `dynamic`; none: the peer's address.
     pub remote_identity: Option<IdentityPattern>,
     /// Who we say we are; none: the local address.
     pub local_identity: Option<Identification>,
     /// In order of preference.
     pub proposals: Vec<Phase1Proposal>,
-    /// The pre-shared key of its policy.
-    pub pre_shared_key: SecretBytes,
+    /// The mode of its policy.
+    pub mode: Mode,
+    /// What its policy proves identities with.
+    pub credentials: Credentials,
     /// Default 10 s and 5; none: off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
     /// Deviations it needs.
-    pub compat: Compat,
+    pub compat: Dialect,
     /// Line of the statement, from 1.
     pub line: usize,
 }
@@ -142,8 +145,13 @@ fn read_server(root: &Table<'_>) -> Server {
 fn read_gateways(ike: &Table<'_>, policies: &Named<Policy>, report: &Report<'_>) -> Named<Gateway> {
     let mut gateways = Named::new();
     let mut addresses: Vec<(AddressPrefix, String)> = Vec::new();
+    let mut dynamic: Vec<(Gateway, String)> = Vec::new();
     for (name, table) in ike.named_tables("gateway") {
-        let (gateway, address) = read_gateway(name, &table, policies);
+        let (gateway, address, policy) = read_gateway(name, &table, policies);
+        if let (Some(gateway), Some(policy), None) = (&gateway, policy, address) {
+            check_dynamic(gateway, &policy, &dynamic, &table);
+            dynamic.push((gateway.clone(), policy));
+        }
         if let Some(address) = address {
             // The longest prefix wins, so the second of two equal ones would never be chosen.
             match addresses.iter().find(|(other, _)| *other == address) {
@@ -160,36 +168,89 @@ fn read_gateways(ike: &Table<'_>, policies: &Named<Policy>, report: &Report<'_>)
     gateways
 }
 
+/// Whoever may come from anywhere is told apart by its identity: in aggressive mode at once, in main mode when it has
+/// proved it, after everything else was negotiated.
+fn check_dynamic(gateway: &Gateway, policy: &str, others: &[(Gateway, String)], table: &Table<'_>) {
+    let report = table.report();
+    if let Some((other, _)) =
+        others.iter().find(|(other, _)| other.remote_identity == gateway.remote_identity)
+    {
+        report.problem(
+            &table.place_of("dynamic"),
+            format!("this is the identity of ike.gateway.{} already", other.name),
+            "one gateway per identity; one gateway may serve many members",
+        );
+    }
+    if gateway.mode == Mode::Aggressive {
+        return;
+    }
+    let mut main = others.iter().filter(|(other, _)| other.mode == Mode::Main);
+    let Some((first, first_policy)) = main.next() else {
+        if gateway.proposals.iter().any(|proposal| proposal.method == AuthMethod::PreSharedKey) {
+            report.warning(
+                &table.place_of("dynamic"),
+                "main mode takes one pre-shared key for all addresses: whoever holds it can pose as this server",
+                "certificates, or mode = \"aggressive\" with a key for each identity",
+            );
+        }
+        return;
+    };
+    let shares = |gateway: &Gateway| (gateway.local_identity.clone(), gateway.compat);
+    if policy != first_policy || shares(gateway) != shares(first) {
+        report.problem(
+            &table.place_of("dynamic"),
+            format!("another ike-policy, local-identity or compat than ike.gateway.{}", first.name),
+            "main mode knows a dynamic peer when phase 1 is complete: one of each for all of them",
+        );
+    }
+}
+
 fn read_gateway(
     name: &str,
     table: &Table<'_>,
     policies: &Named<Policy>,
-) -> (Option<Gateway>, Option<AddressPrefix>) {
+) -> (Option<Gateway>, Option<AddressPrefix>, Option<String>) {
     let report = table.report();
     let policy = common::read_gateway_policy(table, policies);
-    table.later("dynamic", "finds a member by its identity; address takes an address or a prefix");
     table.later("valid-until", "would end the membership by itself; remove the gateway by hand");
-    let address = match table.get("address") {
-        Some(item) => item.prefix(report),
-        None if table.states("dynamic") => None,
-        None => table.require("address", "an address or a prefix").and(None),
+    let dynamic = table.get("dynamic");
+    let address = match (table.get("address"), &dynamic) {
+        (Some(item), None) => item.prefix(report),
+        (None, Some(_)) => None,
+        (Some(_), Some(item)) => {
+            report.problem(&item.place, "address is stated already", "one of address and dynamic");
+            None
+        }
+        (None, None) => table.require("address", "an address, a prefix, or dynamic").and(None),
     };
-    let remote = table.get("remote-identity").map(|item| identity::read_pattern(&item, report));
-    let local_identity = identity::read_local(table);
+    let remote = match (table.get("remote-identity"), &dynamic) {
+        (Some(item), Some(_)) => {
+            report.problem(&item.place, "dynamic says already who it must be", "leave it out");
+            None
+        }
+        (stated, dynamic) => {
+            stated.as_ref().or(dynamic.as_ref()).map(|item| identity::read_pattern(item, report))
+        }
+    };
+    let local_identity = common::read_local_identity(table, policy.as_ref());
     let usual = DeadPeerDetection { interval_seconds: 10, threshold: 5 };
     let dead_peer_detection = common::read_dead_peer_detection(table, Some(usual));
     let compat = common::read_compat(table);
     table.finish();
+    let policy_name = policy.as_ref().map(|policy| policy.name.clone());
     let gateway = policy.map(|policy| Gateway {
         name: name.to_owned(),
         address,
         remote_identity: remote.flatten(),
         local_identity,
         proposals: policy.proposals,
-        pre_shared_key: policy.pre_shared_key,
+        mode: policy.mode,
+        credentials: policy.credentials,
         dead_peer_detection,
         compat,
         line: report.line(&table.place),
     });
-    (gateway, address)
+    // What has problems of its own is compared with nothing.
+    let policy_name = policy_name.filter(|_| dynamic.is_some());
+    (gateway, address, policy_name)
 }

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
-use gdoi_proto::secret::SecretBytes;
+use ike::phase1::{Credentials, Mode};
 
 use crate::Options;
 use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy};
-use crate::compat::Compat;
 use crate::error::Report;
 use crate::identity::{self, IdentityPattern};
 use crate::table::Table;
@@ -85,10 +85,12 @@ pub struct GmGateway {
     pub remote_identity: Vec<IdentityPattern>,
     /// In order of preference.
     pub proposals: Vec<Phase1Proposal>,
-    /// The pre-shared key of its policy.
-    pub pre_shared_key: SecretBytes,
+    /// The mode of its policy.
+    pub mode: Mode,
+    /// What its policy proves identities with.
+    pub credentials: Credentials,
     /// Deviations the server needs.
-    pub compat: Compat,
+    pub compat: Dialect,
     /// None (the default): off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
     /// Line of the statement, from 1.
@@ -189,13 +191,7 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
     let report = table.report();
     let policy = common::read_gateway_policy(table, policies);
     let servers = read_servers(table);
-    let local_address = table.get("local-address").map(|item| {
-        let address: Option<IpAddr> = item.text(report)?.parse().ok();
-        if address.is_none() {
-            report.problem(&item.place, "not an address", "IPv4 or IPv6, without a port");
-        }
-        address
-    });
+    let local_address = table.get("local-address").map(|item| item.address(report));
     if let Some(Some(local)) = local_address
         && servers.iter().flatten().any(|server| server.is_ipv4() != local.is_ipv4())
     {
@@ -205,7 +201,7 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
             "",
         );
     }
-    let local_identity = identity::read_local(table);
+    let local_identity = common::read_local_identity(table, policy.as_ref());
     let remote_identity = table.get("remote-identity").map(|item| {
         let items = item.one_or_more(report);
         if items.is_empty() {
@@ -236,7 +232,8 @@ fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Opti
         local_identity,
         remote_identity: remote_identity.flatten().unwrap_or_default(),
         proposals: policy.proposals,
-        pre_shared_key: policy.pre_shared_key,
+        mode: policy.mode,
+        credentials: policy.credentials,
         compat,
         dead_peer_detection,
         line: report.line(&table.place),

@@ -1,5 +1,7 @@
 //! `[group.NAME]` of `gcks.toml`: who may join, how keys are renewed, what they protect.
 
+use std::net::IpAddr;
+
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::policy::TekCipher;
 
@@ -17,6 +19,8 @@ pub struct Group {
     pub name: String,
     /// Its name on the wire; unique.
     pub id: GroupId,
+    /// Its second name, for gateways with `group-id-address`; unique.
+    pub address: Option<IpAddr>,
     /// Gateways that may register, each exists.
     pub gateways: Vec<String>,
     /// Most members; none: no limit.
@@ -66,7 +70,6 @@ pub(crate) fn read_groups(
 
 fn read_group_id(table: &Table<'_>) -> Option<GroupId> {
     table.later("group-oid", "names a group of RFC 8052; group-id takes a number");
-    table.later("group-address", "names a group by an address; group-id takes a number");
     let item = match table.get("group-id") {
         None if table.states("group-oid") => return None,
         None => table.require("group-id", "a number, 1-4294967295"),
@@ -101,6 +104,11 @@ fn read_group(
     if gateways.is_empty() {
         report.warning(&table.place, "no gateway may register", "");
     }
+    let address = table.get("group-address").and_then(|item| item.address(report));
+    if resolved.iter().any(|gateway| gateway.compat.group_id_address) && address.is_none() {
+        report.problem(&table.place, "a gateway has group-id-address", "group-address = \"239.192.0.1\"");
+    }
+    refuse_mixed_pushes(&resolved, table);
     let threshold =
         table.get("member-threshold").and_then(|item| item.number(report, (1, u64::from(u32::MAX))));
     if table.milliseconds("anti-replay-time-window", (1, 60_000)).is_some() {
@@ -131,6 +139,7 @@ fn read_group(
     let group = Group {
         name: name.to_owned(),
         id: id?,
+        address,
         gateways,
         member_threshold: threshold.map(narrow),
         anti_replay_time_window_ms: None,
@@ -143,6 +152,28 @@ fn read_group(
     };
     warn_weak_phase1(&group, &resolved, table);
     Some(group)
+}
+
+/// One push is signed for the whole group: its gateways must agree on the `compat` words that shape it.
+fn refuse_mixed_pushes(gateways: &[&Gateway], table: &Table<'_>) {
+    let Some((first, others)) = gateways.split_first() else { return };
+    for other in others.iter().filter(|other| other.compat.of_push() != first.compat.of_push()) {
+        let words = |gateway: &Gateway| {
+            let words: Vec<&str> = gateway.compat.of_push().words().collect();
+            if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+        };
+        table.report().problem(
+            &table.place_of("ike-gateways"),
+            format!(
+                "one push is signed for the whole group, but ike.gateway.{} needs compat {} and ike.gateway.{} {}",
+                first.name,
+                words(first),
+                other.name,
+                words(other)
+            ),
+            "a group of its own for old peers",
+        );
+    }
 }
 
 /// A phase 1 cipher weaker than the keys that travel under it is the weakest link of the group.

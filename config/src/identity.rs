@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::IdType;
 use ike::identity::{IdentityRule, address_identity};
+use ike::trust::name_from_text;
 
 use crate::error::Report;
 use crate::table::{Item, Table};
@@ -18,8 +19,8 @@ pub enum IdentityPattern {
     Fqdn(String),
     /// `user-at-hostname`: ID_USER_FQDN.
     UserFqdn(String),
-    /// `distinguished-name`: ID_DER_ASN1_DN; comes with certificates, matches nothing until then.
-    DistinguishedName(String),
+    /// `distinguished-name`: ID_DER_ASN1_DN, a DER Name; compared by meaning, so that string types do not matter.
+    DistinguishedName(Vec<u8>),
     /// `key-id`: ID_KEY_ID.
     KeyId(Vec<u8>),
 }
@@ -39,9 +40,8 @@ impl IdentityPattern {
             }
             IdentityPattern::Fqdn(text) => name(IdType::Fqdn, text),
             IdentityPattern::UserFqdn(text) => name(IdType::UserFqdn, text),
-            // The text is not DER, so no identity equals it.
-            IdentityPattern::DistinguishedName(text) => {
-                IdentityRule::Exactly { id_type: IdType::DerAsn1Dn, data: text.as_bytes().to_vec() }
+            IdentityPattern::DistinguishedName(der) => {
+                IdentityRule::Exactly { id_type: IdType::DerAsn1Dn, data: der.clone() }
             }
             IdentityPattern::KeyId(octets) => {
                 IdentityRule::Exactly { id_type: IdType::KeyId, data: octets.clone() }
@@ -55,7 +55,7 @@ impl IdentityPattern {
         self.rule().accepts(id, IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
     }
 
-    /// The identity itself; none for a pattern with `*` or a distinguished name.
+    /// The identity itself; none for a pattern with `*`.
     pub fn identification(&self) -> Option<Identification> {
         let plain =
             |id_type, data: &[u8]| Identification { id_type, protocol: 0, port: 0, data: data.to_vec() };
@@ -66,9 +66,8 @@ impl IdentityPattern {
                 Some(plain(IdType::UserFqdn, text.as_bytes()))
             }
             IdentityPattern::KeyId(octets) => Some(plain(IdType::KeyId, octets)),
-            IdentityPattern::Fqdn(_)
-            | IdentityPattern::UserFqdn(_)
-            | IdentityPattern::DistinguishedName(_) => None,
+            IdentityPattern::DistinguishedName(der) => Some(plain(IdType::DerAsn1Dn, der)),
+            IdentityPattern::Fqdn(_) | IdentityPattern::UserFqdn(_) => None,
         }
     }
 }
@@ -131,10 +130,13 @@ pub(crate) fn read_pattern<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Optio
             None
         }
         "key-id" => read_key_id(text, value, report).map(IdentityPattern::KeyId),
-        _ => {
-            report.not_supported(&table.place_of(kind), "needs certificates");
-            None
-        }
+        _ => match name_from_text(text) {
+            Ok(der) => Some(IdentityPattern::DistinguishedName(der)),
+            Err(error) => {
+                report.problem(&value.place, error.to_string(), "\"CN=gm1,O=Example,C=DE\"");
+                None
+            }
+        },
     }
 }
 
@@ -191,8 +193,14 @@ mod tests {
         assert!(!pattern.matches(&id(IdType::Ipv4Addr, &[10, 0, 0, 2])));
         assert!(IdentityPattern::KeyId(vec![0x41]).matches(&id(IdType::KeyId, b"A")));
         assert!(!IdentityPattern::KeyId(vec![0x41]).matches(&id(IdType::KeyId, b"a")));
-        assert!(
-            !IdentityPattern::DistinguishedName("CN=a".into()).matches(&id(IdType::DerAsn1Dn, &[0x30, 0]))
-        );
+    }
+
+    #[test]
+    fn distinguished_names_match_by_meaning() {
+        let pattern = IdentityPattern::DistinguishedName(name_from_text("CN=gm1,O=Example").unwrap());
+        let other = |text: &str| id(IdType::DerAsn1Dn, &name_from_text(text).unwrap());
+        assert!(pattern.matches(&other("CN=GM1, O=example")));
+        assert!(!pattern.matches(&other("CN=gm2,O=Example")));
+        assert!(!pattern.matches(&id(IdType::DerAsn1Dn, &[0x30, 0])));
     }
 }

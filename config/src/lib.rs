@@ -12,9 +12,9 @@
 
 use std::path::Path;
 
+mod certificates;
 pub mod common;
 pub mod communication;
-pub mod compat;
 pub mod error;
 pub mod gcks;
 pub mod gm;
@@ -29,7 +29,6 @@ pub mod vpn;
 
 pub use common::{DeadPeerDetection, Phase1Proposal};
 pub use communication::{Acknowledgement, Communication};
-pub use compat::Compat;
 pub use error::{Errors, Loaded, Problem, Warning};
 pub use gcks::{Gateway, Gcks, Server};
 pub use gm::{Backend, Gm, GmGateway, Member};

@@ -29,6 +29,17 @@ pub enum Source {
 }
 
 impl Source {
+    /// Reads a secret of text: as [`Source::read`], without one trailing newline, never empty.
+    ///
+    /// # Errors
+    /// As [`Source::read`].
+    pub fn read_text(
+        &self,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<SecretBytes, (String, String)> {
+        decode(self.read(environment)?, false)
+    }
+
     /// Reads the octets; `environment` looks up variables, so that a test can be the environment.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub fn read(
     signature: SignatureAlgorithm,
     bits: u16,
 ) -> Result<SecretBytes, (String, String)> {
-    let der = if secret.expose().starts_with(&[0x30]) { secret.clone() } else { from_pem(secret.expose())? };
+    let der = der(secret)?;
     let found = kind(der.expose()).ok_or_else(|| ("not a PKCS#8 private key".to_owned(), HINT.to_owned()))?;
     let wanted = match signature {
         SignatureAlgorithm::Rsa => Kind::Rsa(usize::from(bits)),
@@ -30,6 +30,14 @@ pub fn read(
         return Err((format!("the key is {found}, signature asks for {wanted}"), String::new()));
     }
     Ok(der)
+}
+
+/// The DER of `secret`, which may be PEM.
+///
+/// # Errors
+/// What is wrong and what would be right; never an octet of the key.
+pub fn der(secret: &SecretBytes) -> Result<SecretBytes, (String, String)> {
+    if secret.expose().starts_with(&[0x30]) { Ok(secret.clone()) } else { from_pem(secret.expose()) }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -314,6 +314,15 @@ impl<'t> Item<'t> {
         self.within(report, value, range, &format!(" {unit}"))
     }
 
+    /// An address.
+    pub fn address(&self, report: &Report<'_>) -> Option<std::net::IpAddr> {
+        let address = self.text(report)?.parse().ok();
+        if address.is_none() {
+            report.problem(&self.place, "not an address", "IPv4 or IPv6, without a port");
+        }
+        address
+    }
+
     /// An address prefix without host bits.
     pub fn prefix(&self, report: &Report<'_>) -> Option<units::AddressPrefix> {
         match units::AddressPrefix::parse(self.text(report)?) {

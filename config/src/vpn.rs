@@ -1,6 +1,7 @@
 //! `[vpn.NAME]` of `gm.toml`, and what steers traffic into it: rules, zones, policies.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::policy::{SignatureAlgorithm, TekCipher};
@@ -23,6 +24,8 @@ pub struct Vpn {
     pub gateway: String,
     /// The group's number.
     pub group: GroupId,
+    /// `group-address`: its name for servers with `group-id-address`.
+    pub group_address: Option<IpAddr>,
     /// `group-vpn-external-interface`; no effect without a data plane.
     pub external_interface: Option<String>,
     /// Always false in this build.
@@ -162,6 +165,11 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
     let group = table
         .require("group", "a number, 1-4294967295")
         .and_then(|item| item.number(report, (1, u64::from(u32::MAX))));
+    let group_address = table.get("group-address").and_then(|item| item.address(report));
+    let by_address = gateway.as_ref().and_then(|name| gateways.get(name)?.as_ref());
+    if by_address.is_some_and(|gateway| gateway.compat.group_id_address) && group_address.is_none() {
+        report.problem(&table.place, "its gateway has group-id-address", "group-address = \"239.192.0.1\"");
+    }
     let interface = table.get("group-vpn-external-interface").and_then(|item| item.filled_text(report));
     if table.boolean("recovery-probe", false) {
         report
@@ -177,6 +185,7 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
         name: name.to_owned(),
         gateway: gateway?,
         group: GroupId::number(narrow(group?)),
+        group_address,
         external_interface: interface.map(str::to_owned),
         recovery_probe: false,
         accept,

@@ -35,7 +35,8 @@ fn the_sample_of_the_key_server_loads_without_a_warning() {
     assert_eq!(gateway.address, Some(AddressPrefix { address: [10, 18, 101, 1].into(), prefix_len: 32 }));
     assert_eq!(gateway.remote_identity, Some(IdentityPattern::Address([10, 18, 101, 1].into())));
     assert_eq!(gateway.local_identity.as_ref().unwrap().data, b"gcks.example");
-    assert!(gateway.pre_shared_key.ct_eq(b"a secret of more than 16 octets"));
+    let key = gateway.credentials.pre_shared_key.as_ref().unwrap();
+    assert!(key.ct_eq(b"a secret of more than 16 octets"));
     let proposal = &gateway.proposals[0];
     assert_eq!(
         (proposal.method, proposal.group, proposal.hash, proposal.cipher, proposal.lifetime_seconds),

@@ -287,7 +287,7 @@ fn gateways_have_an_address_of_their_own_and_an_identity_rule_that_says_somethin
         (
             "address = \"10.0.0.0/8\"\n",
             "",
-            "11:14: ike.gateway.gw: address is missing (an address or a prefix)",
+            "11:14: ike.gateway.gw: address is missing (an address, a prefix, or dynamic)",
         ),
         (
             "address = \"10.0.0.0/8\"",
@@ -323,6 +323,11 @@ fn gateways_have_an_address_of_their_own_and_an_identity_rule_that_says_somethin
             "ike-policy = \"pol\"",
             "ike-policy = \"pol\"\ndead-peer-detection = { interval = 1 }",
             "13:25: ike.gateway.gw.dead-peer-detection.interval: 1 s is out of range (0 (off) or 2-60 s)",
+        ),
+        (
+            "ike-policy = \"pol\"",
+            "ike-policy = \"pol\"\ncompat = [\"group-id-address\"]",
+            "17:8: group.G: a gateway has group-id-address (group-address = \"239.192.0.1\")",
         ),
         (
             "ike-policy = \"pol\"",
@@ -572,34 +577,9 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "2:1: server.state-key: not supported yet: state-key would seal the state; protect state-directory by other means",
         ),
         (
-            "authentication-method = \"pre-shared-keys\"",
-            "authentication-method = \"ecdsa-signatures-256\"",
-            "4:1: ike.proposal.p.authentication-method: not supported yet: authentication-method with signatures needs certificates",
-        ),
-        (
-            "proposals = [\"p\"]",
-            "proposals = [\"p\"]\nmode = \"aggressive\"",
-            "10:1: ike.policy.pol.mode: not supported yet: mode = \"aggressive\"; main mode works",
-        ),
-        (
-            "proposals = [\"p\"]",
-            "proposals = [\"p\"]\ntrust-anchors = []",
-            "10:1: ike.policy.pol.trust-anchors: not supported yet: trust-anchors belongs to certificates; pre-shared-key works",
-        ),
-        (
-            "address = \"10.0.0.0/8\"",
-            "dynamic = { hostname = \"gm1.example\" }",
-            "13:1: ike.gateway.gw.dynamic: not supported yet: dynamic finds a member by its identity; address takes an address or a prefix",
-        ),
-        (
             "ike-policy = \"pol\"",
             "ike-policy = \"pol\"\nvalid-until = 2027-01-31T00:00:00Z",
             "13:1: ike.gateway.gw.valid-until: not supported yet: valid-until would end the membership by itself; remove the gateway by hand",
-        ),
-        (
-            "ike-policy = \"pol\"",
-            "ike-policy = \"pol\"\nremote-identity = { distinguished-name = \"CN=a\" }",
-            "13:21: ike.gateway.gw.remote-identity.distinguished-name: not supported yet: distinguished-name needs certificates",
         ),
         (
             "group-id = 1",
@@ -632,4 +612,111 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "22:1: group.G.server-member-communication.key-management: not supported yet: key-management = \"lkh\"; \"flat\" works",
         ),
     ]);
+}
+
+#[test]
+fn gateways_of_one_group_agree_on_the_words_that_shape_a_push() {
+    let other = "[ike.gateway.other]\nike-policy = \"pol\"\naddress = \"11.0.0.0/8\"\ncompat = [\"kek-old-spi\", \"sid-little-endian\"]\n";
+    let text = change(GOOD, "[ipsec.proposal.esp]", &format!("{other}[ipsec.proposal.esp]"));
+    let text = change(&text, "ike-gateways = [\"gw\"]", "ike-gateways = [\"gw\", \"other\"]");
+    assert_eq!(
+        problems(&text),
+        [
+            "22:1: group.G.ike-gateways: one push is signed for the whole group, but ike.gateway.gw needs compat none and ike.gateway.other kek-old-spi (a group of its own for old peers)"
+        ]
+    );
+    // The order of Sender-IDs shows in a PULL only.
+    assert_eq!(problems(&text.replace("\"kek-old-spi\", ", "")), [""; 0]);
+}
+
+#[test]
+fn a_group_may_have_an_address_for_old_members() {
+    let text = change(GOOD, "group-id = 1", "group-id = 1\ngroup-address = \"239.192.0.1\"");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.groups[0].address, Some("239.192.0.1".parse().unwrap()));
+}
+
+/// A second dynamic gateway after `gw`.
+fn two_dynamic(first: &str, second: &str) -> String {
+    let text = change(GOOD, "address = \"10.0.0.0/8\"", &format!("dynamic = {first}"));
+    let other =
+        format!("[ike.gateway.other]\nike-policy = \"pol\"\ndynamic = {second}\n[ipsec.proposal.esp]");
+    change(&text, "[ipsec.proposal.esp]", &other)
+}
+
+#[test]
+fn dynamic_gateways_are_told_apart_by_their_identity() {
+    let text = two_dynamic("{ hostname = \"gm1.example\" }", "{ hostname = \"*.branch.example\" }");
+    let config = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}")).config;
+    let [one, two] = &config.gateways[..] else { panic!("{:?}", config.gateways) };
+    assert_eq!((one.address, two.address), (None, None));
+    assert_eq!(one.remote_identity, Some(config::IdentityPattern::Fqdn("gm1.example".into())));
+    assert_eq!(two.remote_identity, Some(config::IdentityPattern::Fqdn("*.branch.example".into())));
+
+    let same = two_dynamic("{ key-id = \"a\" }", "{ key-id = \"a\" }");
+    assert_eq!(
+        problems(&same),
+        [
+            "16:1: ike.gateway.other.dynamic: this is the identity of ike.gateway.gw already (one gateway per identity; one gateway may serve many members)"
+        ]
+    );
+    each(&[
+        (
+            "address = \"10.0.0.0/8\"",
+            "address = \"10.0.0.0/8\"\ndynamic = { key-id = \"a\" }",
+            "14:11: ike.gateway.gw.dynamic: address is stated already (one of address and dynamic)",
+        ),
+        (
+            "address = \"10.0.0.0/8\"",
+            "dynamic = { key-id = \"a\" }\nremote-identity = { key-id = \"a\" }",
+            "14:19: ike.gateway.gw.remote-identity: dynamic says already who it must be (leave it out)",
+        ),
+    ]);
+}
+
+#[test]
+fn dynamic_gateways_of_main_mode_share_everything_but_the_identity() {
+    let text = two_dynamic("{ key-id = \"a\" }", "{ key-id = \"b\" }");
+    assert_eq!(
+        warnings(&text),
+        [
+            "13:1: ike.gateway.gw.dynamic: main mode takes one pre-shared key for all addresses: whoever holds it can pose as this server (certificates, or mode = \"aggressive\" with a key for each identity)"
+        ]
+    );
+    let other = change(
+        &text,
+        "dynamic = { key-id = \"b\" }",
+        "dynamic = { key-id = \"b\" }\ncompat = [\"large-offers\"]",
+    );
+    assert_eq!(
+        problems(&other),
+        [
+            "16:1: ike.gateway.other.dynamic: another ike-policy, local-identity or compat than ike.gateway.gw (main mode knows a dynamic peer when phase 1 is complete: one of each for all of them)"
+        ]
+    );
+    let aggressive = change(&other, "proposals = [\"p\"]", "proposals = [\"p\"]\nmode = \"aggressive\"");
+    assert!(problems(&aggressive).is_empty(), "each has its own first message");
+}
+
+#[test]
+fn aggressive_mode_says_what_it_exposes_and_takes_one_group() {
+    let text = change(GOOD, "proposals = [\"p\"]", "proposals = [\"p\"]\nmode = \"aggressive\"");
+    assert_eq!(
+        warnings(&text),
+        [
+            "10:1: ike.policy.pol.mode: aggressive mode shows the identities of both sides to everyone on the way, and answers whoever names a known identity with a hash by which the pre-shared key can be guessed offline (main mode; else a key of 32 random octets: openssl rand -hex 32)"
+        ]
+    );
+    let second = "[ike.proposal.q]\nauthentication-method = \"pre-shared-keys\"\ndh-group = \"group20\"\nauthentication-algorithm = \"sha-256\"\nencryption-algorithm = \"aes-256-cbc\"\n[ike.policy.pol]";
+    let text = change(
+        &change(&text, "[ike.policy.pol]", second),
+        "proposals = [\"p\"]",
+        "proposals = [\"p\", \"q\"]",
+    );
+    assert_eq!(
+        problems(&text),
+        [
+            "14:1: ike.policy.pol.proposals: ike.proposal.q has another dh-group or authentication-method than the first (one of each in aggressive mode: its first message holds the public value already)"
+        ]
+    );
 }

@@ -136,6 +136,15 @@ events! {
         /// The state it was in.
         stage: String,
     } => ("phase 1 with {peer} failed in {stage}: {reason}");
+    /// A certificate passed that `verification = "enforce"` would refuse.
+    CertificateRehearsed "certificate_rehearsed" Warn {
+        /// Address and port of the peer.
+        peer: String,
+        /// The identity it claims.
+        identity: String,
+        /// Which half would fail, and why.
+        reason: String,
+    } => ("certificate of {identity} at {peer} would be refused: {reason}");
     /// A phase 1 ended.
     Phase1Deleted "phase1_deleted" Info {
         /// Address and port of the peer.
@@ -319,7 +328,7 @@ events! {
         members: u64,
     } => ("{group}: PUSH SEQ {seq} sent to {members} members, attempt {attempt}");
     /// A member acknowledged.
-    AckReceived "ack_received" Info {
+    AckReceived "ack_received" Debug {
         /// Group.
         group: String,
         /// Identity.

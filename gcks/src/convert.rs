@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{AddressPrefix, Gateway, Gcks, Group, IpsecSa, MatchPolicy};
+use gdoi_proto::Dialect;
+use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::Endpoint;
 use gdoi_proto::registry::IdType;
 use ike::crypto::Suite;
@@ -19,57 +21,24 @@ use crate::engine::settings::{
 pub fn settings(config: &Gcks) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        gateways: config.gateways.iter().filter_map(gateway).collect(),
-        groups: config.groups.iter().map(group).collect(),
+        gateways: config.gateways.iter().map(gateway).collect(),
+        groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
         half_open_timeout: Duration::from_secs(config.server.half_open_timeout_seconds),
     }
 }
 
-/// Statements of the file that this build reads and does not act on, a line each: words an operator wrote.
-pub fn without_effect(config: &Gcks) -> Vec<String> {
-    let mut lines = Vec::new();
-    for gateway in &config.gateways {
-        let compat = &gateway.compat;
-        let idle = [
-            ("selectors-little-endian", compat.selectors_little_endian),
-            ("group-id-address", compat.group_id_address),
-            ("bare-digest-signature", compat.bare_digest_signature),
-            ("padded-length-signature", compat.padded_length_signature),
-            ("ecdsa-double-hash", compat.ecdsa_double_hash),
-            ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
-            ("sid-little-endian", compat.sid_little_endian),
-            ("kek-old-spi", compat.kek_old_spi),
-        ];
-        for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
-            let (line, name) = (gateway.line, &gateway.name);
-            lines.push(format!(
-                "line {line}: ike.gateway.{name}.compat: {word:?} has no effect on a key server yet"
-            ));
-        }
-    }
-    lines
-}
-
 /// Defaults and usual statements that this build does not act on yet, for `--check`.
 pub fn notices(config: &Gcks) -> Vec<String> {
     let mut lines = Vec::new();
-    if config.gateways.iter().any(|gateway| gateway.dead_peer_detection.is_some()) {
-        lines.push(
-            "dead-peer-detection: not supported yet, questions of members are answered and none are asked"
-                .to_owned(),
-        );
-    }
     if config.groups.iter().any(|group| group.communication.is_some()) {
         lines.push("max-push-size: not supported yet, a push goes out as large as it is".to_owned());
     }
     lines
 }
 
-/// None without an address: this build chooses gateways by address alone, and its configuration demands one.
-fn gateway(gateway: &Gateway) -> Option<GatewaySettings> {
-    let address = gateway.address?;
+fn gateway(gateway: &Gateway) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -81,27 +50,33 @@ fn gateway(gateway: &Gateway) -> Option<GatewaySettings> {
     });
     let remote = gateway.remote_identity.as_ref().map_or(IdentityRule::PeerAddress, |pattern| pattern.rule());
     let policy = PeerPolicy {
+        mode: gateway.mode,
         offers: offers.collect(),
-        pre_shared_key: gateway.pre_shared_key.clone(),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
-        doi_ipsec: gateway.compat.phase1_doi_ipsec,
-        dialect: gateway.compat.dialect(),
+        dialect: gateway.compat,
     };
-    Some(GatewaySettings {
+    GatewaySettings {
         name: gateway.name.clone(),
-        address: (address.address, address.prefix_len),
+        address: gateway.address.map(|it| (it.address, it.prefix_len)),
         policy: Arc::new(policy),
-        group_id_little_endian: gateway.compat.group_id_little_endian,
-        ack_l_output: gateway.compat.ack_l_output,
+        dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
+            interval: seconds(dpd.interval_seconds),
+            threshold: dpd.threshold,
+        }),
         line: gateway.line,
-    })
+    }
 }
 
-fn group(group: &Group) -> GroupSettings {
+fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
+    // The configuration made sure that its gateways agree.
+    let member = gateways.iter().find(|gateway| group.gateways.contains(&gateway.name));
     GroupSettings {
         name: group.name.clone(),
         id: group.id.clone(),
+        address: group.address.map(GroupId::address),
+        push_dialect: member.map_or(Dialect::STRICT, |gateway| gateway.compat.of_push()),
         gateways: group.gateways.iter().cloned().collect(),
         member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
         sender_id_bits: group.sender_id_bits,
@@ -200,7 +175,7 @@ ike-policy = "pol"
 address = "10.1.0.0/16"
 remote-identity = { hostname = "*.branch.example" }
 local-identity = { hostname = "gcks.example" }
-compat = ["ack-l-output", "large-offers", "kek-old-spi"]
+compat = ["ack-l-output", "large-offers"]
 [ipsec.proposal.esp]
 encryption-algorithm = "aes-256-gcm"
 encapsulation = "transport"
@@ -245,15 +220,15 @@ destination = "2001:db8::1/128"
         assert_eq!((settings.half_open_limit, settings.half_open_limit_per_address), (100, 16));
         assert_eq!(settings.half_open_timeout, Duration::from_secs(7));
         let [one, many] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
-        assert_eq!(one.address, ("10.0.0.7".parse().unwrap(), 32));
+        assert_eq!(one.address, Some(("10.0.0.7".parse().unwrap(), 32)));
         assert_eq!(one.policy.remote, [IdentityRule::PeerAddress]);
         assert_eq!(one.policy.offers[0].lifetime, Duration::from_secs(3600));
-        assert!(!one.ack_l_output && !one.policy.dialect.large_offers);
-        assert_eq!(many.address, ("10.1.0.0".parse().unwrap(), 16));
+        assert!(!one.policy.dialect.ack_l_output && !one.policy.dialect.large_offers);
+        assert_eq!(many.address, Some(("10.1.0.0".parse().unwrap(), 16)));
         let below = IdentityRule::NameEndsWith { id_type: IdType::Fqdn, tail: b".branch.example".to_vec() };
         assert_eq!(many.policy.remote, [below]);
         assert_eq!(many.policy.local_identity.as_ref().unwrap().data, b"gcks.example");
-        assert!(many.ack_l_output && many.policy.dialect.large_offers);
+        assert!(many.policy.dialect.ack_l_output && many.policy.dialect.large_offers);
     }
 
     #[test]
@@ -275,13 +250,5 @@ destination = "2001:db8::1/128"
         assert_eq!((six.source.id_type, six.source.data.len()), (IdType::Ipv6Subnet, 32));
         assert_eq!(six.source.data[16..22], [255, 255, 255, 255, 128, 0]);
         assert_eq!(six.destination.data[16..], [255; 16]);
-    }
-
-    #[test]
-    fn words_without_effect_are_named_with_their_line() {
-        assert_eq!(
-            without_effect(&config()),
-            [r#"line 17: ike.gateway.many.compat: "kek-old-spi" has no effect on a key server yet"#]
-        );
     }
 }

@@ -38,6 +38,7 @@ use crate::convert;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
+use crate::pace::Pace;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
 use crate::store::writer::{Report, Writer};
@@ -47,6 +48,8 @@ use crate::store::{Store, StoreError};
 const HELD: usize = 65_536;
 /// Requests of local sockets that may wait for the loop.
 const ASKED: usize = 64;
+/// Results and datagrams taken in one go.
+const BATCH: usize = 64;
 /// Longest sleep of the loop without a timer.
 const IDLE: Duration = Duration::from_secs(10);
 /// Given to those who watch to read that the daemon stops.
@@ -184,6 +187,10 @@ struct Daemon {
     gate: Gate<Output>,
     writer: Writer,
     sockets: Sockets,
+    /// Pushes on their way out.
+    pace: Pace,
+    /// Datagrams told to the engine.
+    taken: u64,
     /// Counters of the sockets when statistics were cleared last.
     cleared: UdpCounters,
     workers: Workers,
@@ -226,6 +233,8 @@ impl Daemon {
             engine,
             gate: Gate::new(),
             writer,
+            pace: Pace::new(sockets.receive_buffer()),
+            taken: 0,
             sockets,
             cleared: UdpCounters::default(),
             workers,
@@ -251,14 +260,7 @@ impl Daemon {
     async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
         self.drain();
         loop {
-            let mut sleep = IDLE;
-            if let Some(wakeup) = self.engine.poll_timeout() {
-                if wakeup.at <= self.clock.now().at {
-                    tracing::trace!(why = wakeup.why, "timer");
-                    self.tell(Input::Timeout);
-                }
-                sleep = self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at));
-            }
+            let sleep = self.on_timers(inlets.datagrams.is_empty());
             tokio::select! {
                 // What finishes something goes before what begins something.
                 biased;
@@ -270,16 +272,56 @@ impl Daemon {
                     Some(report) => self.on_report(report),
                     None => return Err(StartError::WriterEnded),
                 },
-                Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
+                Some(result) = inlets.results.recv() => {
+                    self.tell(Input::Job(result));
+                    for _ in 1..BATCH {
+                        let Ok(result) = inlets.results.try_recv() else { break };
+                        self.tell(Input::Job(result));
+                    }
+                }
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
                 Some(datagram) = inlets.datagrams.recv(), if self.gate.held() < HELD => {
-                    self.tell(Input::Datagram(datagram));
+                    self.on_datagram(datagram);
+                    for _ in 1..BATCH {
+                        let true = self.gate.held() < HELD else { break };
+                        let Ok(datagram) = inlets.datagrams.try_recv() else { break };
+                        self.on_datagram(datagram);
+                    }
                 }
+                () = std::future::ready(()), if sleep.is_zero() => {}
                 () = tokio::time::sleep(sleep) => {}
             }
         }
         self.stop(inlets.reports);
         Ok(())
+    }
+
+    /// What is due by now; how long nothing else is. `idle`: no datagram waits.
+    fn on_timers(&mut self, idle: bool) -> Duration {
+        if let Some(wakeup) = self.engine.poll_timeout()
+            && wakeup.at <= self.clock.now().at
+        {
+            tracing::trace!(why = wakeup.why, "timer");
+            self.tell(Input::Timeout);
+        }
+        self.send_slice(idle);
+        let engine = self.engine.poll_timeout().map(|wakeup| wakeup.at);
+        let next = [engine, self.pace.due()].into_iter().flatten().min();
+        next.map_or(IDLE, |at| self.clock.until(at))
+    }
+
+    /// Sends the next part of the pushes under way.
+    fn send_slice(&mut self, idle: bool) {
+        if self.pace.is_empty() {
+            return;
+        }
+        if let Some((octets, to)) = self.pace.slice(self.clock.now().at, self.taken, idle) {
+            let sent = self.sockets.send_many(&octets, &to);
+            if sent < to.len() {
+                let (lost, all) = (to.len() - sent, to.len());
+                tracing::warn!(target: "gdoi", "{lost} of {all} pushes not taken by the system");
+            }
+        }
     }
 
     /// Writes what waits; what waited for that still leaves, so that nobody misses an answer that is true.
@@ -294,10 +336,18 @@ impl Daemon {
             }
         }
         self.release();
+        for (octets, to) in self.pace.rest() {
+            self.sockets.send_many(&octets, &to);
+        }
     }
 
     fn publish(&self, event: &Event) {
         self.hub.publish(self.clock.now().unix_seconds, event);
+    }
+
+    fn on_datagram(&mut self, datagram: Datagram) {
+        self.taken += 1;
+        self.tell(Input::Datagram(datagram));
     }
 
     fn tell(&mut self, input: Input) {
@@ -330,11 +380,8 @@ impl Daemon {
                     }
                 }
                 Output::Fanout { octets, to } => {
-                    let sent = self.sockets.send_many(&octets, &to);
-                    if sent < to.len() {
-                        let (lost, all) = (to.len() - sent, to.len());
-                        tracing::warn!(target: "gdoi", "{lost} of {all} pushes not taken by the system");
-                    }
+                    self.pace.push(octets, to);
+                    self.send_slice(false);
                 }
                 Output::Job(request) => self.workers.submit(request),
                 Output::Event(event) => self.publish(&event),

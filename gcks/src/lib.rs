@@ -9,4 +9,6 @@ pub mod daemon;
 /// The sans-IO key server.
 pub mod engine;
 #[cfg(feature = "daemon")]
+pub mod pace;
+#[cfg(feature = "daemon")]
 pub mod store;

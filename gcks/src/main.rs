@@ -70,8 +70,8 @@ fn main() -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(target: "configuration", "{warning}");
     }
-    for line in convert::without_effect(&config) {
-        tracing::warn!(target: "configuration", "{line}");
+    for notice in loaded.notices.iter().cloned().chain(convert::notices(&config)) {
+        tracing::info!(target: "configuration", "{notice}");
     }
     let options =
         daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
@@ -88,9 +88,6 @@ fn check(loaded: &Loaded<Gcks>) {
     let config = &loaded.config;
     for warning in &loaded.warnings {
         println!("warning: {warning}");
-    }
-    for line in convert::without_effect(config) {
-        println!("warning: {line}");
     }
     for notice in loaded.notices.iter().cloned().chain(convert::notices(config)) {
         println!("note: {notice}");

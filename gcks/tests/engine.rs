@@ -1,7 +1,7 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +21,14 @@ use gdoi_proto::payload::{Endpoint, Identification, Payload};
 use gdoi_proto::policy::{
     Carriage, Encapsulation, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
 };
-use gdoi_proto::registry::{ExchangeType, IdType};
+use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{Provider, Verification, default_provider, run};
+use ike::crypto::provider::{Job, Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Initiator, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
+use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
@@ -53,11 +53,11 @@ fn peer_policy() -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: SecretBytes::copy(b"a key for tests of the engine"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -65,10 +65,9 @@ fn peer_policy() -> PeerPolicy {
 fn gateway(name: &str, third: u8) -> GatewaySettings {
     GatewaySettings {
         name: name.to_owned(),
-        address: (IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24),
+        address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
         policy: Arc::new(peer_policy()),
-        group_id_little_endian: false,
-        ack_l_output: false,
+        dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
         line: 7,
     }
 }
@@ -80,6 +79,8 @@ fn settings() -> Settings {
         groups: vec![GroupSettings {
             name: "g1".to_owned(),
             id: GroupId::number(1),
+            address: None,
+            push_dialect: Dialect::STRICT,
             gateways: ["members".to_owned()].into(),
             member_threshold: Some(3),
             sender_id_bits: 8,
@@ -120,6 +121,8 @@ fn settings() -> Settings {
 struct Bench {
     provider: Arc<dyn Provider>,
     now: Now,
+    /// Wall clock at [`Instant`] zero.
+    epoch: u64,
     server: KeyServer,
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
@@ -128,17 +131,29 @@ struct Bench {
     /// Batches until the server dies; what it wants after that is lost.
     lives_for: Option<u32>,
     dead: bool,
+    settings: Settings,
+    /// The job that makes the signing key waits.
+    hold_signer: bool,
+    held: Vec<JobRequest>,
 }
 
 impl Bench {
     fn new() -> Bench {
+        let mut bench = Bench::with(settings());
+        bench.drain();
+        bench
+    }
+
+    /// A server that was not listened to yet.
+    fn with(settings: Settings) -> Bench {
         let provider = default_provider();
         let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
-        let server =
-            KeyServer::new(settings(), Vec::new(), now, Box::new(Random(provider.clone()))).expect("no rows");
-        let mut bench = Bench {
+        let server = KeyServer::new(settings.clone(), Vec::new(), now, Box::new(Random(provider.clone())))
+            .expect("no rows");
+        Bench {
             provider,
             now,
+            epoch: now.unix_seconds - 1,
             server,
             rows: BTreeMap::new(),
             sent: VecDeque::new(),
@@ -146,9 +161,10 @@ impl Bench {
             replies: Vec::new(),
             lives_for: None,
             dead: false,
-        };
-        bench.drain();
-        bench
+            settings,
+            hold_signer: false,
+            held: Vec::new(),
+        }
     }
 
     fn drain(&mut self) {
@@ -164,6 +180,9 @@ impl Bench {
                     }
                 }
                 Output::Persist(changes) => self.persist(changes),
+                Output::Job(request) if self.hold_signer && matches!(request.job, Job::MakeSigner { .. }) => {
+                    self.held.push(request);
+                }
                 Output::Job(request) => {
                     let done = run(self.provider.as_ref(), request.job);
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
@@ -194,7 +213,7 @@ impl Bench {
         self.sent.clear();
         let rows = self.rows.values().cloned().collect();
         let entropy = Box::new(Random(self.provider.clone()));
-        self.server = KeyServer::new(settings(), rows, self.now, entropy).expect("our own rows");
+        self.server = KeyServer::new(self.settings.clone(), rows, self.now, entropy).expect("our own rows");
         self.drain();
     }
 
@@ -223,7 +242,7 @@ impl Bench {
     }
 
     fn set(&mut self, at: Instant) {
-        self.now = Now { at, unix_seconds: 1_800_000_000 + at.0 / 1_000_000 };
+        self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
     fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
@@ -281,16 +300,14 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
             Step::Send(octets) => bench.tell(address, octets),
             Step::Run(job) => {
                 let done = run(bench.provider.as_ref(), job);
-                todo.extend(initiator.on_done(bench.now.at, done, &mut random).expect("our own job"));
+                todo.extend(initiator.on_done(bench.now, done, &mut random).expect("our own job"));
             }
             Step::Established(done) => return Some(done.sa),
         }
         for octets in bench.received(address) {
             let header = Header::decode(&octets).expect("the server's header");
             if header.cookies.initiator == initiator.cookie() {
-                todo.extend(
-                    initiator.on_message(bench.now.at, &header, &octets).expect("the server's message"),
-                );
+                todo.extend(initiator.on_message(bench.now, &header, &octets).expect("the server's message"));
             }
         }
     }
@@ -298,6 +315,16 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
 }
 
 fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Member, Stopped> {
+    register_around(bench, address, group, |_| {})
+}
+
+/// Registers; `between` happens after message 2 and before message 3.
+fn register_around(
+    bench: &mut Bench,
+    address: SocketAddr,
+    group: GroupId,
+    between: impl FnOnce(&mut Bench),
+) -> Result<Member, Stopped> {
     let mut sa = phase1(bench, address).expect("phase 1");
     let mut random = Random(bench.provider.clone());
     let mid = sa.fresh_message_id(&mut random);
@@ -321,15 +348,20 @@ fn register(bench: &mut Bench, address: SocketAddr, group: GroupId) -> Result<Me
     let opened = exchange.open(&sa, &header, &answer, &[&ni]).expect("message 2").into_inner();
     let [Payload::Nonce(nr), Payload::GdoiSa(policy)] = &opened[..] else { panic!("{opened:?}") };
     let policy = GroupPolicy::read(policy, Carriage::Pull).expect("a policy");
+    between(bench);
     let third = exchange.seal(&sa, &[&ni, nr], &[]);
     bench.tell(address, third.clone());
-    let answer = only(bench.received(address))?;
+    let mut received = bench.received(address);
+    let answer = if received.is_empty() { return Err(Stopped::Silence) } else { received.remove(0) };
     bench.tell(address, third);
     assert_eq!(
         only(bench.received(address)),
         Ok(answer.clone()),
         "a repeated message 3 gets the same octets"
     );
+    // PUSHes may follow message 4.
+    let pushes = received.into_iter().map(|octets| Datagram { local: SERVER, peer: address, octets });
+    bench.sent.extend(pushes);
     let header = Header::decode(&answer).expect("a header");
     let opened = exchange.open(&sa, &header, &answer, &[&ni, nr]).expect("message 4").into_inner();
     let [Payload::Seq(seq), Payload::Kd(kd)] = &opened[..] else { panic!("{opened:?}") };
@@ -377,6 +409,7 @@ impl Member {
             public_key: self.public_key.clone().into(),
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
+            or_input: None,
             bare_digest: false,
         };
         bench.provider.verify(&check).expect("a good signature");
@@ -467,6 +500,65 @@ fn a_silent_member_is_expired_after_all_copies_and_its_ike_sa_deleted() {
     assert_eq!(said, [Informational::DeleteIsakmp]);
     let back = joined(&mut bench, 2);
     assert_eq!((bench.members(), back.last), (2, SeqNumber(1)), "it comes back with the current SEQ");
+}
+
+/// Message 1 of a PULL answered, message 3 not sent.
+fn half_a_pull(bench: &mut Bench, last: u8) -> IkeSa {
+    let mut sa = phase1(bench, address(last)).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let ni: [u8; NONCE_LEN] = random.array();
+    let id = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
+    bench.tell(address(last), exchange.seal(&sa, &[], &[Payload::Nonce(ni.to_vec()), Payload::Id(id)]));
+    only(bench.received(address(last))).expect("message 2");
+    sa
+}
+
+/// What the server said under `sa`, informational messages only.
+fn said(bench: &mut Bench, sa: &mut IkeSa, last: u8) -> Vec<Informational> {
+    let mut said = Vec::new();
+    for octets in bench.received(address(last)) {
+        let header = Header::decode(&octets).expect("a header");
+        said.extend(notify::open(sa, &header, &octets).expect("protected").into_inner());
+    }
+    said
+}
+
+#[test]
+fn a_member_that_falls_silent_in_a_registration_is_asked_and_then_its_sa_goes() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(39));
+    let asked = said(&mut bench, &mut sa, 1);
+    assert!(
+        matches!(asked[..], [Informational::RUThere(a), Informational::RUThere(b), Informational::RUThere(c)]
+        if b == a + 1 && c == a + 2),
+        "{asked:?}"
+    );
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 0));
+}
+
+#[test]
+fn a_member_that_answers_is_there_and_a_registered_one_is_not_asked() {
+    let mut bench = Bench::new();
+    let mut sa = half_a_pull(&mut bench, 1);
+    bench.pass(Duration::from_secs(10));
+    let asked = said(&mut bench, &mut sa, 1);
+    let [Informational::RUThere(number)] = asked[..] else { panic!("{asked:?}") };
+    let answer = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
+    let octets = notify::seal(&mut sa, &[answer], &mut Random(bench.provider.clone()));
+    bench.tell(address(1), octets);
+    let mut member = joined(&mut bench, 2);
+    bench.pass(Duration::from_secs(49));
+    assert!(said(&mut bench, &mut sa, 1).is_empty() && said(&mut bench, &mut member.sa, 2).is_empty());
+    // 60 s after the last message of a PULL nobody needs the SA any more; the membership stays.
+    bench.pass(Duration::from_secs(11));
+    assert_eq!(said(&mut bench, &mut sa, 1), [Informational::DeleteIsakmp]);
+    assert_eq!(said(&mut bench, &mut member.sa, 2), [Informational::DeleteIsakmp]);
+    assert_eq!((bench.server.peers().established().count(), bench.members()), (0, 1));
 }
 
 #[test]
@@ -579,4 +671,246 @@ fn a_server_that_dies_at_any_write_goes_on_where_it_was() {
         one.take(&bench, &octets);
     }
     assert!(deaths >= 3, "the server died {deaths} times");
+}
+
+/// A PUSH to everyone that everyone answers.
+fn answered_rekey(bench: &mut Bench, kek: bool, members: &mut [&mut Member]) {
+    bench.rekey(kek);
+    for member in members {
+        let octets = bench.received(member.address).pop().expect("a push");
+        let ack = member.take(bench, &octets);
+        bench.tell(member.address, ack);
+    }
+}
+
+#[test]
+fn a_rekey_between_messages_2_and_3_reaches_the_member_after_message_4() {
+    for rekeys in [&[false][..], &[true], &[true, false], &[false, true, true]] {
+        let mut bench = Bench::new();
+        let mut one = joined(&mut bench, 1);
+        let mut two = register_around(&mut bench, address(2), GroupId::number(1), |bench| {
+            for kek in rekeys {
+                answered_rekey(bench, *kek, &mut [&mut one]);
+            }
+        })
+        .expect("a registration");
+        let completed = bench.count("rekey_completed");
+        for octets in bench.received(two.address) {
+            let ack = two.take(&bench, &octets);
+            bench.tell(two.address, ack);
+        }
+        assert_eq!((two.kek.spi, two.last), bench.seq(), "{rekeys:?}");
+        assert_eq!((two.kek.spi, two.last), (one.kek.spi, one.last));
+        assert!(bench.server.groups()["g1"].deliveries().is_empty());
+        assert_eq!((completed, bench.count("rekey_completed")), (rekeys.len(), rekeys.len()));
+        answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+    }
+}
+
+#[test]
+fn a_rekey_that_told_nobody_leaves_no_member_with_what_it_replaced() {
+    let mut bench = Bench::new();
+    let rekey = |bench: &mut Bench| {
+        let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+        assert_eq!(bench.command(command).expect("a rekey").1, None);
+    };
+    let outdated = register_around(&mut bench, address(1), GroupId::number(1), rekey);
+    assert_eq!((outdated.err(), bench.members()), (Some(Stopped::Silence), 0));
+    let mut one = joined(&mut bench, 1);
+    answered_rekey(&mut bench, true, &mut [&mut one]);
+}
+
+#[test]
+fn after_a_restart_the_answer_to_the_last_push_is_enough() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    for kek in [true, true, false] {
+        bench.rekey(kek);
+    }
+    for octets in bench.received(one.address) {
+        one.take(&bench, &octets);
+    }
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    // Copies: the member acknowledges that of its last PUSH and no other.
+    assert_eq!(bench.received(one.address).len(), 3);
+    let (spi, seq) = bench.seq();
+    let request = one.kek.acknowledgement.expect("asked for");
+    let ack = AckKey::derive(request, &one.key, spi).seal(spi, seq, one.address.ip());
+    bench.tell(one.address, ack);
+    assert!(bench.server.groups()["g1"].deliveries().is_empty());
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (1, 0));
+}
+
+#[test]
+fn after_a_restart_a_push_goes_to_nobody_who_registered_with_its_content() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.rekey(true);
+    bench.received(one.address);
+    let mut two = joined(&mut bench, 2);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.received(two.address).is_empty(), "it cannot read a push under a KEK it never had");
+    let octets = bench.received(one.address).pop().expect("the push again");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired")), (2, 0));
+    answered_rekey(&mut bench, false, &mut [&mut one, &mut two]);
+}
+
+fn tek_spis(bench: &Bench) -> Vec<Spi> {
+    bench.server.groups()["g1"].teks().iter().map(|tek| tek.spi).collect()
+}
+
+#[test]
+fn a_wall_clock_set_while_the_server_runs_ends_no_key_at_the_next_start() {
+    for moved in [86_400 * 365, -86_400] {
+        let mut bench = Bench::new();
+        let one = joined(&mut bench, 1);
+        let before = tek_spis(&bench);
+        bench.pass(Duration::from_secs(60));
+        bench.epoch = bench.epoch.saturating_add_signed(moved);
+        bench.pass(Duration::from_secs(600));
+        bench.server.handle(bench.now, Input::Timeout);
+        bench.drain();
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        assert_eq!((tek_spis(&bench), bench.seq()), (before, (one.kek.spi, SeqNumber(0))), "{moved}");
+        let left = bench.server.groups()["g1"].teks()[0].ends.since(bench.now.at).as_secs();
+        assert!((2935..=2945).contains(&left), "{moved}: {left} s of 3600 are left after 661");
+    }
+}
+
+#[test]
+fn a_wall_clock_set_back_between_two_starts_replaces_keys_whose_end_is_unknown() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.epoch -= 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    let octets = bench.received(one.address).pop().expect("a rekey at once");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    let group = &bench.server.groups()["g1"];
+    assert_eq!(one.kek.spi, bench.seq().0);
+    assert!(group.kek().expect("a KEK").ends.since(bench.now.at) <= Duration::from_secs(7200));
+    assert!(group.teks().iter().all(|tek| tek.ends.since(bench.now.at) <= Duration::from_secs(3600)));
+}
+
+#[test]
+fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back() {
+    let mut bench = Bench::new();
+    let kek = bench.seq().0;
+    bench.epoch += 86_400;
+    bench.set(bench.now.at);
+    bench.restart();
+    assert_ne!(bench.seq().0, kek);
+    let stored = |kind| bench.rows.keys().filter(|(stored, _)| *stored == kind).count();
+    assert_eq!((stored(Kind::Kek), stored(Kind::Tek)), (1, 1), "rows of keys that ended are gone");
+}
+
+#[test]
+fn who_registers_while_the_signing_key_is_made_is_served_by_its_next_repeat() {
+    let mut bench = Bench::with(settings());
+    bench.hold_signer = true;
+    bench.drain();
+    let mut sa = phase1(&mut bench, address(1)).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let id = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
+    let first = exchange.seal(&sa, &[], &[Payload::Nonce(vec![7; 32]), Payload::Id(id)]);
+    bench.tell(address(1), first.clone());
+    assert!(bench.received(address(1)).is_empty(), "no keys yet");
+    let request = bench.held.pop().expect("a signing key is being made");
+    let done = run(bench.provider.as_ref(), request.job);
+    bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+    bench.drain();
+    bench.tell(address(1), first);
+    let answer = only(bench.received(address(1))).expect("message 2");
+    assert_eq!(Header::decode(&answer).expect("a header").exchange, ExchangeType::GroupkeyPull);
+}
+
+#[test]
+fn sender_ids_that_end_begin_anew_with_new_keys_and_a_clean_slate() {
+    let mut settings = settings();
+    settings.groups[0].sender_id_bits = 8;
+    settings.groups[0].member_threshold = None;
+    let mut bench = Bench::with(settings);
+    bench.drain();
+    let mut given: BTreeMap<Spi, BTreeSet<SenderId>> = BTreeMap::new();
+    let mut witness = joined(&mut bench, 200);
+    let mut slates = 0;
+    for round in 0..300u32 {
+        let last = u8::try_from(round % 100).expect("small") + 1;
+        // Its copy of a push, which a member that comes back did not wait for.
+        bench.received(address(last));
+        let member = joined(&mut bench, last);
+        for (spi, _) in &member.teks {
+            for sid in &member.sids {
+                assert!(
+                    given.entry(*spi).or_default().insert(*sid),
+                    "round {round}: {sid:?} twice under {spi}"
+                );
+            }
+        }
+        // What an operator's shell would do: the timer is due at once.
+        bench.pass(Duration::from_millis(1));
+        for octets in bench.received(witness.address) {
+            let header = Header::decode(&octets).expect("a header");
+            if header.exchange != ExchangeType::GroupkeyPush {
+                continue;
+            }
+            let opened =
+                push::open(&witness.cipher, witness.last, &header, &octets, Dialect::STRICT).expect("a push");
+            let content = opened.verified().into_inner();
+            assert_eq!(content.deletes.len(), 2, "TEKs and KEK");
+            assert!(content.keys.is_none());
+            slates += 1;
+            witness = joined(&mut bench, 200);
+        }
+    }
+    assert_eq!((slates, bench.count("sender_ids_exhausted")), (1, 1));
+    assert_eq!(given.len(), 2, "one set of keys before, one after");
+}
+
+#[test]
+fn keys_made_for_another_configuration_describe_themselves_and_are_replaced_at_once() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    let old = one.teks[0].0;
+    let sa = &mut bench.settings.groups[0].sas[0];
+    sa.cipher = TekCipher::AesGcm { key_octets: 16, icv_octets: 16 };
+    let kek = bench.settings.groups[0].communication.as_mut().expect("rekeying");
+    kek.cipher = Cipher::Aes128Cbc;
+    bench.restart();
+    // Message 4 of whoever comes first has keys that fit their policy: the hand-played member reads them strictly.
+    bench.pass(Duration::from_millis(1));
+    let octets = bench.received(address(1)).pop().expect("a push to the new policy");
+    let ack = one.take(&bench, &octets);
+    bench.tell(address(1), ack);
+    let two = joined(&mut bench, 2);
+    assert_eq!((one.kek.spi, one.key.len()), (two.kek.spi, 16));
+    let lengths: Vec<usize> = two.teks.iter().map(|(_, key)| key.len()).collect();
+    assert_eq!(lengths, [36, 20], "the old TEK as it was made, the new one as it is asked for");
+    assert_eq!(two.teks[0].0, old);
+}
+
+#[test]
+fn another_kind_of_signature_makes_a_new_signing_key_and_rekey_sa() {
+    let mut bench = Bench::new();
+    let one = joined(&mut bench, 1);
+    let communication = bench.settings.groups[0].communication.as_mut().expect("rekeying");
+    communication.signature = SignatureAlgorithm::Ecdsa384;
+    communication.signature_key_bits = 384;
+    communication.signature_hash = SignatureHash::Sha384;
+    bench.restart();
+    let again = joined(&mut bench, 1);
+    assert_ne!((&one.public_key, one.kek.spi), (&again.public_key, again.kek.spi));
+    assert_eq!(again.kek.signature, SignatureAlgorithm::Ecdsa384);
+    assert_eq!(bench.count("group_failed"), 0);
 }

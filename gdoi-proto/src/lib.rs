@@ -4,6 +4,7 @@
 
 pub mod attribute;
 pub mod codec;
+pub mod dialect;
 pub mod error;
 pub mod header;
 pub mod ids;
@@ -14,4 +15,5 @@ pub mod pretty;
 pub mod registry;
 pub mod secret;
 
+pub use dialect::Dialect;
 pub use error::{DecodeError, PolicyError};

@@ -1,6 +1,7 @@
 //! A message is a header and a chain of payloads; this file links next-payload octets and lengths.
 
 use crate::codec::{Reader, Writer};
+pub use crate::dialect::Dialect;
 use crate::error::DecodeError;
 use crate::header::{HEADER_LEN, Header};
 use crate::payload::Payload;
@@ -22,17 +23,6 @@ pub enum Trailing {
     Alignment,
     /// Decrypted message: at most 255 octets of anything.
     Padding,
-}
-
-/// Deviations a decoder may tolerate for one peer; all off is the RFC form (`compat` words of a gateway).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Dialect {
-    /// `sak-6-octets`: 6 reserved octets after the SAK's SPI when the attributes do not parse at 4.
-    pub sak_6_octets: bool,
-    /// `id-length-2-octets`: ID data length of SAK and SAT in 2 octets.
-    pub id_length_2_octets: bool,
-    /// `large-offers`: up to 8 proposals and 512 transforms in a phase 1 SA.
-    pub large_offers: bool,
 }
 
 /// How to read a chain.
@@ -61,12 +51,6 @@ impl Rules {
     pub const fn for_dialect(self, dialect: Dialect) -> Rules {
         Rules { dialect, ..self }
     }
-}
-
-impl Dialect {
-    /// The RFC form.
-    pub const STRICT: Dialect =
-        Dialect { sak_6_octets: false, id_length_2_octets: false, large_offers: false };
 }
 
 /// A payload and the octets it came from, generic header included: `start..end` within what was decoded.

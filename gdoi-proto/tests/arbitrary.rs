@@ -12,7 +12,12 @@ fn any_rules() -> impl Strategy<Value = Rules> {
     (any::<[bool; 5]>()).prop_map(|[group, padding, sak, ids, offers]| Rules {
         domain: if group { Domain::Group } else { Domain::Phase1 },
         trailing: if padding { Trailing::Padding } else { Trailing::Alignment },
-        dialect: Dialect { sak_6_octets: sak, id_length_2_octets: ids, large_offers: offers },
+        dialect: Dialect {
+            sak_6_octets: sak,
+            id_length_2_octets: ids,
+            large_offers: offers,
+            ..Dialect::STRICT
+        },
     })
 }
 

@@ -45,36 +45,6 @@ pub fn settings(config: &Gm, listening: &[SocketAddr]) -> Result<Settings, Conve
     Ok(Settings { gateways, vpns })
 }
 
-/// Statements of the file that this build reads and does not act on, a line each.
-pub fn without_effect(config: &Gm) -> Vec<String> {
-    let mut lines = Vec::new();
-    for gateway in &config.gateways {
-        let compat = &gateway.compat;
-        let idle = [
-            ("selectors-little-endian", compat.selectors_little_endian),
-            ("group-id-address", compat.group_id_address),
-            ("padded-length-signature", compat.padded_length_signature),
-            ("ecdsa-double-hash", compat.ecdsa_double_hash),
-            ("gcm-key-length-with-salt", compat.gcm_key_length_with_salt),
-            ("sid-little-endian", compat.sid_little_endian),
-            ("kek-old-spi", compat.kek_old_spi),
-        ];
-        for (word, _) in idle.iter().filter(|(_, stated)| *stated) {
-            let (line, name) = (gateway.line, &gateway.name);
-            lines.push(format!(
-                "line {line}: ike.gateway.{name}.compat: {word:?} has no effect on a member yet"
-            ));
-        }
-        if gateway.dead_peer_detection.is_some() {
-            let (line, name) = (gateway.line, &gateway.name);
-            lines.push(format!(
-                "line {line}: ike.gateway.{name}.dead-peer-detection: not supported yet, questions are answered and none asked"
-            ));
-        }
-    }
-    lines
-}
-
 fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySettings, ConvertError> {
     let locals = gateway
         .servers
@@ -89,8 +59,10 @@ fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySetti
         local: locals.first().copied().unwrap_or(fallback.local),
         locals,
         policies,
-        ack_l_output: gateway.compat.ack_l_output,
-        bare_digest_signature: gateway.compat.bare_digest_signature,
+        dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
+            interval: Duration::from_secs(u64::from(dpd.interval_seconds)),
+            threshold: dpd.threshold,
+        }),
     })
 }
 
@@ -127,27 +99,22 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         lifetime: Duration::from_secs(u64::from(proposal.lifetime_seconds)),
     });
     PeerPolicy {
+        mode: gateway.mode,
         offers: offers.collect(),
-        pre_shared_key: gateway.pre_shared_key.clone(),
+        credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
-        doi_ipsec: gateway.compat.phase1_doi_ipsec,
-        dialect: gateway.compat.dialect(),
+        dialect: gateway.compat,
     }
 }
 
 fn vpn(vpn: &Vpn, gateways: &[GmGateway]) -> VpnSettings {
-    let gateway = gateways.iter().find(|gateway| gateway.name == vpn.gateway);
-    let mut group = vpn.group.clone();
-    if let (true, Some(number)) =
-        (gateway.is_some_and(|it| it.compat.group_id_little_endian), group.as_number())
-    {
-        group = GroupId::number(number.swap_bytes());
-    }
+    let by_address = gateways.iter().any(|it| it.name == vpn.gateway && it.compat.group_id_address);
+    let address = vpn.group_address.filter(|_| by_address);
     VpnSettings {
         name: vpn.name.clone(),
         gateway: vpn.gateway.clone(),
-        group,
+        group: address.map_or_else(|| vpn.group.clone(), GroupId::address),
         allowed_flows: vpn
             .allowed_flows
             .iter()
@@ -196,7 +163,7 @@ pre-shared-key = { file = "key" }
 ike-policy = "pol"
 server-address = ["127.0.0.1", "127.0.0.2:8480"]
 remote-identity = [{ hostname = "one.example" }, { hostname = "two.example" }]
-compat = ["group-id-little-endian", "kek-old-spi"]
+compat = ["group-id-little-endian", "ecdsa-double-hash"]
 [vpn.G]
 ike-gateway = "servers"
 group = 9
@@ -231,11 +198,11 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     }
 
     #[test]
-    fn a_vpn_keeps_its_limits_and_a_little_endian_group_is_turned_around() {
+    fn a_vpn_keeps_its_limits() {
         let settings = settings(&config(), &["127.0.0.5:850".parse().unwrap()]).unwrap();
         assert_eq!(settings.gateways[0].local, "127.0.0.5:850".parse().unwrap(), "the only socket there is");
         let [vpn] = &settings.vpns[..] else { panic!("{:?}", settings.vpns) };
-        assert_eq!(vpn.group, GroupId::number(9 << 24));
+        assert_eq!(vpn.group, GroupId::number(9));
         assert_eq!(vpn.accept.encryption, [Encryption::AesGcm { key_octets: 32 }]);
         assert_eq!(vpn.accept.rekey_signature, [(SignatureAlgorithm::Ecdsa256, 256)]);
         assert_eq!(vpn.allowed_flows[0].source, ("172.16.0.0".parse().unwrap(), 12));
@@ -245,13 +212,5 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     fn a_server_without_a_socket_of_its_family_is_named() {
         let error = settings(&config(), &["[::1]:848".parse().unwrap()]).unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
-    }
-
-    #[test]
-    fn words_without_effect_are_named_with_their_line() {
-        assert_eq!(
-            without_effect(&config()),
-            [r#"line 11: ike.gateway.servers.compat: "kek-old-spi" has no effect on a member yet"#]
-        );
     }
 }

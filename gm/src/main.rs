@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use config::{Gm, Loaded};
-use gm::{convert, daemon};
+use gm::daemon;
 use runtime::log::{self, Format};
 
 /// A member of GDOI groups (RFC 6407). It stays in the foreground and logs to stderr.
@@ -70,8 +70,8 @@ fn main() -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(target: "configuration", "{warning}");
     }
-    for line in convert::without_effect(&config) {
-        tracing::warn!(target: "configuration", "{line}");
+    for notice in &loaded.notices {
+        tracing::info!(target: "configuration", "{notice}");
     }
     let options =
         daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
@@ -88,9 +88,6 @@ fn check(loaded: &Loaded<Gm>) {
     let config = &loaded.config;
     for warning in &loaded.warnings {
         println!("warning: {warning}");
-    }
-    for line in convert::without_effect(config) {
-        println!("warning: {line}");
     }
     for notice in &loaded.notices {
         println!("note: {notice}");

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::IdType;
 
+use crate::trust::same_name;
+
 /// The identity of an address, protocol and port 0.
 pub fn address_identity(address: IpAddr) -> Identification {
     let (id_type, data) = match address {
@@ -19,7 +21,7 @@ pub fn address_identity(address: IpAddr) -> Identification {
 pub enum IdentityRule {
     /// The peer must claim the address its packets come from.
     PeerAddress,
-    /// Type and data must be equal; names compare without case.
+    /// Type and data must be equal; names compare without case, distinguished names by meaning.
     Exactly {
         /// ID type.
         id_type: IdType,
@@ -52,6 +54,8 @@ impl IdentityRule {
                 *id_type == id.id_type
                     && match id_type {
                         IdType::Fqdn | IdType::UserFqdn => data.eq_ignore_ascii_case(&id.data),
+                        // A name typed by an operator need not have the string types of the certificate's.
+                        IdType::DerAsn1Dn => same_name(data, &id.data),
                         _ => *data == id.data,
                     }
             }

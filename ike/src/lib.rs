@@ -12,13 +12,16 @@
 //! ```
 //!
 //! Where to look: [`phase1`] the six messages, [`sa`] what they leave behind, [`protect`] sealing and opening of
-//! everything after them (PULL, PUSH, acknowledgement, informational), [`crypto`] the suite and its providers.
+//! everything after them (PULL, PUSH, acknowledgement, informational), [`trust`] certificates and the names in them,
+//! [`crypto`] the suite and its providers.
 #![deny(unsafe_code)]
 
 pub mod crypto;
+pub mod dpd;
 pub mod identity;
 pub mod io;
 pub mod phase1;
 pub mod protect;
 pub mod retransmit;
 pub mod sa;
+pub mod trust;

@@ -12,6 +12,7 @@ use crate::crypto::Suite;
 use crate::crypto::cipher::CipherKey;
 use crate::crypto::prf::prf;
 use crate::crypto::skeyid::exchange_iv;
+use crate::dpd::Questions;
 use crate::io::{Entropy, Instant};
 
 /// Message IDs remembered per SA against replays.
@@ -45,6 +46,8 @@ pub struct IkeSa {
     pub dialect: Dialect,
     /// Both sides announced dead-peer detection (RFC 3706 section 5.1).
     pub peer_does_dpd: bool,
+    /// The peer's R-U-THERE so far.
+    pub questions: Questions,
     skeyid_a: SecretBytes,
     key: CipherKey,
     last_phase1_block: [u8; 16],
@@ -85,6 +88,7 @@ impl IkeSa {
             expires,
             dialect,
             peer_does_dpd: false,
+            questions: Questions::default(),
             skeyid_a: keys.skeyid_a,
             key: keys.key,
             last_phase1_block: keys.last_phase1_block,
@@ -126,6 +130,13 @@ impl IkeSa {
             {
                 self.seen_set.remove(&oldest);
             }
+        }
+    }
+
+    /// Forgets an exchange that left nothing behind: its first message may come again.
+    pub fn forget(&mut self, message_id: MessageId) {
+        if self.seen_set.remove(&message_id) {
+            self.seen.retain(|seen| *seen != message_id);
         }
     }
 

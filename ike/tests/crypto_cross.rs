@@ -4,7 +4,7 @@
 use ike::crypto::DhGroup;
 use ike::crypto::provider::aws_lc::AwsLc;
 use ike::crypto::provider::portable::Portable;
-use ike::crypto::provider::{CryptoError, Provider, Verification};
+use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, run};
 
 use gdoi_proto::policy::SignatureAlgorithm as A;
 use gdoi_proto::policy::SignatureHash as H;
@@ -78,6 +78,7 @@ fn each_verifies_what_the_other_signed_with_either_ones_key() {
                         public_key: signer.public_key().to_vec().into(),
                         input: input.into(),
                         signature: signature.into(),
+                        or_input: None,
                         bare_digest: false,
                     };
                     for verifier in BOTH {
@@ -102,6 +103,37 @@ fn each_verifies_what_the_other_signed_with_either_ones_key() {
 }
 
 #[test]
+fn a_push_signed_over_the_bare_digest_verifies_where_that_is_tolerated_and_nowhere_else() {
+    let pkcs8 = AwsLc.generate_signing_key(A::Rsa, 2048).expect("a key");
+    let ours = signer(&AwsLc, A::Rsa, &pkcs8);
+    for hash in [H::Sha256, H::Sha384, H::Sha512] {
+        let check = Verification {
+            algorithm: A::Rsa,
+            hash,
+            public_key: ours.public_key().to_vec().into(),
+            input: b"a push".as_slice().into(),
+            signature: ours.sign_bare(hash, b"a push").expect("signed").into(),
+            or_input: None,
+            bare_digest: true,
+        };
+        for verifier in BOTH {
+            assert_eq!(verifier.verify(&check), Ok(()), "{hash:?} on {}", verifier.name());
+            let strict = Verification { bare_digest: false, ..check.clone() };
+            assert_eq!(verifier.verify(&strict), Err(CryptoError::Signature));
+            let second = Verification {
+                input: b"?".as_slice().into(),
+                or_input: Some(check.input.clone()),
+                ..check.clone()
+            };
+            let tried = run(verifier, Job::Verify(second));
+            assert!(matches!(tried, Done::Verified(Ok(()))), "the second form is tried");
+        }
+    }
+    let theirs = signer(&Portable, A::Rsa, &pkcs8);
+    assert!(matches!(theirs.sign_bare(H::Sha256, b"a push"), Err(CryptoError::Unsupported { .. })));
+}
+
+#[test]
 fn both_refuse_the_same_keys() {
     let pkcs8 = AwsLc.generate_signing_key(A::Ecdsa256, 256).expect("a key");
     let public = signer(&AwsLc, A::Ecdsa256, &pkcs8).public_key().to_vec();
@@ -115,6 +147,7 @@ fn both_refuse_the_same_keys() {
                 public_key: public_key.to_vec().into(),
                 input: b"input".as_slice().into(),
                 signature: vec![1; 64].into(),
+                or_input: None,
                 bare_digest: false,
             })
         };

@@ -114,6 +114,7 @@ fn push_signatures_of_every_vector_verify_and_altered_ones_do_not() {
                 public_key: octets(&case, "/sig_pubkey").into(),
                 input: octets(&case, "/signature_input").into(),
                 signature: octets(&case, "/signature").into(),
+                or_input: None,
                 bare_digest: bare,
             };
             assert_eq!(provider.verify(&good), Ok(()), "{at}");

@@ -120,7 +120,7 @@ where
         mut line: Writer<'_>,
         event: &tracing::Event<'_>,
     ) -> fmt::Result {
-        let mut parts = Parts::default();
+        let mut parts = Parts { wants_fields: self.format == Format::Json, ..Parts::default() };
         event.record(&mut parts);
         let time = rfc3339(crate::clock::unix_seconds());
         let level = event.metadata().level();
@@ -152,6 +152,8 @@ where
 
 #[derive(Default)]
 struct Parts {
+    /// The fields of an event are written for JSON lines only: the text says them.
+    wants_fields: bool,
     event: Option<String>,
     fields: Option<String>,
     message: String,
@@ -180,6 +182,9 @@ impl Visit for Parts {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "fields" && !self.wants_fields {
+            return;
+        }
         let text = format!("{value:?}");
         match field.name() {
             "message" => self.message = printable(&text),

@@ -120,13 +120,27 @@ impl Sockets {
         self.sockets.iter().map(|socket| socket.local).collect()
     }
 
+    /// Octets of the smallest receive buffer the system granted, as it counts them.
+    pub fn receive_buffer(&self) -> usize {
+        let granted = |socket: &Arc<Socket>| socket2::SockRef::from(&socket.inner).recv_buffer_size();
+        self.sockets.iter().filter_map(|socket| granted(socket).ok()).min().unwrap_or(0)
+    }
+
     /// Starts one reading thread per socket. The receiver holds at most [`QUEUE`] datagrams; what does not fit is
     /// dropped and counted, as the network would.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn receive(&mut self) -> io::Result<mpsc::Receiver<Datagram>> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.receive_within(QUEUE)
+    }
+
+    /// As [`Sockets::receive`] with room for `queue` datagrams.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn receive_within(&mut self, queue: usize) -> io::Result<mpsc::Receiver<Datagram>> {
+        let (sender, receiver) = mpsc::channel(queue);
         for socket in &self.sockets {
             let (ours, theirs) = UnixStream::pair()?;
             let (socket, sender, counters) = (Arc::clone(socket), sender.clone(), Arc::clone(&self.counters));

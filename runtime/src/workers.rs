@@ -65,6 +65,8 @@ fn run_caught(provider: &dyn Provider, job: Job) -> Done {
         Job::DhRespond { .. } => Done::Responded(Err(error())),
         Job::Sign { .. } => Done::Signed(Err(error())),
         Job::Verify(_) => Done::Verified(Err(error())),
+        Job::Phase1Sign { .. } => Done::Phase1Signed(Err(error())),
+        Job::Phase1Verify(_) => Done::Phase1Verified(Err(error().into())),
         Job::MakeSigner { .. } | Job::LoadSigner { .. } => Done::Signer(Err(error())),
     };
     catch_unwind(AssertUnwindSafe(|| run(provider, job))).unwrap_or(fallback)
@@ -75,8 +77,8 @@ mod tests {
     use super::*;
     use gdoi_proto::policy::SignatureAlgorithm;
     use gdoi_proto::secret::SecretBytes;
-    use ike::crypto::DhGroup;
-    use ike::crypto::provider::{DhKey, Signer, Verification};
+    use ike::crypto::provider::{DhKey, ProofSigner, Signer, Verification};
+    use ike::crypto::{AuthMethod, DhGroup};
     use ike::io::JobId;
 
     /// Refuses everything, and panics when asked for a signing key.
@@ -102,6 +104,12 @@ mod tests {
             Err(CryptoError::Library("no"))
         }
         fn verify(&self, _: &Verification) -> Result<(), CryptoError> {
+            Ok(())
+        }
+        fn proof_signer(&self, _: AuthMethod, _: &SecretBytes) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+            Err(CryptoError::Library("no"))
+        }
+        fn verify_proof(&self, _: AuthMethod, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), CryptoError> {
             Ok(())
         }
     }

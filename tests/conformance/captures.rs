@@ -170,6 +170,7 @@ fn check_pushes(
             public_key: public_key.to_vec().into(),
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
+            or_input: None,
             bare_digest,
         };
         default_provider().verify(&check).unwrap_or_else(|error| panic!("SEQ {}: {error}", opened.seq()));

@@ -15,12 +15,14 @@ use gdoi_sim::provider::SeededEntropy;
 use ike::crypto::provider::{Done, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::Instant;
+use ike::io::{Instant, Now};
 use ike::phase1::proposal;
-use ike::phase1::{Offer, PeerPolicy, Refusal, Responder, Step};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy, Refusal, Responder, Step};
 use serde_json::Value;
 
 use crate::support::{list, octets, text, vectors};
+
+const NOW: Now = Now { at: Instant(0), unix_seconds: 1_800_000_000 };
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -34,11 +36,11 @@ fn policy() -> Arc<PeerPolicy> {
         method: AuthMethod::PreSharedKey,
     };
     Arc::new(PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: SecretBytes::copy(b"gdoi test pre-shared key #1"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"gdoi test pre-shared key #1")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     })
 }
@@ -74,12 +76,12 @@ fn every_bad_first_and_third_message_is_refused_without_an_answer() {
 fn completes(responder: &mut Responder, packet: &[u8]) -> bool {
     let Ok(header) = Header::decode(packet) else { return false };
     let mut entropy = SeededEntropy::new(1);
-    let Ok(steps) = responder.on_message(Instant(0), &header, packet, &mut entropy) else { return false };
+    let Ok(steps) = responder.on_message(NOW, &header, packet, &mut entropy) else { return false };
     let provider = default_provider();
     steps.into_iter().any(|step| match step {
         Step::Run(job) => {
             let done: Done = run(provider.as_ref(), job);
-            responder.on_done(done).is_ok()
+            responder.on_done(NOW, done, &mut entropy).is_ok()
         }
         Step::Send(_) | Step::Established(_) => true,
     })

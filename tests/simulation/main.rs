@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use gcks::engine::io::Command;
+use gdoi_proto::Dialect;
 use gdoi_sim::world::GROUP;
 use gdoi_sim::{Timing, Weather, World};
 
@@ -46,7 +47,6 @@ fn registration_and_rekey_complete_at_thirty_percent_loss_duplication_and_reorde
         let mut world = World::new(seed, 4, Weather::bad(30), Timing::USUAL);
         let done = world.run_until(Duration::from_secs(1800), |world| all_registered(world, 4));
         assert!(done, "seed {seed}: not registered\n{}", world.trace.text());
-        world.net.weather = Weather::bad(20);
         world.command(rekey(seed % 2 == 0)).expect("it runs").expect("a rekey");
         world.run(Duration::from_secs(40));
         assert!(world.trace.count("gcks", "rekey_completed") >= 1, "seed {seed}: rekey not completed");
@@ -125,5 +125,52 @@ fn a_server_that_dies_at_any_write_keeps_every_member() {
             "after {batches} batches (died: {died})\n{}",
             world.trace.text()
         );
+    }
+}
+
+#[test]
+fn every_compat_word_works_between_two_sides_that_have_it() {
+    for word in Dialect::WORDS {
+        let mut dialect = Dialect::STRICT;
+        assert!(dialect.set(word));
+        let mut world = World::in_dialect(5, 2, Weather::FAIR, Timing::USUAL, dialect);
+        let registered = world.run_until(Duration::from_secs(30), |world| all_registered(world, 2));
+        assert!(registered, "{word}: {}", world.trace.text());
+        for kek in [true, false, true] {
+            world.command(rekey(kek)).expect("it runs").expect("a rekey");
+            world.run(Duration::from_secs(100));
+        }
+        assert_eq!(world.trace.count("gcks", "ack_received"), 6, "{word}: {}", world.trace.text());
+        for name in ["gm1", "gm2"] {
+            assert_eq!(world.trace.count(name, "push_gap"), 0, "{word}: {}", world.trace.text());
+        }
+        assert_eq!(common_teks(&world, 2).len(), 1, "{word}");
+    }
+}
+
+#[test]
+fn members_can_always_open_what_the_others_send() {
+    for seed in 1..=10 {
+        let mut world = World::new(seed, 4, Weather::FAIR, Timing::USUAL);
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 4)), "seed {seed}");
+        // Scheduled rekeys of TEK and KEK, a member that leaves no trace and comes back, a forced rekey.
+        let mut gaps = world.run_watching(Duration::from_secs(4 * 3600));
+        world.start_member(2);
+        gaps.extend(world.run_watching(Duration::from_secs(60)));
+        world.command(rekey(true)).expect("it runs").expect("a rekey");
+        gaps.extend(world.run_watching(Duration::from_secs(3600)));
+        assert!(gaps.is_empty(), "seed {seed}: {:?}\n{}", gaps.first(), world.trace.text());
+        assert!(world.trace.count("gcks", "rekey_completed") >= 5);
+    }
+}
+
+#[test]
+fn members_of_a_group_without_rekeying_can_always_open_what_the_others_send() {
+    for seed in 1..=10 {
+        let mut world = World::without_rekeying(seed, 4, Weather::FAIR, Timing::USUAL);
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 4)), "seed {seed}");
+        let gaps = world.run_watching(Duration::from_secs(4 * 3600));
+        assert!(gaps.is_empty(), "seed {seed}: {:?}\n{}", gaps.first(), world.trace.text());
+        assert!(world.trace.count("gcks", "member_reregistered") >= 12, "they fetch new keys");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::load::options::LoadArgs;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 /// Operate a GDOI key server or group member.
@@ -34,8 +35,8 @@ pub enum Command {
     Metrics(Later),
     /// Metrics and the read-only web page over HTTP (not supported yet)
     Serve(Later),
-    /// Load generator (not supported yet)
-    Load(Later),
+    /// Load generator: many members on loopback addresses register with a running key server
+    Load(LoadArgs),
     /// Completions for a shell, to stdout
     Completions {
         /// Which one
@@ -342,7 +343,7 @@ mod tests {
             "gdoictl member check",
             "gdoictl --socket /tmp/s watch --level debug",
             "gdoictl metrics --listen 127.0.0.1:9848",
-            "gdoictl load --members 10",
+            "gdoictl load --server 127.0.0.1:848 --members 10 --group 1 --key-file k --rate 100 --acknowledge 5",
             "gdoictl completions bash",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

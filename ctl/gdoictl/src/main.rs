@@ -6,6 +6,7 @@
 mod act;
 mod args;
 mod connect;
+mod load;
 mod member;
 mod server;
 mod table;
@@ -75,7 +76,7 @@ fn run(args: Args) -> Result<(), Failure> {
         }
         Command::Metrics(_) => later("metrics"),
         Command::Serve(_) => later("serve"),
-        Command::Load(_) => later("load"),
+        Command::Load(options) => load::run(&options, &Daemon::server(socket), json),
     }
 }
 

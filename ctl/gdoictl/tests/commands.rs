@@ -122,7 +122,7 @@ fn exit_codes_tell_done_refused_usage_and_unreachable_apart() {
         ("server show groups --json", 0, ""),
         ("server show registered-members --group g9", 1, "gdoictl: no group g9; there are: g1\n"),
         ("server explain --member gm1", 1, "gdoictl: not supported yet: server explain\n"),
-        ("load --members 5", 1, "gdoictl: not supported yet: load\n"),
+        ("metrics", 1, "gdoictl: not supported yet: metrics\n"),
     ] {
         let output = server.run(line);
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(code), reason), "{line}");

@@ -2,7 +2,7 @@
 //!
 //! Rekeying is in `rekey.rs`, delivery and acknowledgements in `push.rs`, what survives in `rows.rs`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::payload::{Endpoint, GdoiSa, Identification, KeyDownload};
 use gdoi_proto::policy::{
-    AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet, SenderIds,
-    TekKey, TekPolicy,
+    AckRequest, AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet,
+    SenderIds, TekKey, TekPolicy,
 };
 use gdoi_proto::registry::{IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
@@ -26,7 +26,8 @@ use ike::protect::push::KekCipherKey;
 use super::durable::Change;
 use super::member::{Member, MemberKey};
 use super::peers::{Asker, PolicyAnswer};
-use super::push::Delivery;
+use super::push::{Delivered, Delivery, Mark};
+use super::roster::{NumberSet, Roster};
 use super::sender_id::SenderIdPool;
 use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
 
@@ -39,6 +40,10 @@ pub struct Terms {
     pub policy: GroupPolicy,
     /// Last SEQ under its KEK; none without a KEK.
     pub seq: Option<SeqNumber>,
+    /// The last PUSH whose content is in it.
+    pub mark: Mark,
+    /// Rekeys nobody was told of, when it was made.
+    pub untold: u64,
     /// Its keys.
     pub keys: KeySet,
 }
@@ -54,12 +59,16 @@ pub struct Kek {
     pub key: SecretBytes,
     /// Last number used.
     pub seq: SeqNumber,
+    /// KEKs of the group before it.
+    pub generation: u64,
     /// When it was made.
     pub made: Instant,
     /// When it ends.
     pub ends: Instant,
     /// The same on the wall clock, seconds since 1970.
     pub ends_unix: u64,
+    /// What acknowledgements its members were asked for.
+    pub ack: Option<AckRequest>,
     /// Key of its acknowledgements.
     pub ack_key: Option<AckKey>,
     /// The same for peers with `ack-l-output`.
@@ -77,6 +86,8 @@ pub struct Tek {
     pub sa: String,
     /// SPI.
     pub spi: Spi,
+    /// What it was made for; its life stands below.
+    pub made_for: TekPolicy,
     /// Keys.
     pub key: TekKey,
     /// When members start sending on it.
@@ -146,9 +157,19 @@ pub struct Group {
     pub(super) old_keks: Vec<Kek>,
     pub(super) teks: Vec<Tek>,
     pub(super) sids: SenderIdPool,
-    pub(super) members: BTreeMap<MemberKey, Member>,
-    pub(super) by_address: BTreeMap<SocketAddr, MemberKey>,
+    /// SIDs of another width are in use: they overlap with fresh ones.
+    pub(super) foreign_sids: bool,
+    pub(super) members: Roster,
+    /// `settings.gateways`, shared by the records of their members.
+    gateways: BTreeSet<Arc<str>>,
+    /// In the order of their marks.
     pub(super) deliveries: Vec<Delivery>,
+    /// PUSHes that are delivered, for members that registered with older terms meanwhile.
+    pub(super) delivered: VecDeque<Delivered>,
+    /// Rekeys that no member was told of: each makes the terms before it void.
+    pub(super) untold: u64,
+    /// Rows that mean nothing any more, found by restore.
+    pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
@@ -159,6 +180,7 @@ impl Group {
     /// A group without keys.
     pub fn new(settings: GroupSettings) -> Group {
         let sids = SenderIdPool::new(settings.sender_id_bits, 0);
+        let gateways = settings.gateways.iter().map(|name| Arc::from(name.as_str())).collect();
         Group {
             settings,
             signer: None,
@@ -168,9 +190,13 @@ impl Group {
             old_keks: Vec::new(),
             teks: Vec::new(),
             sids,
-            members: BTreeMap::new(),
-            by_address: BTreeMap::new(),
+            foreign_sids: false,
+            members: Roster::default(),
+            gateways,
             deliveries: Vec::new(),
+            delivered: VecDeque::new(),
+            untold: 0,
+            stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             out: VecDeque::new(),
             counters: GroupCounters::default(),
@@ -185,6 +211,18 @@ impl Group {
     /// Members by identity.
     pub fn members(&self) -> impl Iterator<Item = (&MemberKey, &Member)> {
         self.members.iter()
+    }
+
+    /// A gateway whose members may register here, by its name.
+    pub(super) fn gateway(&self, name: &str) -> Option<Arc<str>> {
+        self.gateways.get(name).cloned()
+    }
+
+    /// Identities of some members, sorted, for people.
+    pub(super) fn names(&self, numbers: &NumberSet) -> Vec<String> {
+        let mut keys: Vec<&MemberKey> = numbers.iter().filter_map(|n| self.members.key(n)).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(ToString::to_string).collect()
     }
 
     /// The current rekey SA.
@@ -227,14 +265,16 @@ impl Group {
         }
         match self.terms(now, asker) {
             Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
-            None => PolicyAnswer::Silence,
+            // The signing key is being made: a matter of seconds, which the member's repeats outlast. A notification
+            // would send it to another server, or to its backoff.
+            None => PolicyAnswer::Later,
         }
     }
 
     fn over_threshold(&self, identity: &MemberKey) -> bool {
         self.settings
             .member_threshold
-            .is_some_and(|most| self.members.len() >= most && !self.members.contains_key(identity))
+            .is_some_and(|most| self.members.len() >= most && self.members.number(identity).is_none())
     }
 
     fn refuse_over_threshold(&mut self, identity: &MemberKey) {
@@ -249,7 +289,7 @@ impl Group {
 
     /// Policy and keys as of now; none while the keys are being made.
     fn terms(&self, now: Now, asker: &Asker) -> Option<Terms> {
-        if self.settings.communication.is_some() && (self.kek.is_none() || self.public_key.is_none()) {
+        if self.settings.communication.is_some() && (self.kek.is_none() || self.signer.is_none()) {
             return None;
         }
         let at = now.at;
@@ -272,7 +312,7 @@ impl Group {
             kek: kek_policy,
             activation_delay,
             deactivation_delay,
-            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, at)).collect(),
+            teks: teks.iter().map(|tek| tek.policy(at)).collect(),
         };
         let keys = KeySet {
             kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
@@ -280,20 +320,29 @@ impl Group {
             ..KeySet::default()
         };
         let seq = self.kek.as_ref().map(|kek| kek.seq);
-        Some(Terms { sa: policy.write(Carriage::Pull), policy, seq, keys })
+        Some(Terms {
+            sa: policy.write(Carriage::Pull),
+            policy,
+            seq,
+            mark: self.mark(),
+            untold: self.untold,
+            keys,
+        })
     }
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
     fn delays(&self, at: Instant) -> (u16, Option<u16>) {
-        let Some(communication) = &self.settings.communication else { return (0, None) };
+        let communication = self.settings.communication.as_ref();
+        let configured =
+            communication.map_or((0, None), |it| (it.activation_delay, Some(it.deactivation_delay)));
         let pending =
             self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
         let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
         match (pending, retiring) {
-            (None, None) => (communication.activation_delay, Some(communication.deactivation_delay)),
+            (None, None) => (configured.0, configured.1),
             (pending, retiring) => {
                 let activation = pending.map_or(0, ceil_seconds);
-                let deactivation = retiring.map_or(communication.deactivation_delay, ceil_seconds);
+                let deactivation = retiring.map(ceil_seconds).or(configured.1).unwrap_or(0);
                 (activation, Some(deactivation.max(activation.saturating_add(1))))
             }
         }
@@ -311,12 +360,12 @@ impl Group {
             spi: kek.spi,
             source,
             destination,
-            cipher: KekCipher::AesCbc { key_octets: communication.cipher.key_len() },
+            cipher: KekCipher::AesCbc { key_octets: kek.key.len() },
             lifetime_seconds: seconds(kek.ends.since(at)),
             signature_hash: communication.signature_hash,
             signature: communication.signature,
             signature_key_bits: Some(communication.signature_key_bits),
-            acknowledgement: communication.ack_request(),
+            acknowledgement: kek.ack,
             lkh: false,
         }
     }
@@ -329,22 +378,6 @@ impl Group {
         self.settings.sas.iter().find(|sa| sa.name == name)
     }
 
-    pub(super) fn tek_policy(&self, tek: &Tek, at: Instant) -> Option<TekPolicy> {
-        let sa = self.sa_settings(&tek.sa)?;
-        Some(TekPolicy {
-            spi: tek.spi,
-            ip_protocol: sa.ip_protocol,
-            source: sa.source.clone(),
-            destination: sa.destination.clone(),
-            cipher: sa.cipher,
-            lifetime_seconds: seconds(tek.life(at)),
-            lifetime_kilobytes: None,
-            encapsulation: sa.encapsulation,
-            address_preservation: AddressPreservation::Both,
-            direction: Direction::Symmetric,
-        })
-    }
-
     /// Message 3 was valid: the member is live. Its record and SIDs are written before its keys leave.
     pub fn on_join(
         &mut self,
@@ -353,13 +386,13 @@ impl Group {
         terms: &Terms,
         sender_ids: u16,
     ) -> Option<KeyDownload> {
-        if !self.settings.gateways.contains(&asker.gateway.name) {
-            return None;
-        }
+        let gateway = self.gateway(&asker.gateway.name)?;
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return None;
         }
+        // Nothing is lost: it asks again and gets what is current.
+        let missed = self.missed_since(terms)?;
         let mut changes = Vec::new();
         let mut keys = terms.keys.clone();
         let mut sids = Vec::new();
@@ -379,7 +412,8 @@ impl Group {
         let member = Member {
             peer: asker.peer,
             local: asker.local,
-            gateway: asker.gateway.name.clone(),
+            gateway,
+            joined: terms.mark,
             sender_ids: sids,
             registered: known.map_or(now.at, |member| member.registered),
             last_ack: known.and_then(|member| member.last_ack),
@@ -387,19 +421,17 @@ impl Group {
             pushes_sent: known.map_or(0, |member| member.pushes_sent),
             acks: known.map_or(0, |member| member.acks),
         };
-        if let Some(old) = known.filter(|old| old.peer != asker.peer) {
-            self.by_address.remove(&old.peer);
-        }
         changes.push(self.member_row(&asker.identity, &member));
         let sender_ids = member.sender_ids.iter().map(|sid| u64::from(sid.0)).collect();
         // Two identities behind one address and port: the later one is there now.
-        if let Some(other) =
-            self.by_address.insert(asker.peer, asker.identity.clone()).filter(|o| *o != asker.identity)
-            && let Some(change) = self.forget_member(&other, "its address registered another identity")
-        {
-            changes.push(change);
+        let there = self.members.at(asker.peer).and_then(|number| self.members.key(number)).cloned();
+        if let Some(other) = there.filter(|other| *other != asker.identity) {
+            changes.extend(self.forget_member(&other, "its address registered another identity"));
         }
-        self.members.insert(asker.identity.clone(), member);
+        self.members.put(asker.identity.clone(), member);
+        for delivered in missed {
+            changes.push(self.deliver_again(now, delivered));
+        }
         self.counters.pulls += 1;
         self.out.push_back(GroupOutput::Persist(changes));
         let (group, member, address) =
@@ -414,18 +446,15 @@ impl Group {
             Event::MemberRegistered { group: group.clone(), member: member.clone(), address: address.clone() }
         });
         self.event(Event::PullCompleted { group, member, address, sender_ids });
-        self.catch_up(now, &asker.identity, terms);
+        self.catch_up(now, &asker.identity, terms.mark);
         Some(keys.write(&terms.policy))
     }
 
     /// Takes a member out of every table; the change that makes it durable.
     pub(super) fn forget_member(&mut self, key: &MemberKey, reason: &str) -> Option<Change> {
-        let member = self.members.remove(key)?;
-        if self.by_address.get(&member.peer) == Some(key) {
-            self.by_address.remove(&member.peer);
-        }
+        let number = self.members.remove(key)?;
         for delivery in &mut self.deliveries {
-            delivery.outstanding.remove(key);
+            delivery.outstanding.remove(number);
         }
         self.event(Event::MemberRemoved {
             group: self.settings.name.clone(),
@@ -437,7 +466,7 @@ impl Group {
 
     /// Forgets every member: they register again.
     pub fn clear_members(&mut self, reason: &str) -> usize {
-        let keys: Vec<MemberKey> = self.members.keys().cloned().collect();
+        let keys: Vec<MemberKey> = self.members.iter().map(|(key, _)| key.clone()).collect();
         for key in &keys {
             self.remove_member(key, reason);
         }
@@ -470,9 +499,30 @@ impl Group {
 }
 
 impl Tek {
+    /// What members are told of it: a key describes itself by what it was made for, whatever the configuration says by now.
+    pub fn policy(&self, at: Instant) -> TekPolicy {
+        TekPolicy { lifetime_seconds: seconds(self.life(at)), ..self.made_for.clone() }
+    }
+
     /// Time left for members: to its end, or to its retirement.
     pub fn life(&self, at: Instant) -> Duration {
         self.retires.map_or(self.ends, |retires| retires.min(self.ends)).since(at)
+    }
+}
+
+/// The policy that an SA statement asks for, without a life.
+pub(super) fn policy_of(sa: &SaSettings, spi: Spi) -> TekPolicy {
+    TekPolicy {
+        spi,
+        ip_protocol: sa.ip_protocol,
+        source: sa.source.clone(),
+        destination: sa.destination.clone(),
+        cipher: sa.cipher,
+        lifetime_seconds: 0,
+        lifetime_kilobytes: None,
+        encapsulation: sa.encapsulation,
+        address_preservation: AddressPreservation::Both,
+        direction: Direction::Symmetric,
     }
 }
 

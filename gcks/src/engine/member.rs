@@ -1,10 +1,13 @@
 //! The server's record of one member.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
 use ike::io::Instant;
+
+use super::push::Mark;
 
 /// Names a member within its group: the authenticated phase 1 identity.
 pub type MemberKey = Identification;
@@ -17,7 +20,9 @@ pub struct Member {
     /// Our address that PULL came to; pushes leave from it.
     pub local: SocketAddr,
     /// The gateway statement that admitted it.
-    pub gateway: String,
+    pub gateway: Arc<str>,
+    /// What its last PULL gave it: later PUSHes are news to it.
+    pub joined: Mark,
     /// SIDs of its last PULL.
     pub sender_ids: Vec<SenderId>,
     /// When it registered first in this life of the server.

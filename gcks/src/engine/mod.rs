@@ -8,6 +8,7 @@ pub mod peers;
 pub mod pull;
 pub mod push;
 pub mod rekey;
+pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
@@ -38,6 +39,8 @@ pub struct KeyServer {
     jobs: BTreeMap<JobId, Owner>,
     next_job: u64,
     store_failing: bool,
+    /// Wall clock minus monotonic one, in seconds.
+    clocks: i64,
     entropy: Box<dyn Entropy>,
     out: VecDeque<Output>,
 }
@@ -74,8 +77,13 @@ impl KeyServer {
                 }
             }
         }
-        let by_id =
-            groups.values().map(|group| (group.settings.id.clone(), group.settings.name.clone())).collect();
+        let by_id = groups
+            .values()
+            .flat_map(|group| {
+                let names = std::iter::once(&group.settings.id).chain(&group.settings.address);
+                names.map(|id| (id.clone(), group.settings.name.clone()))
+            })
+            .collect();
         let members = groups.values().map(|group| group.members().count() as u64).sum();
         let mut server = KeyServer {
             peers,
@@ -83,6 +91,7 @@ impl KeyServer {
             jobs: BTreeMap::new(),
             next_job: 0,
             store_failing: false,
+            clocks: clocks(now),
             entropy,
             out: VecDeque::new(),
             groups,
@@ -122,15 +131,14 @@ impl KeyServer {
         }
         let entropy = self.entropy.as_mut();
         match header.exchange {
-            ExchangeType::MainMode => {
-                self.peers.on_phase1(now.at, now.unix_seconds, (local, peer), &header, octets, entropy);
+            ExchangeType::MainMode | ExchangeType::Aggressive => {
+                self.peers.on_phase1(now, (local, peer), &header, octets, entropy);
             }
             ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
             ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
             ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
-            | ExchangeType::Aggressive
             | ExchangeType::GroupkeyPush
             | ExchangeType::Other(_) => {
                 self.drop_message(datagram, format!("exchange {} is not for a key server", header.exchange));
@@ -158,7 +166,9 @@ impl KeyServer {
 
     fn on_job(&mut self, now: Now, result: JobResult) {
         match self.jobs.remove(&result.id) {
-            Some(Owner::Peer(cookies)) => self.peers.on_done(now.at, cookies, result.done),
+            Some(Owner::Peer(cookies)) => {
+                self.peers.on_done(now, cookies, result.done, self.entropy.as_mut())
+            }
             Some(Owner::Group(name)) => {
                 let Some(group) = self.groups.get_mut(&name) else { return };
                 if let Err(error) = group.on_done(now, result.done, self.entropy.as_mut()) {
@@ -220,13 +230,15 @@ impl KeyServer {
     fn settle(&mut self, now: Now) {
         loop {
             let mut quiet = true;
-            let names: Vec<String> = self.groups.keys().cloned().collect();
-            for name in names {
-                while let Some(output) = self.groups.get_mut(&name).and_then(Group::poll) {
+            // Nobody reaches the groups meanwhile.
+            let mut groups = std::mem::take(&mut self.groups);
+            for (name, group) in &mut groups {
+                while let Some(output) = group.poll() {
                     quiet = false;
-                    self.on_group_output(&name, output);
+                    self.on_group_output(name, output);
                 }
             }
+            self.groups = groups;
             while let Some(output) = self.peers.poll() {
                 quiet = false;
                 match output {
@@ -263,7 +275,11 @@ impl KeyServer {
     fn on_ask(&mut self, now: Now, ask: Ask) {
         match ask {
             Ask::Policy(name, asker, id) => {
-                let answer = match self.by_id.get(&id).and_then(|known| self.groups.get_mut(known)) {
+                let known = self.by_id.get(&id).and_then(|known| self.groups.get_mut(known));
+                // A group's address names it only for those who need that.
+                let by_address = asker.gateway.policy.dialect.group_id_address;
+                let known = known.filter(|group| by_address || group.settings.address.as_ref() != Some(&id));
+                let answer = match known {
                     Some(group) => group.on_policy_ask(now, &asker),
                     None => {
                         self.out.push_back(Output::Event(Event::PullRefused {
@@ -276,7 +292,7 @@ impl KeyServer {
                         PolicyAnswer::Refused(NotifyType::InvalidIdInformation)
                     }
                 };
-                self.peers.answer_policy(name, id, answer, self.entropy.as_mut());
+                self.peers.answer_policy(now.at, name, id, answer, self.entropy.as_mut());
             }
             Ask::Join(name, asker, id, terms, sender_ids) => {
                 let joined = self
@@ -327,6 +343,11 @@ impl KeyServer {
     }
 }
 
+fn clocks(now: Now) -> i64 {
+    let seconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    seconds(now.unix_seconds) - seconds(now.at.0 / 1_000_000)
+}
+
 fn find<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> Result<&'a mut Group, String> {
     let by_number = groups
         .values()
@@ -340,6 +361,12 @@ impl Machine for KeyServer {
     type Output = Output;
 
     fn handle(&mut self, now: Now, input: Input) {
+        let moved = clocks(now) - self.clocks;
+        // Two roundings make a second.
+        if moved.abs() > 1 {
+            self.clocks += moved;
+            self.groups.values_mut().for_each(|group| group.on_wall_clock(moved));
+        }
         match input {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {

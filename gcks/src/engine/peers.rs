@@ -17,9 +17,9 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
-use ike::io::{Entropy, Instant, Wakeup};
-use ike::phase1::responder::Answered;
-use ike::phase1::{Refusal, Responder, Step};
+use ike::dpd::{Verdict, Watch};
+use ike::io::{Entropy, Instant, Now, Wakeup};
+use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
@@ -29,6 +29,9 @@ use super::settings::{GatewaySettings, Settings};
 
 /// Message 6 is repeated on request this long after phase 1.
 const ANSWER_LIFE: Duration = Duration::from_secs(60);
+/// An SA is deleted this long after its last PULL: members that come again negotiate anew, and a hundred thousand idle
+/// SAs would hold more memory than their members.
+const IDLE_LIFE: Duration = Duration::from_secs(60);
 /// PULLs under way per SA.
 const MAX_PULLS: usize = 8;
 /// Clear notifications per second, in all.
@@ -74,6 +77,8 @@ pub enum PolicyAnswer {
     Refused(NotifyType),
     /// Nothing at all.
     Silence,
+    /// Nothing yet: the same message 1 is heard again when it is repeated.
+    Later,
 }
 
 /// What the table wants.
@@ -108,6 +113,7 @@ struct HalfOpen {
     local: SocketAddr,
     peer: SocketAddr,
     started: Instant,
+    ends: Instant,
 }
 
 struct Established {
@@ -117,21 +123,48 @@ struct Established {
     peer: SocketAddr,
     answered: Option<Answered>,
     since: Instant,
+    /// Last valid message of a PULL; before the first, the same as `since`.
+    used: Instant,
+    watch: Option<Watch>,
+    /// Its moment in the timers: never after [`Established::due`].
+    timer: Instant,
     pulls: BTreeMap<MessageId, Pull>,
+}
+
+impl Established {
+    /// When it ends by itself: its life is over, or nobody needs it.
+    fn ends(&self) -> Instant {
+        self.sa.expires.min(self.used + IDLE_LIFE)
+    }
+
+    /// When to look at it again.
+    fn due(&self) -> Instant {
+        let ends = self.ends();
+        self.watch.as_ref().and_then(Watch::due).map_or(ends, |due| due.min(ends))
+    }
+
+    fn heard(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.heard();
+        }
+    }
 }
 
 /// The peer table.
 pub struct Peers {
     gateways: Vec<Arc<GatewaySettings>>,
+    /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
+    dynamic: Option<Arc<GatewaySettings>>,
     limit: usize,
     limit_per_address: usize,
     timeout: Duration,
     secret: [u8; 32],
     counter: u64,
-    half_open: BTreeMap<CookiePair, HalfOpen>,
+    half_open: BTreeMap<CookiePair, Box<HalfOpen>>,
     by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
     per_address: BTreeMap<IpAddr, usize>,
-    established: BTreeMap<CookiePair, Established>,
+    established: BTreeMap<CookiePair, Box<Established>>,
+    by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
     notify_window: (u64, u32),
     notified: BTreeMap<IpAddr, u64>,
@@ -156,6 +189,7 @@ impl Peers {
         entropy.fill(&mut secret);
         Peers {
             gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
+            dynamic: joint(&settings.gateways).map(Arc::new),
             limit: settings.half_open_limit,
             limit_per_address: settings.half_open_limit_per_address,
             timeout: settings.half_open_timeout,
@@ -165,6 +199,7 @@ impl Peers {
             by_first: BTreeMap::new(),
             per_address: BTreeMap::new(),
             established: BTreeMap::new(),
+            by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
             notify_window: (0, 0),
             notified: BTreeMap::new(),
@@ -190,7 +225,7 @@ impl Peers {
 
     /// True when the gateway that covers `address` may use the short L in acknowledgements (`ack-l-output`).
     pub fn takes_short_l(&self, address: IpAddr) -> bool {
-        self.gateway_for(address).is_some_and(|gateway| gateway.ack_l_output)
+        self.gateway_for(address).is_some_and(|gateway| gateway.policy.dialect.ack_l_output)
     }
 
     /// Negotiations under way.
@@ -202,8 +237,34 @@ impl Peers {
         self.gateways
             .iter()
             .filter(|gateway| gateway.covers(address))
-            .max_by_key(|gateway| gateway.address.1)
+            .max_by_key(|gateway| gateway.address.map_or(0, |(_, length)| length))
+            .or(self.dynamic.as_ref())
             .cloned()
+    }
+
+    /// The gateway of aggressive mode for a peer that claims `identity`: the one of its address, else a dynamic one.
+    fn gateway_claimed(&self, identity: &Identification, address: IpAddr) -> Option<Arc<GatewaySettings>> {
+        let aggressive = |gateway: &&Arc<GatewaySettings>| gateway.policy.mode == Mode::Aggressive;
+        let here = self.gateways.iter().filter(|gateway| gateway.covers(address));
+        let here = here.max_by_key(|gateway| gateway.address.map_or(0, |(_, length)| length));
+        here.filter(aggressive)
+            .filter(|gateway| gateway.admits(identity, address))
+            .or_else(|| {
+                let mut dynamic = self.gateways.iter().filter(|gateway| gateway.address.is_none());
+                dynamic.find(|gateway| aggressive(gateway) && gateway.admits(identity, address))
+            })
+            .cloned()
+    }
+
+    /// The statement an authenticated peer belongs to: of the dynamic ones, the one that names it.
+    fn gateway_proved(&self, known: &Arc<GatewaySettings>, sa: &IkeSa, peer: IpAddr) -> Arc<GatewaySettings> {
+        if !self.dynamic.as_ref().is_some_and(|joint| Arc::ptr_eq(joint, known)) {
+            return known.clone();
+        }
+        let mut dynamic = self.gateways.iter().filter(|gateway| gateway.address.is_none());
+        let named = dynamic
+            .find(|gateway| gateway.policy.mode == Mode::Main && gateway.admits(&sa.peer_identity, peer));
+        named.unwrap_or(known).clone()
     }
 
     fn drop_message(&mut self, peer: SocketAddr, reason: impl ToString) {
@@ -214,30 +275,29 @@ impl Peers {
         }));
     }
 
-    /// Exchange 2: phase 1.
+    /// Exchanges 2 and 4: phase 1.
     pub fn on_phase1(
         &mut self,
-        now: Instant,
-        unix_seconds: u64,
+        now: Now,
         (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
     ) {
         if header.cookies.responder.is_zero() {
-            return self.on_first(now, unix_seconds, (local, peer), header, octets, entropy);
+            return self.on_first(now, (local, peer), header, octets, entropy);
         }
         if let Some(half) = self.half_open.get_mut(&header.cookies) {
             if half.peer != peer {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
             let result = half.responder.on_message(now, header, octets, entropy);
-            return self.on_steps(now, header.cookies, result);
+            return self.on_steps(now.at, header.cookies, result, entropy);
         }
         let repeat = self
             .established
             .get_mut(&header.cookies)
-            .filter(|known| known.peer == peer && now.since(known.since) < ANSWER_LIFE)
+            .filter(|known| known.peer == peer && now.at.since(known.since) < ANSWER_LIFE)
             .and_then(|known| known.answered.as_mut()?.repeat(octets));
         match repeat {
             Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
@@ -247,8 +307,7 @@ impl Peers {
 
     fn on_first(
         &mut self,
-        now: Instant,
-        unix_seconds: u64,
+        now: Now,
         (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
@@ -264,22 +323,41 @@ impl Peers {
             }
             return;
         }
-        let Some(gateway) = self.gateway_for(peer.ip()) else {
-            return self.drop_message(peer, "no gateway covers this address");
+        // The identity of aggressive mode is in message 1; main mode has the address only (RFC 2409 section 5.4).
+        let aggressive = match header.exchange {
+            ExchangeType::Aggressive => match FirstAggressive::read(header, octets) {
+                Ok(first) => Some(first),
+                Err(refusal) => return self.drop_message(peer, refusal),
+            },
+            _ => None,
+        };
+        let gateway = match &aggressive {
+            Some(first) => self.gateway_claimed(first.identity(), peer.ip()),
+            None => self.gateway_for(peer.ip()),
+        };
+        let Some(gateway) = gateway else {
+            return self.drop_message(peer, "no gateway covers this address or identity");
         };
         if !self.make_room(peer) {
             return;
         }
-        let cookie = self.fresh_cookie(unix_seconds, local, peer, header.cookies.initiator, entropy);
-        let started = Responder::start(gateway.policy.clone(), cookie, local.ip(), peer.ip(), header, octets);
+        let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
+        let policy = gateway.policy.clone();
+        let ends = (local.ip(), peer.ip());
+        let started = match aggressive {
+            Some(first) => Responder::start_aggressive(policy, cookie, ends, first, entropy),
+            None => Responder::start(policy, cookie, ends.0, ends.1, header, octets),
+        };
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                self.half_open.insert(cookies, HalfOpen { responder, gateway, local, peer, started: now });
+                let ends = now.at + self.timeout;
+                let half = HalfOpen { responder, gateway, local, peer, started: now.at, ends };
+                self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
-                self.timers.insert((now + self.timeout, cookies));
-                self.on_steps(now, cookies, Ok(steps));
+                self.timers.insert((ends, cookies));
+                self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
                 self.counters.failed += 1;
@@ -289,7 +367,7 @@ impl Peers {
                     stage: "message 1".to_owned(),
                 }));
                 self.clear_notify(
-                    now,
+                    now.at,
                     (local, peer),
                     header.cookies.initiator,
                     cookie,
@@ -352,14 +430,20 @@ impl Peers {
     }
 
     /// The result of a job asked for by a negotiation.
-    pub fn on_done(&mut self, now: Instant, cookies: CookiePair, done: Done) {
+    pub fn on_done(&mut self, now: Now, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
         if let Some(half) = self.half_open.get_mut(&cookies) {
-            let result = half.responder.on_done(done);
-            self.on_steps(now, cookies, result);
+            let result = half.responder.on_done(now, done, entropy);
+            self.on_steps(now.at, cookies, result, entropy);
         }
     }
 
-    fn on_steps(&mut self, now: Instant, cookies: CookiePair, result: Result<Vec<Step>, Refusal>) {
+    fn on_steps(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        result: Result<Vec<Step>, Refusal>,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
         let (local, peer) = (half.local, half.peer);
         match result {
@@ -369,13 +453,27 @@ impl Peers {
                         Step::Send(octets) => self.out.push_back(PeerOutput::Transmit(local, peer, octets)),
                         Step::Run(job) => self.out.push_back(PeerOutput::Job(cookies, job)),
                         Step::Established(done) => {
-                            self.on_established(now, cookies, done.sa, done.initial_contact)
+                            if let Some(reason) = done.remark {
+                                self.out.push_back(PeerOutput::Event(Event::CertificateRehearsed {
+                                    peer: peer.to_string(),
+                                    identity: done.sa.peer_identity.to_string(),
+                                    reason,
+                                }));
+                            }
+                            self.on_established(now, cookies, done.sa, done.initial_contact, entropy)
                         }
                     }
                 }
+                // Aggressive mode repeats message 2.
+                if let Some(due) = self.half_open.get(&cookies).and_then(|half| half.responder.due()) {
+                    self.timers.insert((due, cookies));
+                }
             }
-            Err(Refusal::Failed { reason }) => {
+            Err(Refusal::Failed { reason, answer }) => {
                 self.counters.failed += 1;
+                if let Some(answer) = answer {
+                    self.out.push_back(PeerOutput::Transmit(local, peer, answer));
+                }
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: peer.to_string(),
                     reason,
@@ -387,7 +485,14 @@ impl Peers {
         }
     }
 
-    fn on_established(&mut self, now: Instant, cookies: CookiePair, sa: IkeSa, initial_contact: bool) {
+    fn on_established(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        sa: IkeSa,
+        initial_contact: bool,
+        entropy: &mut dyn Entropy,
+    ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
@@ -398,35 +503,47 @@ impl Peers {
         }));
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
-            let old: Vec<CookiePair> = self
-                .established
-                .iter()
-                .filter(|(_, known)| known.sa.peer_identity == sa.peer_identity)
-                .map(|(cookies, _)| *cookies)
-                .collect();
-            for old in old {
+            for old in self.named(&sa.peer_identity) {
                 self.forget_established(old, "initial contact");
             }
         }
-        self.timers.insert((sa.expires, cookies));
+        self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
+        let timer = sa.expires.min(now + IDLE_LIFE);
+        self.timers.insert((timer, cookies));
+        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
         let answered = Some(half.responder.into_answered());
+        let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
         self.established.insert(
             cookies,
-            Established {
+            Box::new(Established {
                 sa,
-                gateway: half.gateway,
+                watch: asks.map(|settings| Watch::new(settings, entropy)),
+                gateway,
                 local: half.local,
                 peer: half.peer,
                 answered,
                 since: now,
+                used: now,
+                timer,
                 pulls: BTreeMap::new(),
-            },
+            }),
         );
     }
 
-    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<HalfOpen> {
+    /// An SA's timer moves when it must come earlier; one that may come later is looked at again when it fires.
+    fn hasten(&mut self, cookies: CookiePair) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        let due = known.due();
+        if due < known.timer {
+            self.timers.remove(&(known.timer, cookies));
+            known.timer = due;
+            self.timers.insert((due, cookies));
+        }
+    }
+
+    fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
-        self.timers.remove(&(half.started + self.timeout, cookies));
+        self.timers.remove(&(half.ends, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
         if let Some(count) = self.per_address.get_mut(&half.peer.ip()) {
             *count -= 1;
@@ -439,7 +556,13 @@ impl Peers {
 
     fn forget_established(&mut self, cookies: CookiePair, reason: &str) {
         if let Some(known) = self.established.remove(&cookies) {
-            self.timers.remove(&(known.sa.expires, cookies));
+            self.timers.remove(&(known.timer, cookies));
+            if let Some(named) = self.by_identity.get_mut(&known.sa.peer_identity) {
+                named.remove(&cookies);
+                if named.is_empty() {
+                    self.by_identity.remove(&known.sa.peer_identity);
+                }
+            }
             self.out.push_back(PeerOutput::Event(Event::Phase1Deleted {
                 peer: known.peer.to_string(),
                 identity: known.sa.peer_identity.to_string(),
@@ -448,15 +571,14 @@ impl Peers {
         }
     }
 
+    /// SAs of an identity.
+    fn named(&self, identity: &Identification) -> Vec<CookiePair> {
+        self.by_identity.get(identity).into_iter().flatten().copied().collect()
+    }
+
     /// Ends every SA of an identity with a Delete: its owner was removed.
     pub fn delete_identity(&mut self, identity: &Identification, reason: &str, entropy: &mut dyn Entropy) {
-        let doomed: Vec<CookiePair> = self
-            .established
-            .iter()
-            .filter(|(_, known)| known.sa.peer_identity == *identity)
-            .map(|(cookies, _)| *cookies)
-            .collect();
-        for cookies in doomed {
+        for cookies in self.named(identity) {
             self.delete(cookies, reason, entropy);
         }
     }
@@ -473,7 +595,10 @@ impl Peers {
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, cookies));
-            if let Some(half) = self.forget_half_open(cookies) {
+            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
+                let steps = half.responder.on_timeout(now, entropy);
+                self.on_steps(now, cookies, Ok(steps), entropy);
+            } else if let Some(half) = self.forget_half_open(cookies) {
                 self.counters.failed += 1;
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: half.peer.to_string(),
@@ -481,12 +606,34 @@ impl Peers {
                     stage: half.responder.state().to_owned(),
                 }));
             } else {
-                self.delete(cookies, "lifetime ended", entropy);
+                self.on_sa_timer(now, cookies, entropy);
             }
         }
         // Once a second at most of these is remembered; old ones say nothing any more.
         let second = now.0 / 1_000_000;
         self.notified.retain(|_, last| *last == second);
+    }
+
+    /// The life of an SA, or a peer that owes us a word.
+    fn on_sa_timer(&mut self, now: Instant, cookies: CookiePair, entropy: &mut dyn Entropy) {
+        let Some(known) = self.established.get_mut(&cookies) else { return };
+        if known.ends() <= now {
+            let reason = if known.sa.expires <= now { "lifetime ended" } else { "idle since its last PULL" };
+            return self.delete(cookies, reason, entropy);
+        }
+        match known.watch.as_mut().map(|watch| watch.on_timeout(now)) {
+            Some(Verdict::Ask(number)) => {
+                let question = notify::dpd(cookies, NotifyType::RUThere, number);
+                let octets = notify::seal(&mut known.sa, &[question], entropy);
+                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+            }
+            Some(Verdict::Dead) => {
+                return self.delete(cookies, "dead: no answer to dead-peer detection", entropy);
+            }
+            Some(Verdict::Wait) | None => {}
+        }
+        known.timer = known.due();
+        self.timers.insert((known.timer, cookies));
     }
 
     /// Exchange 5: informational.
@@ -504,11 +651,14 @@ impl Peers {
             Ok(said) => said.into_inner(),
             Err(error) => return self.drop_message(peer, error),
         };
+        known.heard();
         for said in said {
             let Some(known) = self.established.get_mut(&header.cookies) else { return };
             match said {
                 Informational::DeleteIsakmp => self.forget_established(header.cookies, "deleted by the peer"),
-                Informational::RUThere(number) if known.sa.peer_does_dpd => {
+                Informational::RUThere(number)
+                    if known.sa.peer_does_dpd && known.sa.questions.take(number) =>
+                {
                     let answer = notify::dpd(header.cookies, NotifyType::RUThereAck, number);
                     let octets = notify::seal(&mut known.sa, &[answer], entropy);
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
@@ -555,22 +705,27 @@ impl Peers {
         };
         match wish {
             Ok(Wish::Policy { group }) => {
-                let group = if known.gateway.group_id_little_endian { reversed(group) } else { group };
+                known.used = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
+                known.used = now;
+                known.heard();
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
             Ok(Wish::Repeat(answer)) => {
                 self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
             }
-            Err(error) => self.drop_message(peer, error),
+            Err(error) => return self.drop_message(peer, error),
         }
+        self.hasten(header.cookies);
     }
 
     /// Message 2, a refusal, or nothing.
     pub fn answer_policy(
         &mut self,
+        now: Instant,
         name: PullName,
         group: GroupId,
         answer: PolicyAnswer,
@@ -585,6 +740,9 @@ impl Peers {
                     .and_then(|pull| pull.offer(&known.sa, group, terms, entropy));
                 if let Some(octets) = octets {
                     self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
+                    if let Some(watch) = &mut known.watch {
+                        watch.expect(now);
+                    }
                 }
             }
             PolicyAnswer::Refused(kind) => {
@@ -596,10 +754,15 @@ impl Peers {
                     kind: kind.to_string(),
                 }));
             }
+            PolicyAnswer::Later => {
+                known.pulls.remove(&name.message_id);
+                known.sa.forget(name.message_id);
+            }
             PolicyAnswer::Silence => {
                 known.pulls.remove(&name.message_id);
             }
         }
+        self.hasten(name.sa);
     }
 
     /// Message 4, or nothing.
@@ -661,9 +824,16 @@ impl Peers {
     }
 }
 
-/// The group a little-endian peer means.
-fn reversed(group: GroupId) -> GroupId {
-    let mut data = group.data;
-    data.reverse();
-    GroupId { id_type: group.id_type, data }
+/// All `dynamic` gateways of main mode as one that admits whom any of them admits. Their configuration makes sure that
+/// they share everything else.
+fn joint(gateways: &[GatewaySettings]) -> Option<GatewaySettings> {
+    let mut dynamic =
+        gateways.iter().filter(|gateway| gateway.address.is_none() && gateway.policy.mode == Mode::Main);
+    let mut joint = dynamic.next()?.clone();
+    let mut policy = joint.policy.as_ref().clone();
+    for other in dynamic {
+        policy.remote.extend(other.policy.remote.iter().cloned());
+    }
+    joint.policy = Arc::new(policy);
+    Some(joint)
 }

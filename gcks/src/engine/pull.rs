@@ -29,7 +29,7 @@ use super::group::Terms;
 /// An exchange that got no further is forgotten after this.
 pub const LIFE: Duration = Duration::from_secs(60);
 /// SIDs one PULL may ask for.
-const MAX_SENDER_IDS: u16 = 16;
+pub const MAX_SENDER_IDS: u16 = 16;
 
 /// One PULL.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Pull {
             return Err(OpenError::Payloads("message 1 is HASH, Ni, ID"));
         };
         let question = Bytes::copy_from_slice(octets);
-        let group = GroupId { id_type: id.id_type, data: id.data };
+        let group = sa.dialect.group_id(GroupId { id_type: id.id_type, data: id.data });
         let pull =
             Pull { exchange, started: now, answered: None, state: State::AwaitPolicy { ni, question } };
         Ok((pull, Wish::Policy { group }))
@@ -119,7 +119,7 @@ impl Pull {
         };
         let mut nr = vec![0; NONCE_LEN];
         entropy.fill(&mut nr);
-        let payloads = [Payload::Nonce(nr.clone()), Payload::GdoiSa(terms.sa.clone())];
+        let payloads = [Payload::Nonce(nr.clone()), Payload::GdoiSa(sa.dialect.sa_to_peer(terms.sa.clone()))];
         let answer = self.exchange.seal(sa, &[&ni], &payloads);
         self.answered = Some((question, answer.clone()));
         self.state = State::AwaitReceipt { ni, nr, group, terms };
@@ -168,7 +168,7 @@ impl Pull {
         };
         let seq: Option<SeqNumber> = terms.seq;
         let mut payloads: Vec<Payload> = seq.map(Payload::Seq).into_iter().collect();
-        payloads.push(Payload::Kd(kd));
+        payloads.push(Payload::Kd(sa.dialect.kd_to_peer(kd, None)));
         let answer = self.exchange.seal(sa, &[&ni, &nr], &payloads);
         self.answered = Some((question, answer.clone()));
         Some(answer)

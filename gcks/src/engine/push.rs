@@ -5,7 +5,6 @@
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -18,7 +17,30 @@ use ike::protect::push::Unsigned;
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
+use super::pull;
+use super::roster::NumberSet;
 use super::settings::Acknowledgement;
+
+/// Delivered PUSHes kept for members that are registering, at most.
+const DELIVERED: usize = 256;
+
+/// Where a PUSH, or what a member knows, stands among all PUSHes of a group: later is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Mark {
+    /// Generation of the KEK.
+    pub generation: u64,
+    /// Number under that KEK, 0 before the first.
+    pub seq: u32,
+}
+
+/// A PUSH that is delivered.
+#[derive(Debug, Clone)]
+pub struct Delivered {
+    kek_spi: KekSpi,
+    mark: Mark,
+    datagram: Bytes,
+    until: Instant,
+}
 
 /// One PUSH on its way.
 pub struct Delivery {
@@ -26,8 +48,12 @@ pub struct Delivery {
     pub kek_spi: KekSpi,
     /// Its number.
     pub seq: SeqNumber,
+    /// Its place among all PUSHes.
+    pub mark: Mark,
+    /// It was delivered once, and told to be.
+    again: bool,
     /// Members that did not acknowledge.
-    pub outstanding: BTreeSet<MemberKey>,
+    pub outstanding: NumberSet,
     /// Members it was sent to.
     pub addressed: usize,
     /// When the rekey began.
@@ -43,14 +69,15 @@ pub(super) enum Stage {
 impl Delivery {
     pub(super) fn new(
         kek_spi: KekSpi,
-        seq: SeqNumber,
+        mark: Mark,
         unsigned: Unsigned,
-        members: BTreeSet<MemberKey>,
+        members: NumberSet,
         started: Instant,
     ) -> Delivery {
         let addressed = members.len();
         let stage = Stage::Unsigned { unsigned, asked: false };
-        Delivery { kek_spi, seq, outstanding: members, addressed, started, stage }
+        let seq = SeqNumber(mark.seq);
+        Delivery { kek_spi, seq, mark, again: false, outstanding: members, addressed, started, stage }
     }
 
     /// True until the signature is there.
@@ -122,8 +149,8 @@ impl Group {
             *due = now.at + communication.retransmission_period;
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
-            for key in &delivery.outstanding {
-                if let Some(member) = self.members.get_mut(key) {
+            for number in delivery.outstanding.iter() {
+                if let Some(member) = self.members.get_mut(number) {
                     member.pushes_sent += 1;
                     to.push((member.local, member.peer));
                 }
@@ -150,20 +177,31 @@ impl Group {
     fn close(&mut self, now: Now, index: usize, acknowledgement: Acknowledgement, missed_rekeys: u32) {
         let delivery = self.deliveries.remove(index);
         let mut changes: Vec<Change> = vec![self.push_gone(&delivery)];
+        self.delivered.retain(|delivered| delivered.until > now.at);
+        if let Stage::Signed { datagram, .. } = &delivery.stage {
+            if self.delivered.len() == DELIVERED {
+                self.delivered.pop_front();
+            }
+            let (kek_spi, mark, datagram) = (delivery.kek_spi, delivery.mark, datagram.clone());
+            self.delivered.push_back(Delivered { kek_spi, mark, datagram, until: now.at + pull::LIFE });
+        }
         let missing: Vec<String> = match acknowledgement {
             Acknowledgement::None => Vec::new(),
-            _ => delivery.outstanding.iter().map(ToString::to_string).collect(),
+            _ => self.names(&delivery.outstanding),
         };
-        self.event(Event::RekeyCompleted {
-            group: self.settings.name.clone(),
-            seq: u64::from(delivery.seq.0),
-            acknowledged: (delivery.addressed.saturating_sub(delivery.outstanding.len())) as u64,
-            missing,
-            seconds: now.at.since(delivery.started).as_secs_f64(),
-        });
+        if !delivery.again {
+            self.event(Event::RekeyCompleted {
+                group: self.settings.name.clone(),
+                seq: u64::from(delivery.seq.0),
+                acknowledged: (delivery.addressed.saturating_sub(delivery.outstanding.len())) as u64,
+                missing,
+                seconds: now.at.since(delivery.started).as_secs_f64(),
+            });
+        }
         if acknowledgement != Acknowledgement::None {
-            for key in &delivery.outstanding {
-                let Some(member) = self.members.get_mut(key) else { continue };
+            for number in delivery.outstanding.iter() {
+                let Some(key) = self.members.key(number).cloned() else { continue };
+                let Some(member) = self.members.get_mut(number) else { continue };
                 member.missed += 1;
                 self.counters.unacknowledged += 1;
                 if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
@@ -175,9 +213,8 @@ impl Group {
                         address,
                         missed,
                     });
-                    changes.extend(self.forget_member(key, "no acknowledgement"));
-                    self.out
-                        .push_back(GroupOutput::DeleteIdentity(key.clone(), "no acknowledgement".to_owned()));
+                    changes.extend(self.forget_member(&key, "no acknowledgement"));
+                    self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));
                 }
             }
         }
@@ -186,19 +223,23 @@ impl Group {
 
     /// A member that joined with terms older than a PUSH on its way gets that PUSH; one that joined with newer terms has
     /// its content already.
-    pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, terms: &Terms) {
-        let (Some(seq), Some(policy)) = (terms.seq, &terms.policy.kek) else { return };
+    pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, joined: Mark) {
+        let Some(communication) = &self.settings.communication else { return };
+        let Some(number) = self.members.number(key) else { return };
         let mut send = Vec::new();
         for delivery in &mut self.deliveries {
-            if delivery.kek_spi == policy.spi && delivery.seq > seq {
-                if delivery.outstanding.insert(key.clone()) {
+            if delivery.mark > joined {
+                if delivery.outstanding.insert(number) {
                     delivery.addressed += 1;
                 }
-                if let Stage::Signed { datagram, .. } = &delivery.stage {
+                if let Stage::Signed { datagram, copies, due } = &mut delivery.stage {
                     send.push(datagram.clone());
+                    if *copies == 0 {
+                        (*copies, *due) = (1, now.at + communication.retransmission_period);
+                    }
                 }
             } else {
-                delivery.outstanding.remove(key);
+                delivery.outstanding.remove(number);
             }
         }
         let Some(member) = self.members.get(key) else { return };
@@ -209,9 +250,56 @@ impl Group {
         self.close_answered(now);
     }
 
+    /// The last PUSH so far.
+    pub(super) fn mark(&self) -> Mark {
+        self.kek.as_ref().map_or(Mark::default(), |kek| Mark { generation: kek.generation, seq: kek.seq.0 })
+    }
+
+    /// Delivered PUSHes whose content these terms lack, in order; none when something between is no longer known.
+    pub(super) fn missed_since(&self, terms: &Terms) -> Option<Vec<Delivered>> {
+        if self.untold != terms.untold {
+            return None;
+        }
+        let mut missed = Vec::new();
+        let mut generation = terms.mark.generation;
+        let mut seq = terms.mark.seq;
+        while let Some(kek) = self.old_keks.iter().chain(&self.kek).find(|kek| kek.generation == generation) {
+            while seq < kek.seq.0 {
+                seq += 1;
+                let mark = Mark { generation, seq };
+                if self.deliveries.iter().any(|delivery| delivery.mark == mark) {
+                    continue;
+                }
+                missed.push(self.delivered.iter().find(|delivered| delivered.mark == mark)?.clone());
+            }
+            if self.kek.as_ref().is_some_and(|current| current.generation == generation) {
+                return Some(missed);
+            }
+            (generation, seq) = (generation + 1, 0);
+        }
+        // Without rekey SAs there is nothing to miss.
+        self.kek.is_none().then_some(missed)
+    }
+
+    /// A delivered PUSH is on its way again, to whoever needs it yet.
+    pub(super) fn deliver_again(&mut self, now: Now, delivered: Delivered) -> Change {
+        let Delivered { kek_spi, mark, datagram, .. } = delivered;
+        self.delivered.retain(|delivered| delivered.mark != mark);
+        let unsigned = Unsigned::from_parts(kek_spi, Vec::new(), 0);
+        let mut delivery = Delivery::new(kek_spi, mark, unsigned, NumberSet::default(), now.at);
+        delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at };
+        delivery.again = true;
+        let row = self.push_row(&delivery);
+        let index = self.deliveries.partition_point(|other| other.mark < mark);
+        self.deliveries.insert(index, delivery);
+        row
+    }
+
     /// An acknowledgement for one of this group's KEKs (RFC 8263 section 5).
+    ///
+    /// It answers older PUSHes too: a member takes no number below the last, and acknowledges copies of its last only.
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
-        let Some(key) = self.by_address.get(&peer).cloned() else {
+        let Some(number) = self.members.at(peer) else {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
@@ -226,7 +314,7 @@ impl Group {
             self.counters.acks_unexpected += 1;
             return self.refuse_ack(peer, "nothing with this number waits for an acknowledgement");
         };
-        if !self.deliveries[index].outstanding.contains(&key) {
+        if !self.deliveries[index].outstanding.contains(number) {
             self.counters.acks_duplicate += 1;
             return;
         }
@@ -241,17 +329,20 @@ impl Group {
         };
         let ack = ack.into_inner();
         self.counters.acks += 1;
+        for older in &mut self.deliveries[..index] {
+            older.outstanding.remove(number);
+        }
         let delivery = &mut self.deliveries[index];
-        delivery.outstanding.remove(&key);
+        delivery.outstanding.remove(number);
         let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
-        if let Some(member) = self.members.get_mut(&key) {
+        if let Some(member) = self.members.get_mut(number) {
             member.last_ack = Some(ack.seq);
             member.missed = 0;
             member.acks += 1;
         }
         self.event(Event::AckReceived {
             group: self.settings.name.clone(),
-            member: key.to_string(),
+            member: self.members.key(number).map(ToString::to_string).unwrap_or_default(),
             seq: u64::from(ack.seq.0),
             milliseconds,
         });

@@ -14,7 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
+use gdoi_proto::payload::Delete;
 use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, SignatureAlgorithm, TekCipher, TekKey};
+use gdoi_proto::registry::{Doi, TekProtocol};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{CryptoError, Done, Job, Signer};
 use ike::io::{Entropy, Instant, Now, Wakeup};
@@ -22,8 +24,11 @@ use ike::protect::ack::AckKey;
 use ike::protect::push::{PushContent, Unsigned};
 use std::sync::Arc;
 
-use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, unspecified_endpoint};
-use super::push::{Delivery, Stage};
+use super::durable::Change;
+use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
+use super::pull;
+use super::push::{Delivery, Mark, Stage};
+use super::sender_id::SenderIdPool;
 use super::settings::SaSettings;
 
 /// Rekeys asked for while another was being signed.
@@ -71,7 +76,12 @@ impl Group {
                 self.want_more(now, entropy);
                 Ok(())
             }
-            Done::DhKey(_) | Done::Shared(_) | Done::Responded(_) | Done::Verified(_) => Ok(()),
+            Done::DhKey(_)
+            | Done::Shared(_)
+            | Done::Responded(_)
+            | Done::Verified(_)
+            | Done::Phase1Signed(_)
+            | Done::Phase1Verified(_) => Ok(()),
         }
     }
 
@@ -107,7 +117,8 @@ impl Group {
                 communication.ack_request(),
                 entropy,
             );
-            if let Some(kek) = kek {
+            if let Some(mut kek) = kek {
+                kek.generation = self.next_generation();
                 self.event(Event::GroupCreated {
                     group: self.settings.name.clone(),
                     kek_spi: kek.spi.to_string(),
@@ -141,6 +152,7 @@ impl Group {
         Tek {
             sa: sa.name.clone(),
             spi: Spi(u32::from_be_bytes(spi)),
+            made_for: policy_of(sa, Spi(u32::from_be_bytes(spi))),
             key: TekKey {
                 encryption: fresh_secret(encryption, entropy),
                 integrity: (integrity > 0).then(|| fresh_secret(integrity, entropy)),
@@ -152,25 +164,34 @@ impl Group {
         }
     }
 
+    /// When the TEK of an SA must be replaced: before it ends, at once when it was made for something else or is missing.
+    fn tek_due(&self, sa: &SaSettings) -> Instant {
+        match self.current_tek(&sa.name) {
+            Some(tek) if tek.made_for == policy_of(sa, tek.spi) => tek.ends - sa.margin,
+            Some(_) | None => Instant::default(),
+        }
+    }
+
     /// SAs whose current TEK must be replaced by `at`.
     fn due_sas(&self, at: Instant) -> BTreeSet<String> {
-        self.settings
-            .sas
-            .iter()
-            .filter(|sa| self.current_tek(&sa.name).is_none_or(|tek| tek.ends - sa.margin <= at))
-            .map(|sa| sa.name.clone())
-            .collect()
+        self.settings.sas.iter().filter(|sa| self.tek_due(sa) <= at).map(|sa| sa.name.clone()).collect()
     }
 
     fn current_tek(&self, sa: &str) -> Option<&Tek> {
         self.teks.iter().filter(|tek| tek.sa == sa && tek.retires.is_none()).max_by_key(|tek| tek.ends)
     }
 
-    fn kek_due(&self, at: Instant) -> bool {
-        match (&self.settings.communication, &self.kek) {
-            (Some(communication), Some(kek)) => kek.ends - communication.margin <= at,
-            _ => false,
-        }
+    /// When the KEK must be replaced, like [`Group::tek_due`].
+    fn kek_due(&self) -> Option<Instant> {
+        let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
+        let fits = kek.key.len() == communication.cipher.key_len() && kek.ack == communication.ack_request();
+        Some(if fits { kek.ends - communication.margin } else { Instant::default() })
+    }
+
+    /// True when the next registration might get no Sender-ID of its own.
+    fn sids_end(&self) -> bool {
+        let counted = self.teks.iter().any(|tek| tek.made_for.needs_sender_id());
+        counted && (self.foreign_sids || self.sids.left() < u32::from(pull::MAX_SENDER_IDS))
     }
 
     /// The next rekey, retirement or end, when nothing is being signed.
@@ -181,8 +202,9 @@ impl Group {
             .settings
             .sas
             .iter()
-            .filter_map(|sa| self.current_tek(&sa.name).map(|tek| tek.ends - sa.margin))
-            .chain(self.settings.communication.iter().zip(&self.kek).map(|(c, kek)| kek.ends - c.margin))
+            .map(|sa| self.tek_due(sa))
+            .chain(self.kek_due())
+            .chain(self.sids_end().then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
             .map(|at| Wakeup { at, why: "rekey" });
@@ -215,15 +237,19 @@ impl Group {
         }
         let ready = self.settings.communication.is_none() || self.signer.is_some();
         if ready && !self.deliveries.iter().any(Delivery::is_unsigned) {
+            if self.sids_end() {
+                self.clean_slate(now, entropy);
+                return;
+            }
             // What ends soon after goes along: one rekey instead of two.
             let span = self.settings.communication.as_ref().map_or(Duration::ZERO, |communication| {
                 communication.retransmission_period * (communication.retransmissions + 1)
             });
             let due = self.due_sas(now.at);
-            let kek_due = self.kek_due(now.at);
-            if !due.is_empty() || kek_due {
+            let kek_due = |at| self.kek_due().is_some_and(|due| due <= at);
+            if !due.is_empty() || kek_due(now.at) {
                 let teks = self.due_sas(now.at + span);
-                let kek = self.kek_due(now.at + span);
+                let kek = kek_due(now.at + span);
                 self.rekey(now, teks, kek, "before keys end", entropy);
             }
         }
@@ -284,9 +310,18 @@ impl Group {
         let mut changes = Vec::new();
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
-            let tek = self.new_tek(now, sa, Duration::from_secs(atd), entropy);
+            let old = self.current_tek(&sa.name).map(|tek| tek.ends);
+            let (activates_in, overlap) = match (&communication, old) {
+                (Some(_), _) => (Duration::from_secs(atd), Duration::from_secs(dtd)),
+                // Nobody is told: members fetch the successor before the old one ends, each at its own time, and may
+                // send on it when the last one has it.
+                (None, Some(ends)) => {
+                    (ends.since(now.at).saturating_sub(sa.lifetime / 64), ends.since(now.at))
+                }
+                (None, None) => (Duration::ZERO, Duration::ZERO),
+            };
+            let tek = self.new_tek(now, sa, activates_in, entropy);
             // Members that register keep both until the old one is dropped everywhere.
-            let overlap = if communication.is_some() { Duration::from_secs(dtd) } else { sa.margin };
             for old in self.teks.iter_mut().filter(|old| old.sa == sa.name && old.retires.is_none()) {
                 old.retires = Some((now.at + overlap).min(old.ends));
             }
@@ -296,10 +331,13 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let successor = communication
+        let mut successor = communication
             .as_ref()
             .filter(|_| new_kek_wanted)
             .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        if let Some(kek) = &mut successor {
+            kek.generation = self.next_generation();
+        }
         let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
         let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
         let mut started = Started {
@@ -314,25 +352,9 @@ impl Group {
             .as_ref()
             .filter(|_| tell)
             .and_then(|_| self.lay_out(now, &teks, successor.as_ref()));
-        if let (Some((seq, unsigned)), Some(protecting)) = (message, self.kek.as_mut()) {
-            protecting.seq = seq;
-            let protecting = protecting.clone();
-            changes.push(self.kek_row(&protecting));
+        if let Some((seq, unsigned)) = message {
             let octets = unsigned.datagram_len();
-            let delivery =
-                Delivery::new(protecting.spi, seq, unsigned, self.members.keys().cloned().collect(), now.at);
-            changes.push(self.push_row(&delivery));
-            self.deliveries.push(delivery);
-            self.event(Event::RekeyStarted {
-                group: self.settings.name.clone(),
-                seq: u64::from(seq.0),
-                kek_spi: protecting.spi.to_string(),
-                teks: spis.clone(),
-                new_kek: new_spi.clone(),
-                members: self.members.len() as u64,
-                octets: octets as u64,
-                why: why.to_owned(),
-            });
+            self.dispatch(now, seq, unsigned, (&spis, &new_spi, why), &mut changes);
             started = Started {
                 seq: Some(seq),
                 text: format!(
@@ -343,14 +365,18 @@ impl Group {
                 ),
             };
         }
-        if let Some(successor) = successor {
+        if started.seq.is_none() {
+            self.untold += 1;
+        }
+        if let Some(mut successor) = successor {
+            // Deviation `kek-old-spi`: such members count on under the new KEK.
+            if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
+                successor.seq = seq;
+            }
             changes.push(self.kek_row(&successor));
             if let Some(mut old) = self.kek.replace(successor) {
                 // RFC 8263 section 6: late acknowledgements must still find the key.
-                let span = communication
-                    .as_ref()
-                    .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
-                old.replaced_until = Some(now.at + span + Duration::from_secs(10));
+                old.replaced_until = Some(now.at + self.kek_overlap());
                 changes.push(self.kek_row(&old));
                 self.old_keks.push(old);
             }
@@ -361,17 +387,110 @@ impl Group {
         started
     }
 
+    /// A PUSH begins its way to every member: its number and content are among `changes`.
+    fn dispatch(
+        &mut self,
+        now: Now,
+        seq: SeqNumber,
+        unsigned: Unsigned,
+        (teks, new_kek, why): (&[String], &Option<String>, &str),
+        changes: &mut Vec<Change>,
+    ) {
+        let Some(protecting) = self.kek.as_mut() else { return };
+        protecting.seq = seq;
+        let protecting = protecting.clone();
+        changes.push(self.kek_row(&protecting));
+        let octets = unsigned.datagram_len();
+        let mark = Mark { generation: protecting.generation, seq: seq.0 };
+        let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
+        changes.push(self.push_row(&delivery));
+        self.deliveries.push(delivery);
+        self.event(Event::RekeyStarted {
+            group: self.settings.name.clone(),
+            seq: u64::from(seq.0),
+            kek_spi: protecting.spi.to_string(),
+            teks: teks.to_vec(),
+            new_kek: new_kek.clone(),
+            members: self.members.len() as u64,
+            octets: octets as u64,
+            why: why.to_owned(),
+        });
+    }
+
+    /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
+    /// 6407 section 3.5). What was offered to registrations under way is void.
+    fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        self.counters.rekeys += 1;
+        self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+        let mut changes: Vec<Change> =
+            std::mem::take(&mut self.teks).iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        let communication = self.settings.communication.clone();
+        let successor = communication
+            .as_ref()
+            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        if let (Some(c), Some(kek)) = (&communication, self.kek.as_ref().filter(|_| !self.members.is_empty()))
+            && let Some(seq) = kek.seq.next()
+        {
+            let everything = |protocol, spi_size: u8| Delete {
+                doi: Doi::Gdoi,
+                protocol,
+                spi_size,
+                spis: vec![vec![0; usize::from(spi_size)]],
+            };
+            let deletes = vec![everything(TekProtocol::Esp.number(), 4), everything(0, 16)];
+            let content = PushContent { seq, deletes, keys: None };
+            let length = signature_len(c.signature, c.signature_key_bits);
+            let unsigned = Unsigned::new(kek.spi, &content, length);
+            self.dispatch(now, seq, unsigned, (&[], &None, "sender-ids end"), &mut changes);
+        }
+        if let Some(mut successor) = successor {
+            successor.generation = self.next_generation();
+            changes.push(self.kek_row(&successor));
+            if let Some(mut old) = self.kek.replace(successor) {
+                old.replaced_until = Some(now.at + self.kek_overlap());
+                changes.push(self.kek_row(&old));
+                self.old_keks.push(old);
+            }
+        }
+        for sa in self.settings.sas.clone() {
+            let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
+            changes.push(self.tek_row(&tek));
+            self.teks.push(tek);
+        }
+        self.untold += 1;
+        self.foreign_sids = false;
+        self.sids = SenderIdPool::new(self.settings.sender_id_bits, 0);
+        changes.push(self.group_row());
+        self.out.push_back(GroupOutput::Persist(changes));
+        self.sign_next();
+    }
+
+    /// How long a replaced KEK is kept: for late acknowledgements, and for PULLs that began under it.
+    pub(super) fn kek_overlap(&self) -> Duration {
+        let span = self
+            .settings
+            .communication
+            .as_ref()
+            .map_or(Duration::ZERO, |c| c.retransmission_period * (c.retransmissions + 1));
+        (span + Duration::from_secs(10)).max(pull::LIFE)
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
+    }
+
     fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
         let communication = self.settings.communication.clone()?;
         let protecting = self.kek.as_ref()?;
         let seq = protecting.seq.next()?;
+        let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
                 self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
             }),
             activation_delay: communication.activation_delay,
             deactivation_delay: Some(communication.deactivation_delay),
-            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, now.at)).collect(),
+            teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
             kek: successor.map(|kek| self.kek_key(kek)),
@@ -381,7 +500,10 @@ impl Group {
         let content = PushContent {
             seq,
             deletes: Vec::new(),
-            keys: Some((policy.write(Carriage::Push), keys.write(&policy))),
+            keys: Some((
+                dialect.sa_to_peer(policy.write(Carriage::Push)),
+                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
+            )),
         };
         let signature_len = signature_len(communication.signature, communication.signature_key_bits);
         Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
@@ -393,6 +515,8 @@ impl Group {
             return;
         };
         let hash = communication.signature_hash;
+        let padded = self.settings.push_dialect.padded_length_signature;
+        let bare_digest = self.settings.push_dialect.bare_digest_signature;
         let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
             return;
         };
@@ -400,8 +524,8 @@ impl Group {
             && !*asked
         {
             *asked = true;
-            let input: Bytes = unsigned.signature_input();
-            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input }));
+            let input: Bytes = unsigned.signature_input(padded);
+            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input, bare_digest }));
         }
     }
 
@@ -412,6 +536,7 @@ impl Group {
         self.kek = None;
         self.old_keks.clear();
         self.deliveries.clear();
+        self.delivered.clear();
         self.out.push_back(GroupOutput::Persist(changes));
     }
 }
@@ -448,10 +573,12 @@ pub(super) fn make_kek(
         spi,
         iv,
         cipher: kek_cipher(spi, iv, &key)?,
+        ack,
         ack_key: ack.map(|request| AckKey::derive(request, &key, spi)),
         ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
         key,
         seq,
+        generation: 0,
         made,
         ends,
         ends_unix,

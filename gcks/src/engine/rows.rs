@@ -1,14 +1,14 @@
 //! A group's state as rows and back: the fold of `durable.rs`. Bodies are JSON with a `version`; octets are
 //! hexadecimal, times are Unix seconds.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use gdoi_proto::ids::{KekSpi, SenderId, SeqNumber, Spi};
-use gdoi_proto::payload::Identification;
-use gdoi_proto::policy::TekKey;
-use gdoi_proto::registry::IdType;
+use gdoi_proto::message::{Chain, Rules, encode_payload};
+use gdoi_proto::payload::{Identification, Payload};
+use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, SignatureAlgorithm, TekKey, TekPolicy};
+use gdoi_proto::registry::{IdType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 use ike::io::{Instant, Now};
 use ike::protect::push::Unsigned;
@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::durable::{Change, Kind, Row};
-use super::group::{Group, Kek, Tek};
+use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
 use super::member::{Member, MemberKey};
-use super::push::{Delivery, Stage};
+use super::push::{Delivery, Mark, Stage};
 use super::rekey::make_kek;
+use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
 
 /// Version of every body this build writes.
@@ -44,6 +45,9 @@ struct GroupBody {
     public_key: Option<Hex>,
     sids_reserved: u32,
     sid_bits: u8,
+    /// What the signing key is for.
+    #[serde(default)]
+    signature: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -54,6 +58,14 @@ struct KekBody {
     seq: u32,
     ends: u64,
     replaced: bool,
+    /// When a replaced one goes.
+    #[serde(default)]
+    until: Option<u64>,
+    #[serde(default)]
+    generation: u64,
+    /// KEK_ACK_REQUESTED its members hold; absent in rows of older builds.
+    #[serde(default)]
+    ack: Option<Option<u16>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -65,6 +77,9 @@ struct TekBody {
     activates: u64,
     ends: u64,
     retires: Option<u64>,
+    /// The SA payload with its SAT.
+    #[serde(default)]
+    made_for: Option<Hex>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +103,9 @@ struct MemberBody {
     local: SocketAddr,
     gateway: String,
     sids: Vec<u32>,
+    /// Generation and SEQ of what its PULL gave it.
+    #[serde(default)]
+    joined: (u64, u32),
 }
 
 /// Octets as hexadecimal text, wiped on drop.
@@ -171,6 +189,11 @@ impl Group {
             public_key: self.public_key.as_deref().map(Hex::of),
             sids_reserved: self.sids.reserved(),
             sid_bits: self.sids.bits(),
+            signature: self
+                .settings
+                .communication
+                .as_ref()
+                .map(|it| signature_name(it.signature, it.signature_key_bits)),
         };
         row(Kind::Group, self.settings.name.clone(), &body)
     }
@@ -183,6 +206,9 @@ impl Group {
             seq: kek.seq.0,
             ends: kek.ends_unix,
             replaced: kek.replaced_until.is_some(),
+            until: kek.replaced_until.map(|until| wall(kek.ends, kek.ends_unix, until)),
+            generation: kek.generation,
+            ack: Some(kek.ack.map(|ack| ack.registry().number())),
         };
         row(Kind::Kek, self.kek_key_name(kek.spi), &body)
     }
@@ -192,7 +218,7 @@ impl Group {
     }
 
     pub(super) fn tek_row(&self, tek: &Tek) -> Change {
-        let unix = |at: Instant| wall(tek, at);
+        let unix = |at: Instant| wall(tek.ends, tek.ends_unix, at);
         let body = TekBody {
             version: VERSION,
             sa: tek.sa.clone(),
@@ -201,6 +227,7 @@ impl Group {
             activates: unix(tek.activates),
             ends: tek.ends_unix,
             retires: tek.retires.map(unix),
+            made_for: Some(Hex::of(&sa_octets(&tek.made_for))),
         };
         row(Kind::Tek, self.tek_key_name(tek.spi), &body)
     }
@@ -241,8 +268,9 @@ impl Group {
             port: key.port,
             peer: member.peer,
             local: member.local,
-            gateway: member.gateway.clone(),
+            gateway: member.gateway.to_string(),
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
+            joined: (member.joined.generation, member.joined.seq),
         };
         row(Kind::Member, self.member_key_name(key), &body)
     }
@@ -257,7 +285,8 @@ impl Group {
         row.key == *name || row.key.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with('/'))
     }
 
-    /// Folds one row into the state. Keys that ended meanwhile stay out.
+    /// Folds one row into the state. Keys that ended meanwhile stay out, and their rows go: a wall clock that is set
+    /// back must not bring them to life.
     pub(super) fn restore(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
         match row.kind {
             Kind::Group => self.restore_group(row),
@@ -271,9 +300,16 @@ impl Group {
     fn restore_group(&mut self, row: &Row) -> Result<(), RestoreError> {
         let body: GroupBody = body(row)?;
         check(row, body.version)?;
-        self.signing_key = body.signing_key.map(|key| key.0);
+        let wanted = self
+            .settings
+            .communication
+            .as_ref()
+            .map(|it| signature_name(it.signature, it.signature_key_bits));
+        // A key of another algorithm signs nothing any more: a new one is made, and a new KEK with it.
+        let fits = body.signature.is_none() || body.signature == wanted;
+        self.signing_key = body.signing_key.map(|key| key.0).filter(|_| fits);
         self.public_key = body.public_key.map(|key| key.0.expose().to_vec());
-        // Another width is another space, but the same keys: continue above what was handed out.
+        self.foreign_sids = body.sid_bits != self.settings.sender_id_bits;
         self.sids = SenderIdPool::new(self.settings.sender_id_bits, body.sids_reserved);
         Ok(())
     }
@@ -283,6 +319,7 @@ impl Group {
         check(row, body.version)?;
         let Some(communication) = self.settings.communication.clone() else { return Ok(()) };
         if body.ends <= now.unix_seconds {
+            self.stale.push(gone(row));
             return Ok(());
         }
         let spi = row
@@ -293,14 +330,19 @@ impl Group {
             .map(KekSpi)
             .ok_or_else(|| refuse(row, "no SPI"))?;
         let iv = <[u8; 16]>::try_from(body.iv.0.expose()).map_err(|_| refuse(row, "IV is not 16 octets"))?;
-        let ends = at(now, body.ends);
+        let ends_unix = end(now, body.ends, communication.lifetime, communication.margin);
+        let ends = at(now, ends_unix);
         let made = ends - communication.lifetime;
-        let ack = communication.ack_request();
-        let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, body.ends), ack)
+        let ack = match body.ack {
+            Some(stored) => stored.and_then(ack_request),
+            None => communication.ack_request(),
+        };
+        let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, ends_unix), ack)
             .ok_or_else(|| refuse(row, "key length"))?;
+        kek.generation = body.generation;
         if body.replaced {
-            let span = communication.retransmission_period * (communication.retransmissions + 1);
-            kek.replaced_until = Some(now.at + span + Duration::from_secs(10));
+            let overlap = now.at + self.kek_overlap();
+            kek.replaced_until = Some(body.until.map_or(overlap, |until| at(now, until).min(overlap)));
             self.old_keks.push(kek);
         } else {
             self.kek = Some(kek);
@@ -314,17 +356,30 @@ impl Group {
         let spi = row.key.rsplit('/').next().and_then(parse_hex::<4>).ok_or_else(|| refuse(row, "no SPI"))?;
         let live =
             body.ends > now.unix_seconds && body.retires.is_none_or(|retires| retires > now.unix_seconds);
-        if !live || self.sa_settings(&body.sa).is_none() {
+        let Some(sa) = self.sa_settings(&body.sa).filter(|_| live) else {
+            self.stale.push(gone(row));
             return Ok(());
-        }
+        };
+        let ends_unix = end(now, body.ends, sa.lifetime, sa.margin);
+        let delays = self.settings.communication.as_ref();
+        let (activation, deactivation) = delays.map_or((sa.lifetime, sa.lifetime), |delays| {
+            let seconds = |delay| Duration::from_secs(u64::from(delay));
+            (seconds(delays.activation_delay), seconds(delays.deactivation_delay))
+        });
+        let spi = Spi(u32::from_be_bytes(spi));
+        let made_for = match &body.made_for {
+            Some(octets) => sa_policy(octets.0.expose()).ok_or_else(|| refuse(row, "no SAT"))?,
+            None => policy_of(sa, spi),
+        };
         self.teks.push(Tek {
             sa: body.sa,
-            spi: Spi(u32::from_be_bytes(spi)),
+            spi,
+            made_for: TekPolicy { lifetime_seconds: 0, ..made_for },
             key: TekKey { encryption: body.encryption.0, integrity: body.integrity.map(|key| key.0) },
-            activates: at(now, body.activates),
-            ends: at(now, body.ends),
-            ends_unix: body.ends,
-            retires: body.retires.map(|retires| at(now, retires)),
+            activates: at(now, body.activates).min(now.at + activation),
+            ends: at(now, ends_unix),
+            ends_unix,
+            retires: body.retires.map(|retires| at(now, retires).min(now.at + deactivation)),
         });
         Ok(())
     }
@@ -334,10 +389,11 @@ impl Group {
         check(row, body.version)?;
         let spi =
             <[u8; 16]>::try_from(body.kek_spi.0.expose()).map(KekSpi).map_err(|_| refuse(row, "no SPI"))?;
-        if !self.kek_spis().any(|known| known == spi) {
+        let Some(kek) = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi) else {
+            self.stale.push(gone(row));
             return Ok(());
-        }
-        let seq = SeqNumber(body.seq);
+        };
+        let mark = Mark { generation: kek.generation, seq: body.seq };
         let stage = match (body.datagram, body.unsigned) {
             (Some(datagram), _) => {
                 Stage::Signed { datagram: datagram.0.expose().to_vec().into(), copies: 0, due: now.at }
@@ -349,7 +405,7 @@ impl Group {
             (None, None) => return Err(refuse(row, "neither signed nor unsigned")),
         };
         let mut delivery =
-            Delivery::new(spi, seq, Unsigned::from_parts(spi, Vec::new(), 0), BTreeSet::new(), now.at);
+            Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
         self.deliveries.push(delivery);
         Ok(())
@@ -359,22 +415,20 @@ impl Group {
         let body: MemberBody = body(row)?;
         check(row, body.version)?;
         // A member whose gateway may no longer register is forgotten.
-        if !self.settings.gateways.contains(&body.gateway) {
-            return Ok(());
-        }
+        let Some(gateway) = self.gateway(&body.gateway) else { return Ok(()) };
         let key = Identification {
             id_type: IdType::from_number(body.id_type),
             protocol: body.protocol,
             port: body.port,
             data: body.data.0.expose().to_vec(),
         };
-        self.by_address.insert(body.peer, key.clone());
-        self.members.insert(
+        self.members.put(
             key,
             Member {
                 peer: body.peer,
                 local: body.local,
-                gateway: body.gateway,
+                gateway,
+                joined: Mark { generation: body.joined.0, seq: body.joined.1 },
                 sender_ids: body.sids.into_iter().map(SenderId).collect(),
                 registered: now.at,
                 last_ack: None,
@@ -386,15 +440,32 @@ impl Group {
         Ok(())
     }
 
-    /// After the last row: PUSHes on their way go to every member again (acknowledgements are not stored), in order.
+    /// After the last row: PUSHes on their way go again, in order, to every member that did not register with their
+    /// content (acknowledgements are not stored).
     pub(super) fn restored(&mut self) {
-        let members: BTreeSet<MemberKey> = self.members.keys().cloned().collect();
         for delivery in &mut self.deliveries {
-            delivery.addressed = members.len();
-            delivery.outstanding = members.clone();
+            delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
+            delivery.addressed = delivery.outstanding.len();
         }
-        let old: BTreeSet<KekSpi> = self.old_keks.iter().map(|kek| kek.spi).collect();
-        self.deliveries.sort_by_key(|delivery| (!old.contains(&delivery.kek_spi), delivery.seq));
+        self.deliveries.sort_by_key(|delivery| delivery.mark);
+        // Rows come by SPI; the order of TEKs is their age.
+        self.teks.sort_by_key(|tek| (tek.retires.is_none(), tek.ends));
+        let stale = std::mem::take(&mut self.stale);
+        if !stale.is_empty() {
+            self.out.push_back(GroupOutput::Persist(stale));
+        }
+    }
+
+    /// The wall clock was set: stored ends follow it, since keys live by the monotonic one.
+    pub(super) fn on_wall_clock(&mut self, seconds: i64) {
+        let moved = |unix: &mut u64| *unix = unix.saturating_add_signed(seconds);
+        self.kek.iter_mut().chain(&mut self.old_keks).for_each(|kek| moved(&mut kek.ends_unix));
+        self.teks.iter_mut().for_each(|tek| moved(&mut tek.ends_unix));
+        let keks = self.kek.iter().chain(&self.old_keks).map(|kek| self.kek_row(kek));
+        let rows: Vec<Change> = keks.chain(self.teks.iter().map(|tek| self.tek_row(tek))).collect();
+        if !rows.is_empty() {
+            self.out.push_back(GroupOutput::Persist(rows));
+        }
     }
 }
 
@@ -425,7 +496,46 @@ fn at(now: Now, unix: u64) -> Instant {
     }
 }
 
-/// The wall-clock moment of a monotonic one, by the TEK's own end.
-fn wall(tek: &Tek, at: Instant) -> u64 {
-    tek.ends_unix.saturating_sub(tek.ends.since(at).as_secs())
+/// The wall-clock moment of a monotonic one, by the end of a key.
+fn wall(ends: Instant, ends_unix: u64, at: Instant) -> u64 {
+    ends_unix.saturating_sub(ends.since(at).as_secs())
+}
+
+/// The stored end of a key. When more than a whole life is left, the clock was set back while nobody ran (or the
+/// configuration shortened the life): members end it at a moment we cannot know, so that it is due now.
+fn end(now: Now, stored: u64, life: Duration, margin: Duration) -> u64 {
+    if stored > now.unix_seconds.saturating_add(life.as_secs()) {
+        return now.unix_seconds + margin.as_secs();
+    }
+    stored
+}
+
+fn gone(row: &Row) -> Change {
+    Change::Remove { kind: row.kind, key: row.key.clone() }
+}
+
+/// Names a signing key's kind: another kind cannot sign for the group.
+fn signature_name(algorithm: SignatureAlgorithm, key_bits: u16) -> String {
+    format!("{algorithm:?}-{key_bits}")
+}
+
+fn ack_request(number: u16) -> Option<AckRequest> {
+    [AckRequest::KekSha256, AckRequest::LkhSha256, AckRequest::KekSha512, AckRequest::LkhSha512]
+        .into_iter()
+        .find(|request| request.registry().number() == number)
+}
+
+/// A TEK's policy as the SA payload that would announce it alone.
+fn sa_octets(policy: &TekPolicy) -> Vec<u8> {
+    let policy =
+        GroupPolicy { kek: None, activation_delay: 0, deactivation_delay: None, teks: vec![policy.clone()] };
+    encode_payload(&Payload::GdoiSa(policy.write(Carriage::Pull)), PayloadType::None)
+}
+
+fn sa_policy(octets: &[u8]) -> Option<TekPolicy> {
+    let chain = Chain::decode(PayloadType::Sa, octets, Rules::GROUP_OPENED).ok()?;
+    let Some(Payload::GdoiSa(sa)) = chain.payloads.into_iter().next().map(|located| located.payload) else {
+        return None;
+    };
+    GroupPolicy::read(&sa, Carriage::Pull).ok()?.teks.pop()
 }

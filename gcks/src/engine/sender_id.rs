@@ -3,8 +3,10 @@
 
 use gdoi_proto::ids::SenderId;
 
-/// SIDs reserved with one write.
+/// SIDs reserved with one write, at most.
 const BLOCK: u32 = 64;
+/// A reservation is at most this part of the space: what it skips at a restart is lost.
+const PART: u32 = 64;
 
 /// The SIDs of one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +39,14 @@ impl SenderIdPool {
         self.next = end;
         let reserve = end > self.reserved;
         if reserve {
-            self.reserved = end.saturating_add(BLOCK).min(space);
+            self.reserved = end.saturating_add((space / PART).min(BLOCK)).min(space);
         }
         Some(Allocation { sids, reserve })
+    }
+
+    /// SIDs left.
+    pub fn left(&self) -> u32 {
+        (1u32 << self.bits).saturating_sub(self.next)
     }
 
     /// Everything below this may have been handed out.
@@ -66,6 +73,15 @@ mod tests {
         assert!(!pool.allocate(1).unwrap().reserve);
         let mut restarted = SenderIdPool::new(16, pool.reserved());
         assert_eq!(restarted.allocate(1).unwrap().sids, [SenderId(66)]);
+    }
+
+    #[test]
+    fn many_restarts_leave_a_small_space_usable() {
+        let mut pool = SenderIdPool::new(8, 0);
+        for _ in 0..50 {
+            assert!(pool.allocate(1).is_some());
+            pool = SenderIdPool::new(8, pool.reserved());
+        }
     }
 
     #[test]

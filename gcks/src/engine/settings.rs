@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gdoi_proto::Dialect;
 use gdoi_proto::ids::GroupId;
-use gdoi_proto::payload::Endpoint;
+use gdoi_proto::payload::{Endpoint, Identification};
 use gdoi_proto::policy::{AckRequest, Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
@@ -32,14 +33,13 @@ pub struct Settings {
 pub struct GatewaySettings {
     /// Its name.
     pub name: String,
-    /// Address and prefix length; the longest prefix wins.
-    pub address: (IpAddr, u8),
+    /// Address and prefix length; the longest prefix wins. None for `dynamic`: found by its identity, from anywhere
+    /// that no prefix covers.
+    pub address: Option<(IpAddr, u8)>,
     /// How to negotiate with it.
     pub policy: Arc<PeerPolicy>,
-    /// `group-id-little-endian`.
-    pub group_id_little_endian: bool,
-    /// `ack-l-output`.
-    pub ack_l_output: bool,
+    /// How to ask whether it is there; none: not at all.
+    pub dead_peer_detection: Option<ike::dpd::Settings>,
     /// Configuration line, for refusals.
     pub line: usize,
 }
@@ -47,17 +47,23 @@ pub struct GatewaySettings {
 impl GatewaySettings {
     /// True when `address` lies in this gateway's prefix.
     pub fn covers(&self, address: IpAddr) -> bool {
-        match (self.address.0, address) {
+        let Some((net, length)) = self.address else { return false };
+        match (net, address) {
             (IpAddr::V4(net), IpAddr::V4(address)) => {
-                let shift = 32u32.saturating_sub(u32::from(self.address.1));
+                let shift = 32u32.saturating_sub(u32::from(length));
                 (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
             }
             (IpAddr::V6(net), IpAddr::V6(address)) => {
-                let shift = 128u32.saturating_sub(u32::from(self.address.1));
+                let shift = 128u32.saturating_sub(u32::from(length));
                 (net.to_bits() ^ address.to_bits()).checked_shr(shift).unwrap_or(0) == 0
             }
             _ => false,
         }
+    }
+
+    /// True when a peer at `address` may claim `identity` under this statement.
+    pub fn admits(&self, identity: &Identification, address: IpAddr) -> bool {
+        self.policy.remote.iter().any(|rule| rule.accepts(identity, address))
     }
 }
 
@@ -68,6 +74,10 @@ pub struct GroupSettings {
     pub name: String,
     /// Its name on the wire.
     pub id: GroupId,
+    /// Its second name, for gateways with `group-id-address`.
+    pub address: Option<GroupId>,
+    /// Deviations of its PUSHes: one is signed for all members.
+    pub push_dialect: Dialect,
     /// Gateways that may register.
     pub gateways: BTreeSet<String>,
     /// Most members; further new ones get no answer.

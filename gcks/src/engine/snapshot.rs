@@ -60,7 +60,7 @@ impl Group {
                 .map(|(identity, member)| MemberView {
                     identity: identity.to_string(),
                     address: member.peer.to_string(),
-                    gateway: member.gateway.clone(),
+                    gateway: member.gateway.to_string(),
                     registered_seconds_ago: at.since(member.registered).as_secs(),
                     last_ack_seq: member.last_ack.map(|seq| u64::from(seq.0)),
                     missed_rekeys: u64::from(member.missed),
@@ -95,7 +95,7 @@ impl Group {
             pending_push: pending.map(|delivery| PendingPushView {
                 seq: u64::from(delivery.seq.0),
                 attempt: u64::from(delivery.copies()),
-                outstanding: delivery.outstanding.iter().map(ToString::to_string).collect(),
+                outstanding: self.names(&delivery.outstanding),
                 started_seconds_ago: at.since(delivery.started).as_secs(),
             }),
         }

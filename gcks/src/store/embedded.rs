@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use gdoi_proto::secret::SecretBytes;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{Store, StoreError};
@@ -66,6 +67,9 @@ impl Embedded {
         let failed = |error: rusqlite::Error| described(&path, &error);
         let connection = Connection::open(&path).map_err(failed)?;
         connection.busy_timeout(Duration::from_secs(1)).map_err(failed)?;
+        // Closing would write the log into a file that is found to be damaged.
+        let keep = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        connection.set_db_config(keep, true).map_err(failed)?;
         // Looked at before anything is written: what is damaged or of another release stays as it is.
         let verdict: String =
             connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(failed)?;
@@ -84,6 +88,7 @@ impl Embedded {
                 return Err(StoreError::Damaged { path, reason });
             }
         };
+        connection.set_db_config(keep, false).map_err(failed)?;
         let mode: String = connection
             .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))
             .map_err(failed)?;
@@ -106,6 +111,8 @@ impl Embedded {
                      COMMIT;"
                 ))
                 .map_err(failed)?;
+            // SQLite syncs its files; that they are there at all is in their directory, and that in its own.
+            sync(directory).map_err(|error| refuse(directory, format!("cannot be synced: {error}")))?;
         }
         Ok(Embedded { connection, path })
     }
@@ -165,6 +172,17 @@ impl Store for Embedded {
     }
 }
 
+/// Puts the names in `directory`, and its own, on the disk.
+fn sync(directory: &Path) -> std::io::Result<()> {
+    fs::File::open(directory)?.sync_all()?;
+    match directory.canonicalize()?.parent().map(fs::File::open) {
+        // A directory that we may not open was not made by us.
+        Some(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        Some(parent) => parent?.sync_all(),
+        None => Ok(()),
+    }
+}
+
 /// What a file says of its schema.
 enum Schema {
     /// Nothing: no table at all.
@@ -209,11 +227,17 @@ fn described(path: &Path, error: &rusqlite::Error) -> StoreError {
     StoreError::Failed(format!("{}: {error}", path.display()))
 }
 
-/// Refuses what group or others can read.
+/// Refuses what group or others can read, and what is somebody else's.
 fn private(path: &Path, right: u32) -> Result<(), StoreError> {
     let refuse = |reason: String| StoreError::Refused { path: path.to_owned(), reason };
-    let mode =
-        fs::metadata(path).map_err(|error| refuse(format!("cannot be looked at: {error}")))?.mode() & 0o777;
+    let metadata = fs::metadata(path).map_err(|error| refuse(format!("cannot be looked at: {error}")))?;
+    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != us {
+        return Err(refuse(format!(
+            "belongs to user {owner}, this daemon runs as {us}; it holds keys: chown {us} it"
+        )));
+    }
+    let mode = metadata.mode() & 0o777;
     if mode & 0o077 == 0 {
         return Ok(());
     }

@@ -23,6 +23,8 @@ pub struct GdoiSa {
     pub gap: Option<Gap>,
     /// Data-security SA policies.
     pub teks: Vec<SaTek>,
+    /// ID data lengths of SAK and SAT take 2 octets (dialect `id-length-2-octets`), else 1.
+    pub wide_id_lengths: bool,
 }
 
 impl GdoiSa {
@@ -43,7 +45,7 @@ impl GdoiSa {
         if !matches!(kind, PayloadType::SaKek | PayloadType::SaTek | PayloadType::Gap) {
             return Err(first_refused);
         }
-        let mut sa = GdoiSa::default();
+        let mut sa = GdoiSa { wide_id_lengths: dialect.id_length_2_octets, ..GdoiSa::default() };
         while kind != PayloadType::None {
             r = r.within(kind);
             match kind {
@@ -77,7 +79,7 @@ impl GdoiSa {
         w.u16(u16::from(first.number()));
         w.u16(0);
         if let Some(kek) = &self.kek {
-            w.generic(after_kek, |w| kek.encode(w));
+            w.generic(after_kek, |w| kek.encode(w, self.wide_id_lengths));
         }
         if let Some(gap) = &self.gap {
             w.generic(tek, |w| gap.encode(w));
@@ -85,7 +87,7 @@ impl GdoiSa {
         let mut teks = self.teks.iter().peekable();
         while let Some(tek) = teks.next() {
             let next = if teks.peek().is_some() { PayloadType::SaTek } else { PayloadType::None };
-            w.generic(next, |w| tek.encode(w));
+            w.generic(next, |w| tek.encode(w, self.wide_id_lengths));
         }
     }
 }
@@ -125,8 +127,10 @@ mod tests {
                 kek: full.kek.clone().filter(|_| bits & 1 != 0),
                 gap: full.gap.clone().filter(|_| bits & 2 != 0),
                 teks: full.teks.iter().filter(|_| bits & 4 != 0).cloned().collect(),
+                wide_id_lengths: bits & 1 != 0 && bits & 4 != 0,
             };
-            let again = decode(&encode(&sa));
+            let dialect = Dialect { id_length_2_octets: sa.wide_id_lengths, ..Dialect::STRICT };
+            let again = GdoiSa::decode(Reader::new(PayloadType::Sa, &encode(&sa)), dialect);
             match bits & 5 {
                 0 => assert!(again.is_err()),
                 _ => assert_eq!(again, Ok(sa)),

@@ -42,6 +42,15 @@ pub(crate) fn data_fits(id_type: IdType, data: &[u8]) -> bool {
     }
 }
 
+/// The address of an ID_IPV4_ADDR or ID_IPV6_ADDR.
+fn address_of(id_type: IdType, data: &[u8]) -> Option<IpAddr> {
+    match id_type {
+        IdType::Ipv4Addr => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+        IdType::Ipv6Addr => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
 /// Reads `OID length(1) | OID | payload length(2) | payload`: the OID in complete DER, and the payload.
 pub(crate) fn decode_oid<'a>(r: &mut Reader<'a>) -> Result<(&'a [u8], &'a [u8]), DecodeError> {
     let length = r.u8("OID length")?;
@@ -75,11 +84,7 @@ impl Identification {
 
     /// The address of an ID_IPV4_ADDR or ID_IPV6_ADDR.
     pub fn address(&self) -> Option<IpAddr> {
-        match self.id_type {
-            IdType::Ipv4Addr => <[u8; 4]>::try_from(self.data.as_slice()).ok().map(IpAddr::from),
-            IdType::Ipv6Addr => <[u8; 16]>::try_from(self.data.as_slice()).ok().map(IpAddr::from),
-            _ => None,
-        }
+        address_of(self.id_type, &self.data)
     }
 
     /// ID_KEY_ID is opaque in phase 1 and exactly 4 octets as the name of a group (RFC 6407 section 5.1).
@@ -148,7 +153,7 @@ impl fmt::Display for Readable<'_> {
         let Readable(id_type, data) = self;
         match id_type {
             IdType::Ipv4Addr | IdType::Ipv6Addr => {
-                if let Some(address) = Identification::new(*id_type, *data).address() {
+                if let Some(address) = address_of(*id_type, data) {
                     return address.fmt(f);
                 }
             }

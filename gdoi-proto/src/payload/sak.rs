@@ -67,10 +67,16 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer) {
+    /// `wide`: the data length takes 2 octets.
+    pub(crate) fn encode(&self, w: &mut Writer, wide: bool) {
         w.u8(self.id_type.number());
         w.u16(self.port);
-        w.u8(u8::try_from(self.data.len()).unwrap_or(u8::MAX));
+        let length = u8::try_from(self.data.len()).unwrap_or(u8::MAX);
+        if wide {
+            w.u16(u16::from(length));
+        } else {
+            w.u8(length);
+        }
         w.octets(&self.data);
     }
 }
@@ -93,10 +99,10 @@ impl SaKek {
         Ok(SaKek { protocol, source, destination, spi, reserved2, attributes: attributes? })
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer) {
+    pub(crate) fn encode(&self, w: &mut Writer, wide: bool) {
         w.u8(self.protocol);
-        self.source.encode(w);
-        self.destination.encode(w);
+        self.source.encode(w, wide);
+        self.destination.encode(w, wide);
         w.octets(&self.spi.0);
         w.octets(&self.reserved2);
         Attribute::encode_all(&self.attributes, w);
@@ -122,7 +128,7 @@ mod tests {
             let sak = decode(&octets, Dialect::STRICT).unwrap();
             assert_eq!(sak.destination.data, [239, 192, 0, 1]);
             let mut w = Writer::new();
-            sak.encode(&mut w);
+            sak.encode(&mut w, false);
             assert_eq!(hex::encode(w.finish()), octets);
         }
     }

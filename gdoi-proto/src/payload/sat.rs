@@ -59,15 +59,15 @@ impl SaTek {
         }
     }
 
-    pub(crate) fn encode(&self, w: &mut Writer) {
+    pub(crate) fn encode(&self, w: &mut Writer, wide: bool) {
         match self {
             SaTek::Esp(tek) => {
                 w.u8(TekProtocol::Esp.number());
-                tek.encode(w);
+                tek.encode(w, wide);
             }
             SaTek::Ah(tek) => {
                 w.u8(TekProtocol::Ah.number());
-                tek.encode(w);
+                tek.encode(w, wide);
             }
             SaTek::Iec61850(tek) => {
                 w.u8(TekProtocol::Iec61850.number());
@@ -91,10 +91,10 @@ impl EspTek {
         Ok(EspTek { ip_protocol, source, destination, transform, spi: Spi(spi), attributes })
     }
 
-    fn encode(&self, w: &mut Writer) {
+    fn encode(&self, w: &mut Writer, wide: bool) {
         w.u8(self.ip_protocol);
-        self.source.encode(w);
-        self.destination.encode(w);
+        self.source.encode(w, wide);
+        self.destination.encode(w, wide);
         w.u8(self.transform);
         w.u32(self.spi.0);
         Attribute::encode_all(&self.attributes, w);
@@ -119,7 +119,7 @@ mod tests {
         ] {
             let sat = decode(octets).unwrap();
             let mut w = Writer::new();
-            sat.encode(&mut w);
+            sat.encode(&mut w, false);
             assert_eq!(hex::encode(w.finish()), octets);
         }
     }

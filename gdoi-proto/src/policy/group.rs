@@ -60,6 +60,7 @@ impl GroupPolicy {
             kek: self.kek.as_ref().map(|kek| kek.write(carriage)),
             gap,
             teks: self.teks.iter().map(|tek| SaTek::Esp(tek.write())).collect(),
+            wide_id_lengths: false,
         }
     }
 }

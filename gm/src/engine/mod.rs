@@ -124,7 +124,10 @@ impl GroupMember {
                 let Some(policy) = gateway.policies.get(index).or(gateway.policies.last()) else { continue };
                 let name = (gateway.name.clone(), index);
                 let local = gateway.locals.get(index).copied().unwrap_or(gateway.local);
-                servers.insert(name.clone(), Server::new(name, local, *peer, policy.clone()));
+                servers.insert(
+                    name.clone(),
+                    Server::new(name, local, *peer, policy.clone(), gateway.dead_peer_detection),
+                );
             }
         }
         let mut vpns = BTreeMap::new();
@@ -229,10 +232,11 @@ impl GroupMember {
             Err(error) => return self.out.dropped(datagram.peer, error.to_string()),
         };
         match header.exchange {
-            ExchangeType::MainMode => {
-                let cookie = Some(header.cookies.initiator);
+            ExchangeType::MainMode | ExchangeType::Aggressive => {
+                let cookie = header.cookies.initiator;
                 let from = |server: &&Server| {
-                    server.peer.ip() == datagram.peer.ip() && server.negotiating() == cookie
+                    let under = server.negotiating().or(server.sa().map(|sa| sa.cookies.initiator));
+                    server.peer.ip() == datagram.peer.ip() && under == Some(cookie)
                 };
                 match self.find_server(from) {
                     Some(name) => {
@@ -248,12 +252,19 @@ impl GroupMember {
             ExchangeType::Informational | ExchangeType::GroupkeyPull => {
                 let under = |server: &&Server| server.sa().is_some_and(|sa| sa.cookies == header.cookies);
                 let pull = header.exchange == ExchangeType::GroupkeyPull;
-                match self.find_server(under) {
-                    Some(name) => self.at_server(now, name, |server, cx| match pull {
+                let cookie = Some(header.cookies.initiator);
+                let early = |server: &&Server| {
+                    !pull && server.peer.ip() == datagram.peer.ip() && server.negotiating() == cookie
+                };
+                match (self.find_server(under), self.find_server(early)) {
+                    (Some(name), _) => self.at_server(now, name, |server, cx| match pull {
                         true => server.on_pull(&header, octets, cx),
                         false => server.on_informational(&header, octets, cx),
                     }),
-                    None => self.out.dropped(datagram.peer, "no such phase 1".to_owned()),
+                    (None, Some(name)) => self.at_server(now, name, |server, cx| {
+                        server.on_early_informational(&header, octets, cx)
+                    }),
+                    (None, None) => self.out.dropped(datagram.peer, "no such phase 1".to_owned()),
                 }
             }
             ExchangeType::GroupkeyPush => {
@@ -270,7 +281,6 @@ impl GroupMember {
             }
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
-            | ExchangeType::Aggressive
             | ExchangeType::GroupkeyPushAck
             | ExchangeType::Other(_) => {
                 self.out.dropped(datagram.peer, format!("exchange {} is not for a member", header.exchange));

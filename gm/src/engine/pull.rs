@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use gdoi_proto::Dialect;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{MessageId, SeqNumber};
 use gdoi_proto::payload::{Identification, Payload};
@@ -100,7 +101,10 @@ impl Pull {
         let mut exchange = Exchange::new(sa, ExchangeType::GroupkeyPull, message_id);
         let mut ni = vec![0; NONCE_LEN];
         entropy.fill(&mut ni);
-        let payloads = [Payload::Nonce(ni.clone()), Payload::Id(Identification::from(&vpn.group))];
+        let payloads = [
+            Payload::Nonce(ni.clone()),
+            Payload::Id(Identification::from(&sa.dialect.group_id(vpn.group.clone()))),
+        ];
         let first = exchange.seal(sa, &[], &payloads);
         let retransmit = Retransmit::sent(Schedule::PULL, now, entropy);
         let pull = Pull {
@@ -163,7 +167,9 @@ impl Pull {
             },
             State::AwaitKeys { ni, nr, policy } => {
                 match self.exchange.open(sa, header, octets, &[&ni, &nr]) {
-                    Ok(opened) => on_keys(policy, opened.into_inner()).map_err(PullError::Refused),
+                    Ok(opened) => {
+                        on_keys(policy, opened.into_inner(), sa.dialect).map_err(PullError::Refused)
+                    }
                     Err(error) => {
                         self.state = State::AwaitKeys { ni, nr, policy };
                         Err(PullError::Dropped(error))
@@ -189,7 +195,7 @@ impl Pull {
         if same(&ni, &nr) {
             return Err(PullError::Refused("the server's nonce is ours".to_owned()));
         }
-        let policy = GroupPolicy::read(&offer, Carriage::Pull)
+        let policy = GroupPolicy::read(&sa.dialect.sa_from_peer(offer), Carriage::Pull)
             .map_err(|error| PullError::Refused(error.to_string()))?;
         accept::check(&self.vpn, &policy).map_err(PullError::Refused)?;
         let third = self.exchange.seal(sa, &[&ni, &nr], &[]);
@@ -201,7 +207,7 @@ impl Pull {
 }
 
 /// Message 4: SEQ is there exactly when the policy has a rekey SA (RFC 6407 section 5.7).
-fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>) -> Result<Progress, String> {
+fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>, dialect: Dialect) -> Result<Progress, String> {
     let mut payloads = payloads.into_iter().peekable();
     let seq = match payloads.next_if(|payload| matches!(payload, Payload::Seq(_))) {
         Some(Payload::Seq(seq)) => Some(seq),
@@ -216,6 +222,7 @@ fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>) -> Result<Progress, Stri
         (None, Some(_)) => return Err("message 4 has no SEQ for its KEK".to_owned()),
         (Some(_), None) => return Err("message 4 has a SEQ without a KEK".to_owned()),
     };
+    let kd = dialect.kd_from_peer(kd, policy.kek.as_ref().map(|kek| kek.spi));
     let keys = KeySet::read(&kd, &policy, Carriage::Pull).map_err(|error| error.to_string())?;
     Ok(Progress::Complete(Box::new(Download { policy, keys, seq })))
 }
@@ -225,7 +232,6 @@ mod tests {
     use std::time::Duration;
 
     use gdoi_proto::ids::{Cookie, CookiePair};
-    use gdoi_proto::message::Dialect;
     use gdoi_proto::policy::TekCipher;
     use gdoi_proto::secret::SecretBytes;
     use ike::crypto::cipher::CipherKey;
@@ -325,7 +331,7 @@ mod tests {
             if with_seq {
                 payloads.insert(0, Payload::Seq(SeqNumber(1)));
             }
-            assert!(on_keys(policy, payloads).is_err());
+            assert!(on_keys(policy, payloads, Dialect::STRICT).is_err());
         }
     }
 

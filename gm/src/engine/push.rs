@@ -87,8 +87,9 @@ impl Vpn {
             hash: kek.policy.signature_hash,
             public_key: kek.public_key.clone(),
             input: unverified.signature_input.clone(),
+            or_input: unverified.padded_input.clone(),
             signature: unverified.signature.clone(),
-            bare_digest: self.bare_digest_signature,
+            bare_digest: self.dialect.bare_digest_signature,
         };
         let base_key = kek.key().clone();
         let job = cx.out.request(Owner::Push(self.name().to_owned()), Job::Verify(check));
@@ -185,12 +186,17 @@ impl Vpn {
     fn apply(&mut self, content: &PushContent, cx: &mut Cx<'_>) -> Result<(), String> {
         let mut new = None;
         if let Some((sa, kd)) = &content.keys {
-            let policy = GroupPolicy::read(sa, Carriage::Push).map_err(|error| error.to_string())?;
-            let mut keys = KeySet::read(kd, &policy, Carriage::Push).map_err(|error| error.to_string())?;
+            let sa = self.dialect.sa_from_peer(sa.clone());
+            let policy = GroupPolicy::read(&sa, Carriage::Push).map_err(|error| error.to_string())?;
+            let kd = self.dialect.kd_from_peer(kd.clone(), policy.kek.as_ref().map(|sak| sak.spi));
+            let mut keys = KeySet::read(&kd, &policy, Carriage::Push).map_err(|error| error.to_string())?;
             accept::check(&self.settings, &policy)?;
             let kek = match (&policy.kek, keys.kek.take()) {
                 (Some(sak), Some(key)) => {
-                    let kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?;
+                    let mut kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?;
+                    if self.dialect.kek_old_spi {
+                        kek.last = content.seq;
+                    }
                     accept::check_signing_key(&self.settings, sak, &kek.public_key)?;
                     // The same SPI with another key would give two meanings to one name (RFC 6407 section 4).
                     let known = self.keyring.find_kek(sak.spi);
@@ -239,7 +245,7 @@ impl Vpn {
     ) {
         let ack = match (self.keyring.ack_request, self.address) {
             (Some(request @ (AckRequest::KekSha256 | AckRequest::KekSha512)), Some(address)) => {
-                let key = if self.ack_l_output {
+                let key = if self.dialect.ack_l_output {
                     AckKey::derive_output_length(request, base_key, spi)
                 } else {
                     AckKey::derive(request, base_key, spi)

@@ -18,8 +18,9 @@ use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, MessageId};
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
+use ike::dpd::{self, Verdict, Watch};
 use ike::io::{Datagram, Instant, Wakeup};
-use ike::phase1::{Initiator, PeerPolicy, Refusal, Step};
+use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
@@ -44,6 +45,7 @@ pub struct Server {
     /// Its address and port.
     pub peer: SocketAddr,
     policy: PeerPolicy,
+    dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
     waiting: BTreeMap<String, Arc<VpnSettings>>,
 }
@@ -52,7 +54,13 @@ pub struct Server {
 enum Phase {
     Down,
     Negotiating(Box<Initiator>),
-    Up { sa: Box<IkeSa>, pulls: BTreeMap<MessageId, Pull> },
+    Up {
+        sa: Box<IkeSa>,
+        pulls: BTreeMap<MessageId, Pull>,
+        watch: Option<Watch>,
+        /// Aggressive mode: message 3 may be lost, and message 2 comes again.
+        answered: Option<Answered>,
+    },
 }
 
 /// What a server has to say to a VPN.
@@ -85,8 +93,15 @@ pub type Letters = Vec<(String, News)>;
 
 impl Server {
     /// A server not talked to yet.
-    pub fn new(name: ServerName, local: SocketAddr, peer: SocketAddr, policy: PeerPolicy) -> Server {
-        Server { name, local, peer, policy, phase: Phase::Down, waiting: BTreeMap::new() }
+    pub fn new(
+        name: ServerName,
+        local: SocketAddr,
+        peer: SocketAddr,
+        policy: PeerPolicy,
+        dead_peer_detection: Option<dpd::Settings>,
+    ) -> Server {
+        let waiting = BTreeMap::new();
+        Server { name, local, peer, policy, dead_peer_detection, phase: Phase::Down, waiting }
     }
 
     /// Its established SA.
@@ -147,7 +162,7 @@ impl Server {
     }
 
     fn start_pulls(&mut self, fresh_sa: bool, cx: &mut Cx<'_>) {
-        let Phase::Up { sa, pulls } = &mut self.phase else { return };
+        let Phase::Up { sa, pulls, .. } = &mut self.phase else { return };
         let mut firsts = Vec::new();
         for (_, vpn) in std::mem::take(&mut self.waiting) {
             let (pull, first) = Pull::start(vpn, sa, fresh_sa, cx.now.at, cx.entropy);
@@ -162,7 +177,12 @@ impl Server {
     fn take_steps(&mut self, steps: Result<Vec<Step>, Refusal>, cx: &mut Cx<'_>) -> Letters {
         let steps = match steps {
             Ok(steps) => steps,
-            Err(Refusal::Failed { reason }) => return self.phase1_failed(&reason, cx),
+            Err(Refusal::Failed { reason, answer }) => {
+                if let Some(answer) = answer {
+                    self.transmit(answer, cx);
+                }
+                return self.phase1_failed(&reason, cx);
+            }
             // A clear message proves nothing: an answer that cannot be used is as good as none.
             Err(Refusal::Dropped(reason) | Refusal::Unacceptable { reason, .. }) => {
                 cx.out.dropped(self.peer, reason);
@@ -182,7 +202,22 @@ impl Server {
                         suite: done.sa.suite.to_string(),
                         role: "initiator".to_owned(),
                     });
-                    self.phase = Phase::Up { sa: Box::new(done.sa), pulls: BTreeMap::new() };
+                    if let Some(reason) = done.remark {
+                        cx.out.event(Event::CertificateRehearsed {
+                            peer: self.peer.to_string(),
+                            identity: done.sa.peer_identity.to_string(),
+                            reason,
+                        });
+                    }
+                    let asks = self.dead_peer_detection.filter(|_| done.sa.peer_does_dpd);
+                    let mut watch = asks.map(|settings| Watch::new(settings, cx.entropy));
+                    expect_more(&mut watch, cx.now.at);
+                    self.phase = Phase::Up {
+                        sa: Box::new(done.sa),
+                        pulls: BTreeMap::new(),
+                        watch,
+                        answered: done.answered,
+                    };
                     self.start_pulls(true, cx);
                 }
             }
@@ -197,12 +232,14 @@ impl Server {
     }
 
     fn phase1_failed(&mut self, reason: &str, cx: &mut Cx<'_>) -> Letters {
-        let stage = match &self.phase {
-            Phase::Negotiating(initiator) => initiator.state().to_owned(),
-            Phase::Down | Phase::Up { .. } => String::new(),
+        let (stage, kind) = match &self.phase {
+            Phase::Negotiating(initiator) if initiator.is_unanswered() => {
+                (initiator.state().to_owned(), Failure::Silence)
+            }
+            Phase::Negotiating(initiator) => (initiator.state().to_owned(), Failure::Refused),
+            Phase::Down | Phase::Up { .. } => (String::new(), Failure::Refused),
         };
         cx.out.statistics.phase1_failed += 1;
-        let kind = if stage == "SentSa" { Failure::Silence } else { Failure::Refused };
         cx.out.event(Event::Phase1Failed { peer: self.peer.to_string(), reason: reason.to_owned(), stage });
         self.phase = Phase::Down;
         let reason = format!("phase 1: {reason}");
@@ -218,20 +255,34 @@ impl Server {
         if initiator.cookie() != cookie {
             return Letters::new();
         }
-        let steps = initiator.on_done(cx.now.at, done, cx.entropy);
+        let steps = initiator.on_done(cx.now, done, cx.entropy);
         self.take_steps(steps, cx)
     }
 
-    /// A main mode message.
+    /// A message of main mode or aggressive mode.
     pub fn on_phase1(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
+        let steps = match &mut self.phase {
+            Phase::Negotiating(initiator) => initiator.on_message(cx.now, header, octets),
+            Phase::Up { answered, .. } => answered
+                .as_mut()
+                .and_then(|answered| answered.repeat(octets))
+                .map(|answer| vec![Step::Send(answer)])
+                .ok_or_else(|| Refusal::Dropped("phase 1 is over".to_owned())),
+            Phase::Down => return Letters::new(),
+        };
+        self.take_steps(steps, cx)
+    }
+
+    /// A protected informational message while phase 1 is negotiated: an error in it ends the attempt.
+    pub fn on_early_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let Phase::Negotiating(initiator) = &mut self.phase else { return Letters::new() };
-        let steps = initiator.on_message(cx.now.at, header, octets);
+        let steps = initiator.on_informational(cx.now, header, octets).map(|()| Vec::new());
         self.take_steps(steps, cx)
     }
 
     /// A PULL message under our SA.
     pub fn on_pull(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let Some(pull) = pulls.get_mut(&header.message_id) else {
             cx.out.dropped(self.peer, "no such exchange".to_owned());
             return Letters::new();
@@ -239,10 +290,12 @@ impl Server {
         let vpn = pull.vpn().name.clone();
         match pull.on_message(sa, cx.now.at, header, octets, cx.entropy) {
             Ok(Progress::Send(third)) => {
+                expect_more(watch, cx.now.at);
                 self.transmit(third, cx);
                 Letters::new()
             }
             Ok(Progress::Complete(download)) => {
+                expect_more(watch, cx.now.at);
                 pulls.remove(&header.message_id);
                 vec![(vpn, News::Keys(download))]
             }
@@ -268,7 +321,7 @@ impl Server {
 
     /// Ends the SA; its PULLs wait for a new one.
     fn close(&mut self, reason: &str, tell: bool, cx: &mut Cx<'_>) {
-        let Phase::Up { mut sa, pulls } = std::mem::replace(&mut self.phase, Phase::Down) else { return };
+        let Phase::Up { mut sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) else { return };
         if tell {
             let delete = notify::delete_isakmp(sa.cookies);
             let octets = notify::seal(&mut sa, &[delete], cx.entropy);
@@ -286,7 +339,7 @@ impl Server {
 
     /// A protected informational message under our SA.
     pub fn on_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
         let said = match notify::open(sa, header, octets) {
             Ok(opened) => opened.into_inner(),
             Err(error) => {
@@ -294,6 +347,7 @@ impl Server {
                 return Letters::new();
             }
         };
+        expect_more(watch, cx.now.at);
         let mut answers = Vec::new();
         let mut failed: BTreeSet<String> = BTreeSet::new();
         let mut reason = String::new();
@@ -301,11 +355,11 @@ impl Server {
         for item in said {
             match item {
                 Informational::DeleteIsakmp => deleted = true,
-                Informational::RUThere(number) => {
+                Informational::RUThere(number) if sa.questions.take(number) => {
                     let payload = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
                     answers.push(notify::seal(sa, &[payload], cx.entropy));
                 }
-                Informational::RUThereAck(_) | Informational::InitialContact => {}
+                Informational::RUThere(_) | Informational::RUThereAck(_) | Informational::InitialContact => {}
                 Informational::Notified(kind) => {
                     cx.out.event(Event::NotifyReceived {
                         peer: self.peer.to_string(),
@@ -343,12 +397,33 @@ impl Server {
                 let steps = initiator.on_timeout(cx.now.at, cx.entropy);
                 self.take_steps(steps, cx)
             }
-            Phase::Up { .. } => self.on_pull_timeouts(cx),
+            Phase::Up { .. } => {
+                if self.is_dead(cx) {
+                    self.close("dead: no answer to dead-peer detection", false, cx);
+                    return self.begin(cx);
+                }
+                self.on_pull_timeouts(cx)
+            }
+        }
+    }
+
+    /// Asks the server whether it is there when it owes us a word; true when it stayed silent.
+    fn is_dead(&mut self, cx: &mut Cx<'_>) -> bool {
+        let Phase::Up { sa, watch: Some(watch), .. } = &mut self.phase else { return false };
+        match watch.on_timeout(cx.now.at) {
+            Verdict::Wait => false,
+            Verdict::Dead => true,
+            Verdict::Ask(number) => {
+                let question = notify::dpd(sa.cookies, NotifyType::RUThere, number);
+                let octets = notify::seal(sa, &[question], cx.entropy);
+                self.transmit(octets, cx);
+                false
+            }
         }
     }
 
     fn on_pull_timeouts(&mut self, cx: &mut Cx<'_>) -> Letters {
-        let Phase::Up { sa, pulls } = &mut self.phase else { return Letters::new() };
+        let Phase::Up { sa, pulls, .. } = &mut self.phase else { return Letters::new() };
         let (mut again, mut over, mut stale) = (Vec::new(), Vec::new(), false);
         for (message_id, pull) in pulls.iter_mut() {
             match pull.on_timeout(cx.now.at, cx.entropy) {
@@ -397,14 +472,22 @@ impl Server {
         match &self.phase {
             Phase::Down => None,
             Phase::Negotiating(initiator) => Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" }),
-            Phase::Up { sa, pulls } => {
+            Phase::Up { sa, pulls, watch, .. } => {
+                let asking = watch.as_ref().and_then(Watch::due);
+                let asking = asking.map(|at| Wakeup { at, why: "dead-peer detection" });
                 let end = Wakeup { at: sa.expires, why: "end of phase 1" };
                 let repeat = pulls.values().map(Pull::due).min();
-                Wakeup::earlier(
-                    Some(end),
-                    repeat.map(|at: Instant| Wakeup { at, why: "registration repeat" }),
-                )
+                let repeat = repeat.map(|at: Instant| Wakeup { at, why: "registration repeat" });
+                Wakeup::earlier(Wakeup::earlier(Some(end), repeat), asking)
             }
         }
+    }
+}
+
+/// The server spoke, and from now on owes us another word: a member that watches at all watches all the time.
+fn expect_more(watch: &mut Option<Watch>, now: Instant) {
+    if let Some(watch) = watch {
+        watch.heard();
+        watch.expect(now);
     }
 }

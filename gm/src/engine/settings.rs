@@ -28,10 +28,8 @@ pub struct GatewaySettings {
     pub locals: Vec<SocketAddr>,
     /// How to negotiate with each server, in the same order; the last one holds for all further servers.
     pub policies: Vec<PeerPolicy>,
-    /// `ack-l-output`: L of the acknowledgement key is the output length of the hash.
-    pub ack_l_output: bool,
-    /// `bare-digest-signature`: RSA signatures of pushes may lack the DigestInfo.
-    pub bare_digest_signature: bool,
+    /// How to ask whether a server is there; none: not at all.
+    pub dead_peer_detection: Option<ike::dpd::Settings>,
 }
 
 impl Default for GatewaySettings {
@@ -42,8 +40,7 @@ impl Default for GatewaySettings {
             local: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 848),
             locals: Vec::new(),
             policies: Vec::new(),
-            ack_l_output: false,
-            bare_digest_signature: false,
+            dead_peer_detection: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Signer, default_provider, run};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, Now};
-use ike::phase1::PeerPolicy;
+use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
 use super::io::Output;
@@ -46,11 +46,11 @@ pub const MEMBER: &str = "192.0.2.10:848";
 /// A policy for negotiations that never happen.
 pub fn peer_policy() -> PeerPolicy {
     PeerPolicy {
+        mode: Mode::Main,
         offers: Vec::new(),
-        pre_shared_key: SecretBytes::copy(b"not used in these tests"),
+        credentials: Credentials::pre_shared(SecretBytes::copy(b"not used in these tests")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -225,7 +225,7 @@ impl Bench {
     pub fn push(&self, spi: u8, content: &PushContent) -> Bytes {
         let unsigned = Unsigned::new(KekSpi([spi; 16]), content, 64);
         let signature =
-            self.signer.sign(SignatureHash::Sha256, &unsigned.signature_input()).expect("a signature");
+            self.signer.sign(SignatureHash::Sha256, &unsigned.signature_input(false)).expect("a signature");
         unsigned.seal(&cipher(spi), &signature)
     }
 

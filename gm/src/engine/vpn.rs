@@ -47,10 +47,6 @@ pub struct Vpn {
     pub address: Option<IpAddr>,
     /// Deviations of its servers.
     pub dialect: Dialect,
-    /// `ack-l-output`.
-    pub ack_l_output: bool,
-    /// `bare-digest-signature`.
-    pub bare_digest_signature: bool,
     servers: Vec<SocketAddr>,
     registration: Registration,
     current: usize,
@@ -76,8 +72,6 @@ impl Vpn {
             statistics: VpnStatistics::default(),
             address: None,
             dialect: gateway.policies.first().map_or(Dialect::STRICT, |policy| policy.dialect),
-            ack_l_output: gateway.ack_l_output,
-            bare_digest_signature: gateway.bare_digest_signature,
             servers: gateway.servers.clone(),
             registration: Registration::Idle,
             current: 0,

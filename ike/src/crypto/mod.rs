@@ -212,6 +212,16 @@ impl AuthMethod {
             _ => None,
         }
     }
+
+    /// The hash a method brings along (RFC 4754 section 3); the others use the negotiated one.
+    pub const fn own_hash(self) -> Option<Hash> {
+        match self {
+            AuthMethod::Ecdsa256 => Some(Hash::Sha256),
+            AuthMethod::Ecdsa384 => Some(Hash::Sha384),
+            AuthMethod::Ecdsa521 => Some(Hash::Sha512),
+            AuthMethod::PreSharedKey | AuthMethod::RsaSignature => None,
+        }
+    }
 }
 
 /// What a phase 1 negotiated: one value names cipher, hash, group and method.

@@ -38,14 +38,14 @@ pub struct Reading {
 /// Our offer: one proposal, transforms in order of preference, attributes in the order that satisfies order-sensitive peers.
 pub fn offer(policy: &PeerPolicy) -> Sa {
     let transforms = policy
-        .offers
+        .usable_offers()
         .iter()
         .zip(1u8..)
         .map(|(offer, number)| Transform { number, id: KEY_IKE, attributes: attributes(offer) })
         .collect();
     Sa {
-        doi: if policy.doi_ipsec { Doi::Ipsec } else { Doi::Gdoi },
-        situation: u32::from(policy.doi_ipsec),
+        doi: if policy.dialect.phase1_doi_ipsec { Doi::Ipsec } else { Doi::Gdoi },
+        situation: u32::from(policy.dialect.phase1_doi_ipsec),
         proposals: vec![Proposal { number: 1, protocol: PROTO_ISAKMP, spi: Vec::new(), transforms }],
     }
 }
@@ -120,7 +120,7 @@ pub struct Choice {
 /// [`Refusal::Unacceptable`] with the notify that describes it.
 pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
     let unacceptable = |notify, reason: String| Err(Refusal::Unacceptable { notify, reason });
-    let ipsec_ok = policy.doi_ipsec && sa.doi == Doi::Ipsec;
+    let ipsec_ok = policy.dialect.phase1_doi_ipsec && sa.doi == Doi::Ipsec;
     if sa.doi != Doi::Gdoi && !ipsec_ok {
         return unacceptable(
             NotifyType::DoiNotSupported,
@@ -130,10 +130,11 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
     if sa.situation > 1 {
         return unacceptable(NotifyType::SituationNotSupported, format!("situation {}", sa.situation));
     }
+    let offers = policy.usable_offers();
     for proposal in sa.proposals.iter().filter(|proposal| proposal.protocol == PROTO_ISAKMP) {
         for transform in &proposal.transforms {
             let Some(reading) = read(transform) else { continue };
-            let Some(offer) = policy.offers.iter().find(|offer| offer.suite == reading.suite) else {
+            let Some(offer) = offers.iter().find(|offer| offer.suite == reading.suite) else {
                 continue;
             };
             if reading.life < SHORTEST_LIFE {
@@ -147,7 +148,7 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
             return Ok(Choice { answer, suite: reading.suite, life: reading.life.min(offer.lifetime) });
         }
     }
-    let wanted: Vec<String> = policy.offers.iter().map(|offer| offer.suite.to_string()).collect();
+    let wanted: Vec<String> = offers.iter().map(|offer| offer.suite.to_string()).collect();
     unacceptable(
         NotifyType::NoProposalChosen,
         format!("no offered transform is one of {}", wanted.join(", ")),
@@ -159,7 +160,7 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
 /// # Errors
 /// [`Refusal::Dropped`]: the answer may be forged.
 pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
-    let wanted = if policy.doi_ipsec { Doi::Ipsec } else { Doi::Gdoi };
+    let wanted = if policy.dialect.phase1_doi_ipsec { Doi::Ipsec } else { Doi::Gdoi };
     if answer.doi != wanted {
         return Err(Refusal::dropped(format!("answer with DOI {}, {wanted} expected", answer.doi)));
     }
@@ -171,7 +172,7 @@ pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
     };
     let reading =
         read(transform).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))?;
-    let ours =
-        policy.offers.iter().find(|offer| offer.suite == reading.suite && offer.lifetime == reading.life);
+    let offers = policy.usable_offers();
+    let ours = offers.iter().find(|offer| offer.suite == reading.suite && offer.lifetime == reading.life);
     ours.map(|_| reading).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))
 }

@@ -1,5 +1,15 @@
-//! The key server's side of main mode: AwaitKe -> Compute -> AwaitAuth -> established, in that order. It never
-//! retransmits on a timer; a repeated message gets the cached answer, at most ten times.
+//! The key server's side of phase 1, in the order of the states:
+//!
+//! ```text
+//! main        AwaitKe -> Compute -> AwaitAuth -> [Verify] -> [Sign] -> established
+//! aggressive  ComputeFirst -> [SignFirst] -> AwaitThird -> [VerifyThird] -> established
+//! ```
+//!
+//! The states in brackets belong to signatures. A repeated message gets the cached answer, at most ten times. Main mode
+//! never retransmits on a timer; aggressive mode, in `responder/aggressive.rs`, repeats message 2 twice, because the
+//! initiator is content with it.
+
+mod aggressive;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,29 +19,32 @@ use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, CookiePair};
 use gdoi_proto::message::{Message, Rules};
-use gdoi_proto::payload::{Identification, Payload};
-use gdoi_proto::registry::{ExchangeType, NotifyType};
+use gdoi_proto::payload::{Identification, Payload, Sa};
+use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 
-use super::auth::{self, Facts, Proof};
-use super::initiator::announces_dpd;
-use super::proposal;
-use super::{Established, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD};
+use super::auth::{Facts, Proof, Proving, SaEnds};
+use super::messages::{self, Extras, Heard};
+use super::proposal::{self, Choice};
+use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::Suite;
-use crate::crypto::provider::{Done, Job};
-use crate::identity::{acceptable_ports, address_identity};
-use crate::io::{Entropy, Instant};
-use crate::sa::{IkeSa, Role, SaKeys};
+use crate::crypto::provider::{Done, Job, ProofError, Proved};
+use crate::identity::address_identity;
+use crate::io::{Entropy, Instant, Now};
+use crate::retransmit::Retransmit;
+use crate::sa::{IkeSa, Role};
+
+pub use aggressive::FirstAggressive;
 
 /// Answers to one repeated message.
 const MAX_REPEATS: u32 = 10;
-/// Messages 5 that may fail before the negotiation is given up.
+/// Messages 5 that may fail to decrypt before the negotiation is given up.
 const MAX_FAILURES: u32 = 3;
 /// Longest first message: SAi_b must be stored.
 pub const MAX_OFFER: usize = 4096;
 /// Longest first message with `large-offers`.
 pub const MAX_LARGE_OFFER: usize = 16 * 1024;
 
-/// A main mode a peer started.
+/// A phase 1 a peer started.
 #[derive(Debug)]
 pub struct Responder {
     policy: Arc<PeerPolicy>,
@@ -40,10 +53,14 @@ pub struct Responder {
     cookies: CookiePair,
     suite: Suite,
     life: Duration,
+    credential: Credential,
     dpd: bool,
+    /// The peer asked for our certificates.
+    wanted: bool,
     sai_b: Vec<u8>,
     answered: Answered,
     failures: u32,
+    retransmit: Option<Retransmit>,
     state: State,
 }
 
@@ -56,14 +73,14 @@ pub struct Answered {
 }
 
 impl Answered {
-    /// An answer to a question.
+    /// An answer to a question; empty while it is being worked on.
     pub fn new(question: &[u8], answer: Bytes) -> Answered {
         Answered { question: Bytes::copy_from_slice(question), answer, repeats: 0 }
     }
 
     /// The cached answer when `question` is the same octets; at most ten times.
     pub fn repeat(&mut self, question: &[u8]) -> Option<Bytes> {
-        if self.question != question || self.repeats >= MAX_REPEATS {
+        if self.question != question || self.repeats >= MAX_REPEATS || self.answer.is_empty() {
             return None;
         }
         self.repeats += 1;
@@ -76,10 +93,24 @@ impl Answered {
     }
 }
 
+/// What message 5 said besides its proof.
+struct Claim {
+    id: Identification,
+    initial_contact: bool,
+    question: Bytes,
+    last_block: [u8; 16],
+}
+
 enum State {
     AwaitKe,
     Compute { question: Bytes, ni: Vec<u8>, g_xi: Bytes, nr: [u8; NONCE_LEN] },
     AwaitAuth { proof: Box<Proof> },
+    Verify { proof: Box<Proof>, claim: Claim },
+    Sign { proof: Box<Proof>, claim: Claim, proved: Proved },
+    ComputeFirst { answer: Sa, ni: Vec<u8>, g_xi: Bytes, nr: [u8; NONCE_LEN], id: Identification },
+    SignFirst { answer: Sa, g_xr: Vec<u8>, nr: [u8; NONCE_LEN], proof: Box<Proof>, id: Identification },
+    AwaitThird { proof: Box<Proof>, id: Identification },
+    VerifyThird { proof: Box<Proof>, claim: Claim },
     Over,
 }
 
@@ -89,6 +120,12 @@ impl State {
             State::AwaitKe => "AwaitKe",
             State::Compute { .. } => "Compute",
             State::AwaitAuth { .. } => "AwaitAuth",
+            State::Verify { .. } => "Verify",
+            State::Sign { .. } => "Sign",
+            State::ComputeFirst { .. } => "ComputeFirst",
+            State::SignFirst { .. } => "SignFirst",
+            State::AwaitThird { .. } => "AwaitThird",
+            State::VerifyThird { .. } => "VerifyThird",
             State::Over => "Over",
         }
     }
@@ -101,7 +138,7 @@ impl std::fmt::Debug for State {
 }
 
 impl Responder {
-    /// Takes message 1 and answers with message 2. `cookie` is our keyed cookie for this negotiation.
+    /// Takes message 1 of main mode and answers with message 2. `cookie` is our keyed cookie for this negotiation.
     ///
     /// # Errors
     /// [`Refusal::Dropped`] for what is no first message, [`Refusal::Unacceptable`] with the notify that may be sent.
@@ -117,48 +154,65 @@ impl Responder {
         if octets.len() > limit {
             return Err(Refusal::dropped("first message too long"));
         }
-        let plain = header.exchange == ExchangeType::MainMode
-            && header.message_id.0 == 0
-            && !header.flags.encrypted();
-        if !plain || !header.cookies.responder.is_zero() {
+        if policy.mode != Mode::Main {
+            return Err(Refusal::dropped("main mode where aggressive mode is configured"));
+        }
+        if !is_first(header, ExchangeType::MainMode) {
             return Err(Refusal::dropped("not a first message of main mode"));
         }
         let rules = Rules::PHASE1_CLEAR.for_dialect(policy.dialect);
-        let message = Message::decode(octets, rules).map_err(Refusal::dropped)?;
-        let Some((Payload::Sa(sa), rest)) = message.payloads.split_first() else {
-            return Err(Refusal::dropped("SA is not first"));
-        };
-        let stranger = rest.iter().find(|p| {
-            !matches!(
-                p,
-                Payload::VendorId(_) | Payload::Cert(_) | Payload::CertRequest(_) | Payload::Notify(_)
-            )
-        });
-        if let Some(stranger) = stranger {
-            return Err(Refusal::Dropped(format!("{} has no place here", stranger.payload_type())));
-        }
+        let heard = read(octets, rules, &[PayloadType::Sa])?;
+        let sa = heard.sa.as_ref().ok_or_else(|| Refusal::dropped("no SA"))?;
         let choice = proposal::choose(sa, &policy)?;
+        let answer = choice.answer.clone();
         let cookies = CookiePair { initiator: header.cookies.initiator, responder: cookie };
-        let dpd = announces_dpd(rest);
-        let mut payloads = vec![Payload::Sa(choice.answer)];
-        if dpd {
-            payloads.push(Payload::VendorId(VENDOR_DPD.to_vec()));
-        }
-        let answer = auth::clear(cookies, payloads);
-        let responder = Responder {
+        let mut responder = Responder::new(policy, (local, peer), cookies, choice, &heard, octets)?;
+        let answer = responder.clear(messages::offer(answer, &responder.extras()));
+        responder.answered = Answered::new(octets, answer.clone());
+        Ok((responder, vec![Step::Send(answer)]))
+    }
+
+    fn new(
+        policy: Arc<PeerPolicy>,
+        (local, peer): (IpAddr, IpAddr),
+        cookies: CookiePair,
+        choice: Choice,
+        heard: &Heard,
+        octets: &[u8],
+    ) -> Result<Responder, Refusal> {
+        let credential = policy.credentials.for_method(choice.suite.method);
+        Ok(Responder {
+            credential: credential.ok_or_else(|| Refusal::dropped("no credential for the method"))?,
             policy,
             local,
             peer,
             cookies,
             suite: choice.suite,
             life: choice.life,
-            dpd,
-            sai_b: auth::sa_body(octets),
-            answered: Answered::new(octets, answer.clone()),
+            dpd: heard.announces_dpd(),
+            wanted: heard.wants_certificate,
+            sai_b: messages::sa_body(octets),
+            answered: Answered::new(octets, Bytes::new()),
             failures: 0,
+            retransmit: None,
             state: State::AwaitKe,
-        };
-        Ok((responder, vec![Step::Send(answer)]))
+        })
+    }
+
+    /// When [`Responder::on_timeout`] is due: in aggressive mode only, while message 3 is awaited.
+    pub fn due(&self) -> Option<Instant> {
+        match self.state {
+            State::AwaitThird { .. } => self.retransmit.as_ref().map(Retransmit::due),
+            State::AwaitKe
+            | State::Compute { .. }
+            | State::AwaitAuth { .. }
+            | State::Verify { .. }
+            | State::Sign { .. }
+            | State::ComputeFirst { .. }
+            | State::SignFirst { .. }
+            | State::VerifyThird { .. }
+            | State::Over => None,
+        }
     }
 
     /// The SA's name.
@@ -173,7 +227,18 @@ impl Responder {
 
     /// True once the peer answered a message of ours: it can receive at its address.
     pub fn returned(&self) -> bool {
-        !matches!(self.state, State::AwaitKe)
+        match self.state {
+            State::AwaitKe
+            | State::ComputeFirst { .. }
+            | State::SignFirst { .. }
+            | State::AwaitThird { .. } => false,
+            State::Compute { .. }
+            | State::AwaitAuth { .. }
+            | State::Verify { .. }
+            | State::Sign { .. }
+            | State::VerifyThird { .. }
+            | State::Over => true,
+        }
     }
 
     /// True when `octets` are the message answered last (a repeated message 1 has no responder cookie to find us by).
@@ -186,13 +251,23 @@ impl Responder {
         self.answered
     }
 
+    fn clear(&self, payloads: Vec<Payload>) -> Bytes {
+        messages::clear(self.policy.mode.exchange(), self.cookies, payloads)
+    }
+
+    /// What our first answer carries besides its own payloads: what the peer announced too.
+    fn extras(&self) -> Extras {
+        let vendors = if self.dpd { vec![VENDOR_DPD.to_vec()] } else { Vec::new() };
+        Extras { vendors, nat_d: Vec::new() }
+    }
+
     /// Message 3 or 5, or a repeat.
     ///
     /// # Errors
     /// [`Refusal::Dropped`] leaves everything as it was; [`Refusal::Failed`] ends the negotiation.
     pub fn on_message(
         &mut self,
-        now: Instant,
+        now: Now,
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
@@ -200,108 +275,268 @@ impl Responder {
         if let Some(answer) = self.answered.repeat(octets) {
             return Ok(vec![Step::Send(answer)]);
         }
-        if header.exchange != ExchangeType::MainMode
+        if header.exchange != self.policy.mode.exchange()
             || header.message_id.0 != 0
             || header.cookies != self.cookies
         {
-            return Err(Refusal::dropped("not a message of this main mode"));
+            return Err(Refusal::dropped("not a message of this phase 1"));
         }
         match &self.state {
-            State::AwaitKe => {
-                if header.flags.encrypted() {
-                    return Err(Refusal::dropped("encrypted message where KE is due"));
-                }
-                let (g_xi, ni) = auth::key_exchange(octets, self.suite, None)?;
-                let mut nr = [0; NONCE_LEN];
-                entropy.fill(&mut nr);
-                let job = Job::DhRespond { group: self.suite.group, peer_public: g_xi.clone() };
-                self.state = State::Compute { question: Bytes::copy_from_slice(octets), ni, g_xi, nr };
-                Ok(vec![Step::Run(job)])
-            }
-            State::AwaitAuth { .. } => self.on_auth(now, header, octets),
-            State::Compute { .. } | State::Over => {
+            State::AwaitKe => self.on_ke(header, octets, entropy),
+            State::AwaitAuth { .. } => self.on_auth(now, header, octets, entropy),
+            State::AwaitThird { .. } => self.on_third(now, header, octets),
+            State::Compute { .. }
+            | State::Verify { .. }
+            | State::Sign { .. }
+            | State::ComputeFirst { .. }
+            | State::SignFirst { .. }
+            | State::VerifyThird { .. }
+            | State::Over => {
                 Err(Refusal::Dropped(format!("nothing expected in state {}", self.state.name())))
             }
         }
     }
 
-    /// The result of the key exchange: message 4 goes out.
-    ///
-    /// # Errors
-    /// [`Refusal::Dropped`] when the peer's value was invalid: the half-open state is kept, the message may be forged.
-    pub fn on_done(&mut self, done: Done) -> Result<Vec<Step>, Refusal> {
-        let Done::Responded(result) = done else { return Err(Refusal::dropped("no such job")) };
-        let State::Compute { question, ni, g_xi, nr } = std::mem::replace(&mut self.state, State::AwaitKe)
-        else {
-            return Err(Refusal::dropped("no key exchange is due"));
-        };
-        let (g_xr, shared) = result.map_err(Refusal::dropped)?;
-        let proof = Proof::new(&Facts {
-            suite: self.suite,
-            cookies: self.cookies,
-            pre_shared_key: &self.policy.pre_shared_key,
-            ni: &ni,
-            nr: &nr,
-            g_xi: &g_xi,
-            g_xr: &g_xr,
-            shared: &shared,
-            sai_b: &self.sai_b,
-        });
-        let answer = auth::clear(self.cookies, vec![Payload::Ke(g_xr), Payload::Nonce(nr.to_vec())]);
-        self.answered = Answered::new(&question, answer.clone());
-        self.state = State::AwaitAuth { proof: Box::new(proof) };
-        Ok(vec![Step::Send(answer)])
+    fn on_ke(
+        &mut self,
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Step>, Refusal> {
+        if header.flags.encrypted() {
+            return Err(Refusal::dropped("encrypted message where KE is due"));
+        }
+        let message = Message::decode(octets, Rules::PHASE1_CLEAR).map_err(Refusal::dropped)?;
+        let expected = [PayloadType::Ke, PayloadType::Nonce, PayloadType::NatD];
+        let mut heard = Heard::from_payloads(message.payloads, &expected)?;
+        let (g_xi, ni) = heard.key_exchange(self.suite, None)?;
+        self.wanted |= heard.wants_certificate;
+        let mut nr = [0; NONCE_LEN];
+        entropy.fill(&mut nr);
+        let job = Job::DhRespond { group: self.suite.group, peer_public: g_xi.clone() };
+        self.state = State::Compute { question: Bytes::copy_from_slice(octets), ni, g_xi, nr };
+        Ok(vec![Step::Run(job)])
     }
 
-    fn on_auth(&mut self, now: Instant, header: &Header, octets: &[u8]) -> Result<Vec<Step>, Refusal> {
-        let State::AwaitAuth { proof } = &self.state else { return Err(Refusal::dropped("no proof is due")) };
-        let checked = proof.open(&proof.first_iv, header, octets).and_then(|message| {
-            if proof.hash_i(&message.id).ct_eq(&message.hash) {
-                Ok(message)
-            } else {
-                Err(Refusal::dropped("HASH_I mismatch"))
+    /// The result of the job asked for last.
+    ///
+    /// # Errors
+    /// [`Refusal::Dropped`] when the peer's public value was invalid in main mode: the half-open state is kept, the
+    /// message may be forged. [`Refusal::Failed`] when a proof failed.
+    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<Vec<Step>, Refusal> {
+        match (std::mem::replace(&mut self.state, State::Over), done) {
+            (State::Compute { question, ni, g_xi, nr }, Done::Responded(result)) => {
+                self.state = State::AwaitKe;
+                let (g_xr, shared) = result.map_err(Refusal::dropped)?;
+                let proof = Proof::new(&Facts {
+                    exchange: ExchangeType::MainMode,
+                    suite: self.suite,
+                    cookies: self.cookies,
+                    basis: self.credential.basis(),
+                    ni: &ni,
+                    nr: &nr,
+                    g_xi: &g_xi,
+                    g_xr: &g_xr,
+                    shared: &shared,
+                    sai_b: &self.sai_b,
+                    double_hash: self.policy.dialect.ecdsa_double_hash,
+                });
+                let names = self.credential.requests();
+                let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &Extras::default()));
+                self.answered = Answered::new(&question, answer.clone());
+                self.state = State::AwaitAuth { proof: Box::new(proof) };
+                Ok(vec![Step::Send(answer)])
             }
+            (State::Verify { proof, claim }, Done::Phase1Verified(proved)) => {
+                let proved = self.proved(now, &proof, &claim, proved, entropy)?;
+                self.prove(now, proof, claim, proved)
+            }
+            (State::Sign { proof, claim, proved }, Done::Phase1Signed(signature)) => {
+                let signature =
+                    signature.map_err(|error| Refusal::failed(format!("our certificate's key: {error}")))?;
+                self.send_auth(now, &proof, claim, proved, Payload::Sig(signature))
+            }
+            (State::ComputeFirst { answer, ni, g_xi, nr, id }, Done::Responded(result)) => {
+                let (g_xr, shared) = result.map_err(Refusal::failed)?;
+                let proof = Box::new(Proof::new(&Facts {
+                    exchange: ExchangeType::Aggressive,
+                    suite: self.suite,
+                    cookies: self.cookies,
+                    basis: self.credential.basis(),
+                    ni: &ni,
+                    nr: &nr,
+                    g_xi: &g_xi,
+                    g_xr: &g_xr,
+                    shared: &shared,
+                    sai_b: &self.sai_b,
+                    double_hash: self.policy.dialect.ecdsa_double_hash,
+                }));
+                self.prove_first(now, (answer, g_xr, nr), proof, id, entropy)
+            }
+            (State::SignFirst { answer, g_xr, nr, proof, id }, Done::Phase1Signed(signature)) => {
+                let signature =
+                    signature.map_err(|error| Refusal::failed(format!("our certificate's key: {error}")))?;
+                let payload = Payload::Sig(signature);
+                Ok(self.send_second(now, (answer, g_xr, nr), proof, id, payload, entropy))
+            }
+            (State::VerifyThird { proof, claim }, Done::Phase1Verified(proved)) => {
+                let proved = self.proved(now, &proof, &claim, proved, entropy)?;
+                Ok(vec![self.established(now, &proof, claim, proved, None)])
+            }
+            (state, _) => {
+                let name = state.name();
+                self.state = state;
+                Err(Refusal::Dropped(format!("no such job in state {name}")))
+            }
+        }
+    }
+
+    /// A message that did not decrypt or did not fit: kept three times, the last one ends it.
+    fn count_failure(&mut self, refusal: Refusal) -> Refusal {
+        self.failures += 1;
+        if self.failures < MAX_FAILURES { refusal } else { Refusal::failed(refusal) }
+    }
+
+    fn on_auth(
+        &mut self,
+        now: Now,
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Step>, Refusal> {
+        let State::AwaitAuth { proof } = &self.state else { return Err(Refusal::dropped("no proof is due")) };
+        let checked = proof.open(&proof.first_iv, header, octets).and_then(|(mut heard, last_block)| {
+            let (Some(id), Some(presented)) = (heard.id.take(), heard.proof(self.suite.method)) else {
+                return Err(proof.garbage("no ID or no proof"));
+            };
+            let chain = std::mem::take(&mut heard.certificates);
+            let context = VerifyContext { side: Role::Initiator, id: &id, chain, now };
+            let job = proof.check(&self.credential, presented, context)?;
+            let initial_contact = heard
+                .notifies
+                .iter()
+                .any(|notify| NotifyType::from_number(notify.kind) == NotifyType::InitialContact);
+            let question = Bytes::copy_from_slice(octets);
+            Ok((job, heard.wants_certificate, Claim { id, initial_contact, question, last_block }))
         });
-        let message = match checked {
-            Ok(message) => message,
-            Err(refusal) => {
-                self.failures += 1;
-                if self.failures < MAX_FAILURES {
-                    return Err(refusal);
-                }
-                return Err(Refusal::Failed { reason: refusal.to_string() });
+        let (job, wanted, claim) = checked.map_err(|refusal| self.count_failure(refusal))?;
+        let State::AwaitAuth { proof } = std::mem::replace(&mut self.state, State::Over) else {
+            return Err(Refusal::dropped("no proof is due"));
+        };
+        self.wanted |= wanted;
+        match job {
+            None => {
+                let proved = self.proved(now, &proof, &claim, Ok(Proved::default()), entropy)?;
+                self.prove(now, proof, claim, proved)
+            }
+            Some(job) => {
+                self.state = State::Verify { proof, claim };
+                Ok(vec![Step::Run(job)])
+            }
+        }
+    }
+
+    /// Whether the peer proved an identity, and one it may claim: chain, signature, then policy (RFC 4945 section 3.1).
+    fn proved(
+        &self,
+        now: Now,
+        proof: &Proof,
+        claim: &Claim,
+        proved: Result<Proved, ProofError>,
+        entropy: &mut dyn Entropy,
+    ) -> Result<Proved, Refusal> {
+        let id = &claim.id;
+        let (reason, kind) = match proved {
+            Ok(proved) if self.policy.admits(id, self.peer) => return Ok(proved),
+            Ok(_) => {
+                let reason = format!("identity {id} is not the one this gateway may claim");
+                (reason, NotifyType::InvalidIdInformation)
+            }
+            Err(error) => {
+                (format!("{id} did not prove who it is: {error}"), NotifyType::AuthenticationFailed)
             }
         };
-        if !acceptable_ports(&message.id)
-            || !self.policy.remote.iter().any(|rule| rule.accepts(&message.id, self.peer))
-        {
-            return Err(Refusal::Failed {
-                reason: format!("identity {} is not the one this gateway may claim", message.id),
-            });
+        let early = self.sa(now, proof, id, claim.last_block);
+        Err(Refusal::told(reason, kind, early, entropy))
+    }
+
+    fn prove(
+        &mut self,
+        now: Now,
+        proof: Box<Proof>,
+        claim: Claim,
+        proved: Proved,
+    ) -> Result<Vec<Step>, Refusal> {
+        match proof.prove(Role::Responder, &self.local_identity(), &self.credential) {
+            Proving::Ready(payload) => self.send_auth(now, &proof, claim, proved, payload),
+            Proving::Sign(job) => {
+                self.state = State::Sign { proof, claim, proved };
+                Ok(vec![Step::Run(job)])
+            }
         }
-        let local = self.local_identity();
-        let payloads = [Payload::Id(local.clone()), Payload::Hash(proof.hash_r(&local).expose().to_vec())];
-        let (answer, last_phase1_block) = proof.seal(&message.last_block, &payloads);
-        let keys = SaKeys { skeyid_a: proof.skeyid_a.clone(), key: proof.key.clone(), last_phase1_block };
-        let initial_contact =
-            message.notifies.iter().any(|n| NotifyType::from_number(n.kind) == NotifyType::InitialContact);
-        let mut sa = IkeSa::new(
-            self.cookies,
-            self.suite,
-            Role::Responder,
-            message.id,
-            local,
-            now + self.life,
-            self.policy.dialect,
-            keys,
-        );
+    }
+
+    fn send_auth(
+        &mut self,
+        now: Now,
+        proof: &Proof,
+        claim: Claim,
+        proved: Proved,
+        payload: Payload,
+    ) -> Result<Vec<Step>, Refusal> {
+        let chain = self.credential.certificates(self.wanted);
+        let payloads = messages::authentication(&self.local_identity(), chain, &[], payload, Vec::new());
+        let (answer, last_block) = proof.seal(&claim.last_block, &payloads);
+        self.answered = Answered::new(&claim.question, answer.clone());
+        let established = self.established(now, proof, claim, proved, Some(last_block));
+        Ok(vec![Step::Send(answer), established])
+    }
+
+    fn sa(&self, now: Now, proof: &Proof, id: &Identification, last_block: [u8; 16]) -> IkeSa {
+        let (local, expires) = (self.local_identity(), now.at + self.life);
+        let ends = SaEnds { peer: id, local: &local, expires, dialect: self.policy.dialect };
+        let mut sa = proof.sa(Role::Responder, last_block, ends);
         sa.peer_does_dpd = self.dpd;
-        self.answered = Answered::new(octets, answer.clone());
+        sa
+    }
+
+    /// `last_block` is ours where we had the last word, else the claim's.
+    fn established(
+        &mut self,
+        now: Now,
+        proof: &Proof,
+        claim: Claim,
+        proved: Proved,
+        last_block: Option<[u8; 16]>,
+    ) -> Step {
         self.state = State::Over;
-        Ok(vec![Step::Send(answer), Step::Established(Box::new(Established { sa, initial_contact }))])
+        let sa = self.sa(now, proof, &claim.id, last_block.unwrap_or(claim.last_block));
+        Step::Established(Box::new(Established {
+            sa,
+            initial_contact: claim.initial_contact,
+            remark: proved.remark,
+            answered: None,
+        }))
     }
 
     fn local_identity(&self) -> Identification {
         self.policy.local_identity.clone().unwrap_or_else(|| address_identity(self.local))
     }
+}
+
+/// True for the header of a first message of `exchange`.
+fn is_first(header: &Header, exchange: ExchangeType) -> bool {
+    header.exchange == exchange
+        && header.message_id.0 == 0
+        && !header.flags.encrypted()
+        && header.cookies.responder.is_zero()
+}
+
+/// A clear message whose SA comes first (RFC 2409 section 5).
+fn read(octets: &[u8], rules: Rules, expected: &[PayloadType]) -> Result<Heard, Refusal> {
+    let message = Message::decode(octets, rules).map_err(Refusal::dropped)?;
+    if !matches!(message.payloads.first(), Some(Payload::Sa(_))) {
+        return Err(Refusal::dropped("SA is not first"));
+    }
+    Heard::from_payloads(message.payloads, expected)
 }

@@ -63,9 +63,10 @@ impl Unsigned {
         Unsigned { spi, plain, signature_len }
     }
 
-    /// The octets to sign.
-    pub fn signature_input(&self) -> Bytes {
-        let header = header(self.spi, HEADER_LEN + self.plain.len() + self.signature_len);
+    /// The octets to sign. `padded` takes the length with CBC padding into the header (`padded-length-signature`).
+    pub fn signature_input(&self, padded: bool) -> Bytes {
+        let unpadded = HEADER_LEN + self.plain.len() + self.signature_len;
+        let header = header(self.spi, if padded { self.datagram_len() } else { unpadded });
         let signed = self.plain.len().saturating_sub(4);
         [LABEL, &header.encode(), &self.plain[..signed]].concat().into()
     }
@@ -110,6 +111,8 @@ pub struct Unverified {
     content: PushContent,
     /// What the signature covers.
     pub signature_input: Bytes,
+    /// The same with the length of the datagram as it came, for peers that sign so (`padded-length-signature`).
+    pub padded_input: Option<Bytes>,
     /// The SIG body.
     pub signature: Bytes,
 }
@@ -163,10 +166,15 @@ pub fn open(
         return Err(OpenError::Sequence { received: content.seq.0, last: last.0 });
     }
     let unpadded = HEADER_LEN + chain.end;
-    let signed_header = Header { length: unpadded as u32, ..*header };
-    let signature_input =
-        [LABEL, &signed_header.encode(), plain.get(..sig_start).unwrap_or_default()].concat();
-    Ok(Unverified { content, signature_input: signature_input.into(), signature: signature.into() })
+    let signed = plain.get(..sig_start).unwrap_or_default();
+    let input = |header: &Header| Bytes::from([LABEL, &header.encode(), signed].concat());
+    let padded = dialect.padded_length_signature && octets.len() != unpadded;
+    Ok(Unverified {
+        content,
+        signature_input: input(&Header { length: unpadded as u32, ..*header }),
+        padded_input: padded.then(|| input(header)),
+        signature: signature.into(),
+    })
 }
 
 /// SEQ, D*, then SA and KD both or neither, then SIG last.

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::prf::{hash, prf};
-use ike::crypto::provider::{CryptoError, DhKey, Provider, Signer, Verification};
-use ike::crypto::{DhGroup, Hash};
+use ike::crypto::provider::{CryptoError, DhKey, ProofSigner, Provider, Signer, Verification};
+use ike::crypto::{AuthMethod, DhGroup, Hash};
 use ike::io::Entropy;
 
 const PRIME: u64 = (1 << 61) - 1;
@@ -137,6 +137,36 @@ impl Signer for ToySigner {
     }
 }
 
+struct ToyProofSigner {
+    method: AuthMethod,
+    public_key: Vec<u8>,
+}
+
+fn proof(method: AuthMethod, public_key: &[u8], digest: &[u8]) -> Result<Vec<u8>, CryptoError> {
+    let algorithm = match method {
+        AuthMethod::RsaSignature => SignatureAlgorithm::Rsa,
+        AuthMethod::Ecdsa256 => SignatureAlgorithm::Ecdsa256,
+        AuthMethod::Ecdsa384 => SignatureAlgorithm::Ecdsa384,
+        AuthMethod::Ecdsa521 => SignatureAlgorithm::Ecdsa521,
+        AuthMethod::PreSharedKey => return Err(CryptoError::Key("pre-shared keys do not sign")),
+    };
+    Ok(signature(algorithm, public_key, digest))
+}
+
+impl ProofSigner for ToyProofSigner {
+    fn method(&self) -> AuthMethod {
+        self.method
+    }
+
+    fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    fn sign(&self, digest: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        proof(self.method, &self.public_key, digest)
+    }
+}
+
 impl Provider for Deterministic {
     fn name(&self) -> &'static str {
         "deterministic"
@@ -178,5 +208,24 @@ impl Provider for Deterministic {
         } else {
             Err(CryptoError::Signature)
         }
+    }
+
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+        let public_key = hash(Hash::Sha256, &[b"public", pkcs8.expose()]);
+        Ok(Arc::new(ToyProofSigner { method, public_key }))
+    }
+
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError> {
+        if proof(method, public_key, digest)? == signature { Ok(()) } else { Err(CryptoError::Signature) }
     }
 }

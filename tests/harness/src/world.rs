@@ -24,7 +24,7 @@ use ike::crypto::provider::run;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Instant, JobResult, Machine, Now};
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 
 use crate::net::{Network, Weather};
 use crate::provider::{Deterministic, SeededEntropy};
@@ -71,6 +71,8 @@ pub struct World {
     /// What happened.
     pub trace: Trace,
     timing: Timing,
+    dialect: Dialect,
+    rekeying: bool,
     server: Option<KeyServer>,
     rows: BTreeMap<(Kind, String), Row>,
     members: Vec<Option<GroupMember>>,
@@ -96,7 +98,7 @@ fn pre_shared_key() -> SecretBytes {
     SecretBytes::copy(b"a key for the simulator only")
 }
 
-fn peer_policy() -> PeerPolicy {
+fn peer_policy(dialect: Dialect) -> PeerPolicy {
     let suite = Suite {
         cipher: Cipher::Aes256Cbc,
         hash: Hash::Sha256,
@@ -104,20 +106,24 @@ fn peer_policy() -> PeerPolicy {
         method: AuthMethod::PreSharedKey,
     };
     PeerPolicy {
+        mode: Mode::Main,
         offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        pre_shared_key: pre_shared_key(),
+        credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
-        doi_ipsec: false,
-        dialect: Dialect::STRICT,
+        dialect,
     }
+}
+
+fn group_address() -> GroupId {
+    GroupId::address(IpAddr::V4(Ipv4Addr::new(239, 192, 0, 1)))
 }
 
 fn subnet() -> Endpoint {
     Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] }
 }
 
-fn server_settings(timing: Timing) -> Settings {
+fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings {
     let span = timing.period * (timing.retransmissions + 1);
     let activation_delay = (timing.period * timing.retransmissions).as_secs() as u16 + 10;
     let deactivation_delay = activation_delay + 15;
@@ -126,20 +132,21 @@ fn server_settings(timing: Timing) -> Settings {
     Settings {
         gateways: vec![GatewaySettings {
             name: "members".to_owned(),
-            address: (IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16),
-            policy: Arc::new(peer_policy()),
-            group_id_little_endian: false,
-            ack_l_output: false,
+            address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
+            policy: Arc::new(peer_policy(dialect)),
+            dead_peer_detection: None,
             line: 1,
         }],
         groups: vec![GroupSettings {
             name: GROUP.to_owned(),
             id: GroupId::number(1),
+            address: Some(group_address()),
+            push_dialect: dialect.of_push(),
             gateways: ["members".to_owned()].into(),
             member_threshold: None,
             sender_id_bits: 16,
             rekey_on_leave: true,
-            communication: Some(CommunicationSettings {
+            communication: rekeying.then_some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
                 signature: SignatureAlgorithm::Ecdsa256,
@@ -171,20 +178,20 @@ fn server_settings(timing: Timing) -> Settings {
     }
 }
 
-fn member_settings(index: usize) -> gm::engine::settings::Settings {
+fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::Settings {
     use gm::engine::settings::{GatewaySettings, Settings, VpnSettings};
     Settings {
         gateways: vec![GatewaySettings {
             name: "servers".to_owned(),
             servers: vec![SERVER],
             local: member_address(index),
-            policies: vec![peer_policy()],
+            policies: vec![peer_policy(dialect)],
             ..GatewaySettings::default()
         }],
         vpns: vec![VpnSettings {
             name: GROUP.to_owned(),
             gateway: "servers".to_owned(),
-            group: GroupId::number(1),
+            group: if dialect.group_id_address { group_address() } else { GroupId::number(1) },
             ..VpnSettings::default()
         }],
     }
@@ -193,6 +200,33 @@ fn member_settings(index: usize) -> gm::engine::settings::Settings {
 impl World {
     /// A server without state and `members` members, none started yet but the server.
     pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::with(seed, members, weather, timing, Dialect::STRICT, true)
+    }
+
+    /// The same where the group has no rekey SA: members fetch new keys themselves.
+    pub fn without_rekeying(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::with(seed, members, weather, timing, Dialect::STRICT, false)
+    }
+
+    /// The same where both sides deviate from the RFCs.
+    pub fn in_dialect(
+        seed: u64,
+        members: usize,
+        weather: Weather,
+        timing: Timing,
+        dialect: Dialect,
+    ) -> World {
+        World::with(seed, members, weather, timing, dialect, true)
+    }
+
+    fn with(
+        seed: u64,
+        members: usize,
+        weather: Weather,
+        timing: Timing,
+        dialect: Dialect,
+        rekeying: bool,
+    ) -> World {
         let mut world = World {
             seed,
             now: Instant(1_000_000),
@@ -200,6 +234,8 @@ impl World {
             net: Network::new(weather, seed),
             trace: Trace::default(),
             timing,
+            dialect,
+            rekeying,
             server: None,
             rows: BTreeMap::new(),
             members: Vec::new(),
@@ -266,7 +302,12 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
-        let server = KeyServer::new(server_settings(self.timing), rows, self.now(), Box::new(entropy));
+        let server = KeyServer::new(
+            server_settings(self.timing, self.dialect, self.rekeying),
+            rows,
+            self.now(),
+            Box::new(entropy),
+        );
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
     }
@@ -275,7 +316,7 @@ impl World {
     pub fn start_member(&mut self, index: usize) {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
-        let member = GroupMember::new(member_settings(index), self.now(), Box::new(entropy));
+        let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
         self.members[index] = Some(member);
         self.drain_member(index);
     }
@@ -412,6 +453,46 @@ impl World {
             self.run(Duration::from_millis(500));
         }
         done(self)
+    }
+
+    /// Who would send what somebody else could not open now: `sender SPI receiver` for every key that encrypts at a
+    /// registered member and is not installed at another one that has keys.
+    pub fn torn(&self) -> Vec<String> {
+        let keyed: Vec<(usize, &[gm::engine::keyring::Tek])> = self
+            .members
+            .iter()
+            .enumerate()
+            .filter_map(|(index, member)| {
+                let teks = member.as_ref()?.vpns().get(GROUP)?.keyring.teks();
+                (!teks.is_empty()).then_some((index, teks))
+            })
+            .collect();
+        let mut torn = Vec::new();
+        for (sender, teks) in &keyed {
+            // Of several that may encrypt, the newest does.
+            let sending = teks.iter().rev().find(|tek| tek.sending == gm::engine::keyring::Sending::Now);
+            let Some(spi) = sending.map(|tek| tek.policy.spi) else { continue };
+            for (receiver, theirs) in &keyed {
+                if !theirs.iter().any(|tek| tek.policy.spi == spi) {
+                    torn.push(format!("{} {spi} {}", member_name(*sender), member_name(*receiver)));
+                }
+            }
+        }
+        torn
+    }
+
+    /// Runs for `time` and looks at every half second whether the members could talk; the moments at which they could not.
+    pub fn run_watching(&mut self, time: Duration) -> Vec<(Instant, Vec<String>)> {
+        let end = self.now + time;
+        let mut gaps = Vec::new();
+        while self.now < end {
+            self.run(Duration::from_millis(500));
+            let torn = self.torn();
+            if !torn.is_empty() {
+                gaps.push((self.now, torn));
+            }
+        }
+        gaps
     }
 
     /// Members the server knows.

@@ -5,6 +5,7 @@
 pub mod aws_lc;
 #[cfg(feature = "portable")]
 pub mod portable;
+mod proof;
 #[cfg(any(feature = "aws-lc", feature = "portable"))]
 mod public_key;
 
@@ -16,7 +17,9 @@ use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 use thiserror::Error;
 
-use super::DhGroup;
+use super::{AuthMethod, DhGroup};
+
+pub use proof::{CertifiedKey, PeerTrust, ProofCheck, ProofError, ProofSigner, Proved};
 
 /// Why asymmetric work failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -81,6 +84,18 @@ pub trait Signer: Send + Sync {
     /// # Errors
     /// [`CryptoError`] when the hash does not fit the algorithm or the library fails.
     fn sign(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError>;
+
+    /// The same with RSA over the bare digest, without DigestInfo (`bare-digest-signature`); ECDSA has one form only.
+    ///
+    /// # Errors
+    /// [`CryptoError::Unsupported`] where the library has no such operation.
+    fn sign_bare(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        if self.algorithm() == SignatureAlgorithm::Rsa {
+            let what = "sign RSA without DigestInfo";
+            return Err(CryptoError::Unsupported { provider: "this crypto provider", what });
+        }
+        self.sign(hash, input)
+    }
 }
 
 impl fmt::Debug for dyn Signer {
@@ -135,6 +150,31 @@ pub trait Provider: Send + Sync {
     /// [`CryptoError::Signature`] when it does not verify, [`CryptoError::Key`] when the key cannot be read or does not
     /// fit the algorithm.
     fn verify(&self, check: &Verification) -> Result<(), CryptoError>;
+
+    /// Loads the private key of a certificate from PKCS#8 DER, for phase 1 with `method`.
+    ///
+    /// # Errors
+    /// [`CryptoError::Key`] when it is not a key of this method, [`CryptoError::Unsupported`] where the provider cannot
+    /// sign that way.
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError>;
+
+    /// Verifies SIG_I or SIG_R over `digest` as it is, not hashed again: RSA as a PKCS#1 type 1 block without DigestInfo
+    /// (RFC 2409 section 5.1), ECDSA as r | s (RFC 4754 section 7). `public_key` is a DER SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// [`CryptoError::Signature`] when it does not verify, [`CryptoError::Key`] when the key cannot be read or does not
+    /// fit the method.
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError>;
 }
 
 /// A PUSH signature to check.
@@ -148,6 +188,8 @@ pub struct Verification {
     pub public_key: Bytes,
     /// What was signed.
     pub input: Bytes,
+    /// What else may have been signed; tried second.
+    pub or_input: Option<Bytes>,
     /// The SIG body.
     pub signature: Bytes,
     /// Accept RSA over the bare digest, without DigestInfo (`compat` word `bare-digest-signature`).
@@ -190,9 +232,20 @@ pub enum Job {
         hash: SignatureHash,
         /// Signature input.
         input: Bytes,
+        /// RSA over the bare digest.
+        bare_digest: bool,
     },
     /// A check of a PUSH signature.
     Verify(Verification),
+    /// SIG_I or SIG_R of phase 1.
+    Phase1Sign {
+        /// The private key of our certificate.
+        signer: Arc<dyn ProofSigner>,
+        /// HASH_I or HASH_R.
+        digest: SecretBytes,
+    },
+    /// The peer's certificates and its SIG_I or SIG_R.
+    Phase1Verify(Box<ProofCheck>),
     /// A new signing key.
     MakeSigner {
         /// SIG_ALGORITHM.
@@ -216,10 +269,12 @@ impl fmt::Debug for Job {
             Job::DhGenerate { group } => write!(f, "DhGenerate(group {})", group.number()),
             Job::DhAgree { key, .. } => write!(f, "DhAgree({key:?})"),
             Job::DhRespond { group, .. } => write!(f, "DhRespond(group {})", group.number()),
-            Job::Sign { signer, hash, input } => {
+            Job::Sign { signer, hash, input, .. } => {
                 write!(f, "Sign({signer:?}, {hash:?}, {} octets)", input.len())
             }
             Job::Verify(check) => write!(f, "Verify({check:?})"),
+            Job::Phase1Sign { signer, .. } => write!(f, "Phase1Sign({signer:?})"),
+            Job::Phase1Verify(check) => write!(f, "Phase1Verify({check:?})"),
             Job::MakeSigner { algorithm, key_bits } => {
                 write!(f, "MakeSigner({algorithm:?}, {key_bits} bits)")
             }
@@ -241,6 +296,10 @@ pub enum Done {
     Signed(Result<Vec<u8>, CryptoError>),
     /// Of `Verify`.
     Verified(Result<(), CryptoError>),
+    /// Of `Phase1Sign`: SIG body.
+    Phase1Signed(Result<Vec<u8>, CryptoError>),
+    /// Of `Phase1Verify`.
+    Phase1Verified(Result<Proved, ProofError>),
     /// Of `MakeSigner` and `LoadSigner`: the key and its PKCS#8 DER for the store.
     Signer(Result<(Arc<dyn Signer>, SecretBytes), CryptoError>),
 }
@@ -260,8 +319,18 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
                 key.agree(&peer_public).map(|shared| (public, shared))
             }))
         }
-        Job::Sign { signer, hash, input } => Done::Signed(signer.sign(hash, &input)),
-        Job::Verify(check) => Done::Verified(provider.verify(&check)),
+        Job::Sign { signer, hash, input, bare_digest: false } => Done::Signed(signer.sign(hash, &input)),
+        Job::Sign { signer, hash, input, bare_digest: true } => Done::Signed(signer.sign_bare(hash, &input)),
+        Job::Verify(mut check) => {
+            let mut result = provider.verify(&check);
+            if let (Err(CryptoError::Signature), Some(input)) = (&result, check.or_input.take()) {
+                check.input = input;
+                result = provider.verify(&check);
+            }
+            Done::Verified(result)
+        }
+        Job::Phase1Sign { signer, digest } => Done::Phase1Signed(signer.sign(digest.expose())),
+        Job::Phase1Verify(check) => Done::Phase1Verified(check.run(provider)),
         Job::MakeSigner { algorithm, key_bits } => Done::Signer(
             provider
                 .generate_signing_key(algorithm, key_bits)

@@ -4,6 +4,7 @@
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 
 use super::CryptoError;
+use crate::crypto::AuthMethod;
 
 const SEQUENCE: u8 = 0x30;
 const BIT_STRING: u8 = 0x03;
@@ -34,6 +35,20 @@ const fn point_len(algorithm: SignatureAlgorithm) -> Option<usize> {
         SignatureAlgorithm::Ecdsa256 => Some(65),
         SignatureAlgorithm::Ecdsa384 => Some(97),
         SignatureAlgorithm::Ecdsa521 => Some(133),
+    }
+}
+
+/// The algorithm of a phase 1 method, and for ECDSA the octets of its digest.
+///
+/// # Errors
+/// [`CryptoError::Key`] for a method without signatures.
+pub(super) fn of_method(method: AuthMethod) -> Result<(SignatureAlgorithm, Option<usize>), CryptoError> {
+    match method {
+        AuthMethod::RsaSignature => Ok((SignatureAlgorithm::Rsa, None)),
+        AuthMethod::Ecdsa256 => Ok((SignatureAlgorithm::Ecdsa256, Some(32))),
+        AuthMethod::Ecdsa384 => Ok((SignatureAlgorithm::Ecdsa384, Some(48))),
+        AuthMethod::Ecdsa521 => Ok((SignatureAlgorithm::Ecdsa521, Some(64))),
+        AuthMethod::PreSharedKey => Err(CryptoError::Key("pre-shared keys do not sign")),
     }
 }
 

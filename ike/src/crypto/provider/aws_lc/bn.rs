@@ -1,12 +1,11 @@
-//! The library calls that have no safe form: modular exponentiation in constant time and RSA over a bare digest.
-//! Every pointer made here is freed here; secrets are freed with `BN_clear_free`.
+//! Modular exponentiation in constant time, which aws-lc-rs does not offer. Every pointer made here is freed here; secrets are freed with `BN_clear_free`.
 #![allow(unsafe_code)]
 
 use std::ptr;
 use std::sync::OnceLock;
 
 use aws_lc_sys as sys;
-use gdoi_proto::secret::{SecretBytes, ct_eq};
+use gdoi_proto::secret::SecretBytes;
 
 use crate::crypto::DhGroup;
 use crate::crypto::provider::CryptoError;
@@ -154,39 +153,4 @@ pub(super) fn power(group: DhGroup, peer: &[u8], exponent: &SecretBytes) -> Resu
         return Err(CryptoError::PublicValue { group });
     }
     modulus.power(&peer, exponent)?.to_octets(group.shared_len()).map(SecretBytes::new)
-}
-
-/// Verifies PKCS#1 type 1 padding around a bare digest, without DigestInfo, by comparing the whole recovered content.
-pub(super) fn verify_bare(public_key: &[u8], digest: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-    let unreadable = CryptoError::Key("not an RSA SubjectPublicKeyInfo");
-    let mut recovered = vec![0; signature.len().max(1)];
-    let mut len = 0;
-    // SAFETY: the CBS borrows `public_key` for these calls only; the key is freed before returning; get0 borrows from
-    // it; `recovered` has the length passed; `len` is read only after success.
-    let verified = unsafe {
-        let mut cbs = sys::CBS { data: public_key.as_ptr(), len: public_key.len() };
-        let key = sys::EVP_parse_public_key(&mut cbs);
-        if key.is_null() {
-            return Err(unreadable);
-        }
-        let rsa = sys::EVP_PKEY_get0_RSA(key);
-        let verified = !rsa.is_null()
-            && sys::RSA_size(rsa) as usize >= 256
-            && sys::RSA_verify_raw(
-                rsa,
-                &mut len,
-                recovered.as_mut_ptr(),
-                recovered.len(),
-                signature.as_ptr(),
-                signature.len(),
-                sys::RSA_PKCS1_PADDING,
-            ) == 1;
-        sys::EVP_PKEY_free(key);
-        verified
-    };
-    if verified && recovered.get(..len).is_some_and(|content| ct_eq(content, digest)) {
-        Ok(())
-    } else {
-        Err(CryptoError::Signature)
-    }
 }

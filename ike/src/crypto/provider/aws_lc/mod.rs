@@ -1,6 +1,8 @@
-//! Provider on AWS-LC: aws-lc-rs where it has a safe call, the `bn` module for MODP and bare RSA.
+//! Provider on AWS-LC: aws-lc-rs where it has a safe call, the `bn` module for MODP, the `rsa` module for bare RSA.
 
 mod bn;
+mod proof;
+mod rsa;
 
 use std::sync::Arc;
 
@@ -12,9 +14,9 @@ use aws_lc_rs::signature::{self, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair, P
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 
-use super::{CryptoError, DhKey, Provider, Signer, Verification, public_key};
+use super::{CryptoError, DhKey, ProofSigner, Provider, Signer, Verification, public_key};
 use crate::crypto::prf::hash as digest;
-use crate::crypto::{DhGroup, Hash, dh};
+use crate::crypto::{AuthMethod, DhGroup, Hash, dh};
 
 const NAME: &str = "aws-lc";
 
@@ -105,7 +107,8 @@ impl DhKey for ModpKey {
 }
 
 enum PushKey {
-    Rsa(Box<RsaKeyPair>),
+    /// The key, and once more for the raw operation.
+    Rsa(Box<RsaKeyPair>, rsa::PrivateKey),
     Ecdsa(Box<EcdsaKeyPair>),
 }
 
@@ -132,7 +135,7 @@ impl Signer for PushSigner {
     fn sign(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
         public_key::check_hash(NAME, self.algorithm, hash)?;
         match &self.key {
-            PushKey::Rsa(key) => {
+            PushKey::Rsa(key, _) => {
                 let padding: &dyn signature::RsaEncoding = match hash {
                     SignatureHash::Sha256 => &signature::RSA_PKCS1_SHA256,
                     SignatureHash::Sha384 => &signature::RSA_PKCS1_SHA384,
@@ -151,6 +154,21 @@ impl Signer for PushSigner {
                 Ok(signature.as_ref().to_vec())
             }
         }
+    }
+    fn sign_bare(&self, hash: SignatureHash, input: &[u8]) -> Result<Vec<u8>, CryptoError> {
+        let PushKey::Rsa(_, raw) = &self.key else { return self.sign(hash, input) };
+        public_key::check_hash(NAME, self.algorithm, hash)?;
+        raw.sign_bare(&digest(push_hash(hash), &[input]))
+    }
+}
+
+/// The hash of a PUSH signature as the crypto suite names it.
+fn push_hash(hash: SignatureHash) -> Hash {
+    match hash {
+        SignatureHash::Sha1 => Hash::Sha1,
+        SignatureHash::Sha256 => Hash::Sha256,
+        SignatureHash::Sha384 => Hash::Sha384,
+        SignatureHash::Sha512 => Hash::Sha512,
     }
 }
 
@@ -251,7 +269,7 @@ impl Provider for AwsLc {
                 }
                 let public: PublicKeyX509Der<'_> = key.public_key().as_der().map_err(|_| refused)?;
                 let public = public.as_ref().to_vec();
-                (PushKey::Rsa(Box::new(key)), bits, public)
+                (PushKey::Rsa(Box::new(key), rsa::PrivateKey::load(pkcs8)?), bits, public)
             }
         };
         Ok(Arc::new(PushSigner { algorithm, key_bits, public_key: public, key }))
@@ -277,8 +295,26 @@ impl Provider for AwsLc {
             return Ok(());
         }
         if check.bare_digest && check.algorithm == A::Rsa {
-            return bn::verify_bare(&check.public_key, &digest(hash, &[&check.input]), &check.signature);
+            return rsa::verify_bare(&check.public_key, &digest(hash, &[&check.input]), &check.signature);
         }
         Err(CryptoError::Signature)
+    }
+
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+        Ok(Arc::new(proof::CertificateKey::load(method, pkcs8)?))
+    }
+
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError> {
+        proof::verify(method, public_key, digest, signature)
     }
 }

@@ -1,9 +1,10 @@
 //! Provider on ring and RustCrypto, without the C library of `aws-lc` for agreement and without unsafe code here: the
-//! second opinion, and the one for platforms AWS-LC does not build on. It makes no RSA keys and signs with RSA keys of
-//! up to 4096 bits.
+//! second opinion, and the one for platforms AWS-LC does not build on. It makes no RSA keys, signs pushes with RSA keys of
+//! up to 4096 bits, and signs no phase 1 with RSA.
 
 mod curves;
 mod modp;
+mod proof;
 mod signatures;
 
 use std::sync::Arc;
@@ -13,8 +14,8 @@ use gdoi_proto::secret::SecretBytes;
 use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
-use super::{CryptoError, DhKey, Provider, Signer, Verification};
-use crate::crypto::{DhGroup, dh};
+use super::{CryptoError, DhKey, ProofSigner, Provider, Signer, Verification};
+use crate::crypto::{AuthMethod, DhGroup, dh};
 
 const NAME: &str = "portable";
 
@@ -93,5 +94,23 @@ impl Provider for Portable {
 
     fn verify(&self, check: &Verification) -> Result<(), CryptoError> {
         signatures::verify(check)
+    }
+
+    fn proof_signer(
+        &self,
+        method: AuthMethod,
+        pkcs8: &SecretBytes,
+    ) -> Result<Arc<dyn ProofSigner>, CryptoError> {
+        Ok(Arc::new(proof::CertificateKey::load(method, pkcs8)?))
+    }
+
+    fn verify_proof(
+        &self,
+        method: AuthMethod,
+        public_key: &[u8],
+        digest: &[u8],
+        signature: &[u8],
+    ) -> Result<(), CryptoError> {
+        proof::verify(method, public_key, digest, signature)
     }
 }

@@ -1,0 +1,3 @@
+//! Programs nobody here wrote, against ours. A test whose program is not installed prints a line that begins with SKIP.
+
+mod tshark;

@@ -1,0 +1,185 @@
+//! The machines of a lab.
+//!
+//! ```text
+//! namespaces   gcks 192.0.2.1   gm1 192.0.2.11   gm2 192.0.2.12   each `wan` a cable to the bridge `lab`, UDP 848
+//! loopback     the same names on addresses of the loopback interface, UDP 8480 or the next free port
+//! ```
+//!
+//! Namespaces need a user, network and mount namespace of our own around them: see [`Network::namespaces`]. The data plane
+//! joins here: a host of a namespace can get a `lan` beside its `wan`, loopback hosts cannot.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::LabError;
+
+/// The machine of the key server.
+pub const GCKS: &str = "gcks";
+/// The machines of the members.
+pub const MEMBERS: [&str; 2] = ["gm1", "gm2"];
+
+/// Last octet of each machine's address.
+const HOSTS: [(&str, u8); 3] = [(GCKS, 1), (MEMBERS[0], 11), (MEMBERS[1], 12)];
+/// The network of the namespaces: for documentation (RFC 5737), so it is nobody's.
+const NAMESPACES: [u8; 3] = [192, 0, 2];
+/// GDOI (RFC 6407 section 1.5).
+const PORT: u16 = 848;
+/// First port tried on loopback, where 848 belongs to root.
+const LOOPBACK_PORT: u16 = 8480;
+
+/// Where the daemons of a lab run.
+#[derive(Debug)]
+pub struct Network {
+    prefix: [u8; 3],
+    port: u16,
+    namespaces: bool,
+    /// The same port of TCP, which no daemon uses: while it is held, no other lab takes these addresses.
+    _claim: Option<TcpListener>,
+}
+
+impl Network {
+    /// 127.0.0.x with the first port from 8480 on that is free everywhere.
+    ///
+    /// # Errors
+    /// [`LabError::Wrong`] when 50 ports are taken.
+    pub fn loopback() -> Result<Network, LabError> {
+        Network::on_loopback([127, 0, 0])
+    }
+
+    /// Addresses of the loopback interface that no other lab of this process uses, nor likely any other process.
+    ///
+    /// # Errors
+    /// [`LabError::Wrong`] when 50 ports are taken.
+    pub fn own_loopback() -> Result<Network, LabError> {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let [process, ..] = std::process::id().to_le_bytes();
+        Network::on_loopback([127, process | 64, NEXT.fetch_add(1, Ordering::Relaxed)])
+    }
+
+    fn on_loopback(prefix: [u8; 3]) -> Result<Network, LabError> {
+        (LOOPBACK_PORT..LOOPBACK_PORT + 50)
+            .filter_map(|port| {
+                let mut network = Network { prefix, port, namespaces: false, _claim: None };
+                network._claim = Some(TcpListener::bind(network.address(GCKS)).ok()?);
+                let free = HOSTS.iter().all(|(name, _)| UdpSocket::bind(network.address(name)).is_ok());
+                free.then_some(network)
+            })
+            .next()
+            .ok_or_else(|| LabError::Wrong(format!("no port from {LOOPBACK_PORT} on is free on loopback")))
+    }
+
+    /// Makes the namespaces. To be called in a process that is root of its own user, network and mount namespace
+    /// (`unshare --user --map-root-user --net --mount`): nothing of the machine is touched, and all of it goes with the
+    /// last process in it.
+    ///
+    /// # Errors
+    /// [`LabError`] that says which command was refused.
+    pub fn namespaces() -> Result<Network, LabError> {
+        // `ip netns` keeps its names in /run, which belongs to the machine's root.
+        run("mount -t tmpfs -o mode=0755 tmpfs /run")?;
+        run("ip link set lo up")?;
+        run("ip link add lab type bridge forward_delay 0")?;
+        run("ip link set lab up")?;
+        let [a, b, c] = NAMESPACES;
+        for (name, octet) in HOSTS {
+            run(&format!("ip netns add {name}"))?;
+            run(&format!("ip link add port-{name} type veth peer name wan netns {name}"))?;
+            run(&format!("ip link set port-{name} master lab up"))?;
+            run(&format!("ip -n {name} address add {a}.{b}.{c}.{octet}/24 dev wan"))?;
+            run(&format!("ip -n {name} link set wan up"))?;
+            run(&format!("ip -n {name} link set lo up"))?;
+        }
+        Ok(Network { prefix: NAMESPACES, port: PORT, namespaces: true, _claim: None })
+    }
+
+    /// True when hosts are network namespaces.
+    pub fn is_namespaces(&self) -> bool {
+        self.namespaces
+    }
+
+    /// Address and port of a host's daemon.
+    pub fn address(&self, host: &str) -> SocketAddr {
+        SocketAddr::new(self.ip(host), self.port)
+    }
+
+    /// Address of a host.
+    pub fn ip(&self, host: &str) -> IpAddr {
+        let [a, b, c] = self.prefix;
+        let octet = HOSTS.iter().find(|(name, _)| *name == host).map_or(254, |(_, octet)| *octet);
+        IpAddr::V4(Ipv4Addr::new(a, b, c, octet))
+    }
+
+    /// A program on a host. The process that is started is the program itself: signals reach it.
+    pub fn command(&self, host: &str, program: &Path) -> Command {
+        if !self.namespaces {
+            return Command::new(program);
+        }
+        // Not `ip netns exec`: that mounts /sys anew, which containers refuse.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{host}")).arg(program);
+        command
+    }
+
+    /// Pulls a host's cable: nothing passes any more. False on loopback, which has no cable.
+    ///
+    /// # Errors
+    /// [`LabError`] when `ip` refuses.
+    pub fn cut(&self, host: &str) -> Result<bool, LabError> {
+        self.cable(host, "down")
+    }
+
+    /// Plugs it in again.
+    ///
+    /// # Errors
+    /// [`LabError`] when `ip` refuses.
+    pub fn mend(&self, host: &str) -> Result<bool, LabError> {
+        self.cable(host, "up")
+    }
+
+    fn cable(&self, host: &str, state: &str) -> Result<bool, LabError> {
+        if self.namespaces {
+            run(&format!("ip link set port-{host} {state}"))?;
+        }
+        Ok(self.namespaces)
+    }
+}
+
+/// A command line of plain words.
+fn run(line: &str) -> Result<(), LabError> {
+    let mut words = line.split(' ');
+    let program = words.next().unwrap_or_default();
+    let output = Command::new(program)
+        .args(words)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(LabError::system(format!("{program} cannot be run")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(LabError::Program(format!("{line}: {}", said.trim())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_labs_of_one_process_share_no_address() {
+        let (one, two) = (Network::own_loopback().unwrap(), Network::own_loopback().unwrap());
+        assert_ne!(one.ip(GCKS), two.ip(GCKS));
+        let (one, two) = (Network::loopback().unwrap(), Network::loopback().unwrap());
+        assert_ne!(one.address(GCKS), two.address(GCKS), "the claim of the first holds");
+        assert!(one.ip("gm2").is_loopback() && one.address("gm2").port() >= LOOPBACK_PORT);
+        assert!(!one.cut("gm2").unwrap(), "there is no cable");
+    }
+
+    #[test]
+    fn a_command_that_is_refused_says_why() {
+        let error = run("ls /nonexistent").unwrap_err().to_string();
+        assert!(error.starts_with("ls /nonexistent: "), "{error}");
+        assert!(run("no-such-program").is_err());
+    }
+}

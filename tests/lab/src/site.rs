@@ -1,0 +1,229 @@
+//! The files of one lab in a temporary directory: configurations, pre-shared keys, state, local sockets.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::LabError;
+use crate::binaries::Binaries;
+use crate::daemon::{Daemon, Watcher};
+use crate::network::{GCKS, MEMBERS, Network};
+
+/// The group of the lab, by name.
+pub const GROUP: &str = "lab";
+/// The group of the lab, by number.
+pub const GROUP_NUMBER: u32 = 1;
+/// The pre-shared key of everybody.
+const PRE_SHARED_KEY: &str = "mariana trench, 10935 m";
+
+/// Lifetimes and delays, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// `lifetime-seconds` of TEKs.
+    pub tek_life: u32,
+    /// `lifetime-seconds` of the KEK.
+    pub kek_life: u32,
+    /// `number-of-retransmission`.
+    pub copies: u32,
+    /// `retransmission-period`.
+    pub period: u32,
+    /// `activation-time-delay`.
+    pub activation: u32,
+    /// `deactivation-time-delay`.
+    pub deactivation: u32,
+}
+
+impl Timing {
+    /// Lives that need `--lab`: a TEK is replaced after 14 s, a silent member is expired after 4 s.
+    pub const SHORT: Timing =
+        Timing { tek_life: 26, kek_life: 60, copies: 1, period: 2, activation: 2, deactivation: 3 };
+    /// No scheduled rekey while anybody watches; the same quick retransmission.
+    pub const LONG: Timing = Timing { tek_life: 3600, kek_life: 7200, ..Timing::SHORT };
+}
+
+/// The configuration of the key server.
+#[derive(Debug, Clone)]
+pub struct ServerPlan {
+    /// Lifetimes and delays.
+    pub timing: Timing,
+    /// `member-threshold`.
+    pub threshold: Option<u32>,
+    /// Members whose gateway the group admits.
+    pub admitted: Vec<&'static str>,
+}
+
+impl ServerPlan {
+    /// Everybody is admitted.
+    pub fn new(timing: Timing) -> ServerPlan {
+        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec() }
+    }
+}
+
+/// The configuration of a member.
+#[derive(Debug, Clone, Default)]
+pub struct MemberPlan {
+    /// `group`; none: the group of the lab.
+    pub group: Option<u32>,
+    /// Its pre-shared key; none: the right one.
+    pub pre_shared_key: Option<&'static str>,
+    /// `server-address`; none: that of the key server.
+    pub server: Option<SocketAddr>,
+}
+
+/// One lab.
+#[derive(Debug)]
+pub struct Site {
+    /// Its machines.
+    pub network: Network,
+    binaries: Binaries,
+    directory: tempfile::TempDir,
+}
+
+impl Site {
+    /// An empty directory.
+    ///
+    /// # Errors
+    /// [`LabError::System`] when it cannot be made.
+    pub fn new(network: Network, binaries: Binaries) -> Result<Site, LabError> {
+        let directory = tempfile::Builder::new().prefix("gdoi-lab-").tempdir();
+        let directory = directory.map_err(LabError::system("a temporary directory"))?;
+        Ok(Site { network, binaries, directory })
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A file of it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The control socket of a host's daemon.
+    pub fn control(&self, host: &str) -> PathBuf {
+        self.path(&format!("{host}.control"))
+    }
+
+    /// Writes `gcks.toml` and what it names.
+    ///
+    /// # Errors
+    /// [`LabError::System`] when the directory takes no file.
+    pub fn write_server(&self, plan: &ServerPlan) -> Result<(), LabError> {
+        let Timing { tek_life, kek_life, copies, period, activation, deactivation } = plan.timing;
+        let (listen, state) = (self.network.address(GCKS).to_string(), self.path("state"));
+        let mut text = format!("[server]\nlisten = [{listen:?}]\nstate-directory = {state:?}\n");
+        text.push_str(&self.common(GCKS));
+        for member in MEMBERS {
+            let address = self.network.ip(member).to_string();
+            let _ =
+                write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
+        }
+        let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
+        let admitted = &plan.admitted;
+        let _ = write!(
+            text,
+            r#"[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+lifetime-seconds = {tek_life}
+[group.{GROUP}]
+group-id = {GROUP_NUMBER}
+ike-gateways = {admitted:?}
+{threshold}[group.{GROUP}.server-member-communication]
+encryption-algorithm = "aes-256-cbc"
+sig-hash-algorithm = "sha-256"
+signature = "ecdsa-256"
+lifetime-seconds = {kek_life}
+number-of-retransmission = {copies}
+retransmission-period = {period}
+acknowledgement = "required"
+activation-time-delay = {activation}
+deactivation-time-delay = {deactivation}
+[group.{GROUP}.ipsec-sa.SA1]
+proposal = "esp"
+[[group.{GROUP}.ipsec-sa.SA1.match-policy]]
+name = "lan-to-lan"
+source = "172.16.0.0/12"
+destination = "172.16.0.0/12"
+"#
+        );
+        self.write(GCKS, &text, PRE_SHARED_KEY)
+    }
+
+    /// Writes `gm1.toml` or `gm2.toml` and what it names.
+    ///
+    /// # Errors
+    /// [`LabError::System`] when the directory takes no file.
+    pub fn write_member(&self, host: &str, plan: &MemberPlan) -> Result<(), LabError> {
+        let own = self.network.address(host).to_string();
+        let (ip, server_ip) = (self.network.ip(host).to_string(), self.network.ip(GCKS).to_string());
+        let server = plan.server.unwrap_or_else(|| self.network.address(GCKS)).to_string();
+        let group = plan.group.unwrap_or(GROUP_NUMBER);
+        let key = plan.pre_shared_key.unwrap_or(PRE_SHARED_KEY);
+        let common = self.common(host);
+        let text = format!(
+            r#"[member]
+listen = [{own:?}]
+{common}[ike.gateway.servers]
+ike-policy = "branches"
+server-address = [{server:?}]
+local-address = {ip:?}
+remote-identity = {{ inet = {server_ip:?} }}
+[vpn.{GROUP}]
+ike-gateway = "servers"
+group = {group}
+[data-plane]
+backend = "none"
+"#
+        );
+        self.write(host, &text, key)
+    }
+
+    /// The rest of `[server]` or `[member]`, and phase 1: the same on both sides.
+    fn common(&self, host: &str) -> String {
+        let (control, observe) = (self.control(host), self.path(&format!("{host}.observe")));
+        format!(
+            r#"nat-traversal = false
+control-socket = {control:?}
+observe-socket = {observe:?}
+log-level = "debug"
+[ike.proposal.strong]
+authentication-method = "pre-shared-keys"
+dh-group = "group19"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.branches]
+proposals = ["strong"]
+pre-shared-key = {{ file = "{host}.psk" }}
+"#
+        )
+    }
+
+    fn write(&self, host: &str, text: &str, key: &str) -> Result<(), LabError> {
+        let secret = self.path(&format!("{host}.psk"));
+        let wanted = || LabError::system(format!("the configuration of {host}"));
+        std::fs::write(&secret, key).map_err(wanted())?;
+        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).map_err(wanted())?;
+        std::fs::write(self.path(&format!("{host}.toml")), text).map_err(wanted())
+    }
+
+    /// Starts the daemon of a host in lab mode. Every line of its log goes to `watcher`.
+    ///
+    /// # Errors
+    /// [`LabError::System`] when it cannot be started.
+    pub fn start(&self, host: &str, watcher: Option<Watcher>) -> Result<Daemon, LabError> {
+        let program = self.binaries.path(if host == GCKS { "gcksd" } else { "gmd" });
+        let mut command = self.network.command(host, &program);
+        command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", "--log", "json"]);
+        Daemon::start(host, command, self.control(host), watcher)
+    }
+
+    /// `gdoictl` for the daemon of a host.
+    pub fn gdoictl(&self, host: &str) -> Command {
+        let mut command = Command::new(self.binaries.path("gdoictl"));
+        command.arg("--socket").arg(self.control(host));
+        command
+    }
+}
