@@ -43,8 +43,7 @@ pub struct Cell {
 }
 
 pub const GROUPS: [u16; 4] = [14, 19, 20, 31];
-pub const HASHES: [(Hash, &str); 3] =
-    [(Hash::Sha256, "256"), (Hash::Sha384, "384"), (Hash::Sha512, "512")];
+pub const HASHES: [(Hash, &str); 3] = [(Hash::Sha256, "256"), (Hash::Sha384, "384"), (Hash::Sha512, "512")];
 const KINDS: [&str; 3] = ["PSK", "RSA", "ECDSA"];
 
 impl Cell {
@@ -246,7 +245,9 @@ fn policies(cells: &[Cell]) -> (String, Vec<String>) {
         own.dedup();
         if !own.is_empty() {
             let one = |kind: &str| {
-                format!("{{ certificate = \"{OURS}-{kind}.pem\", private-key = {{ file = \"{OURS}-{kind}.key\" }} }}")
+                format!(
+                    "{{ certificate = \"{OURS}-{kind}.pem\", private-key = {{ file = \"{OURS}-{kind}.key\" }} }}"
+                )
             };
             let own: Vec<String> = own.into_iter().map(one).collect();
             let _ = write!(text, "certificates = [{}]\ntrust-anchors = [\"ca.pem\"]\n", own.join(", "));
@@ -390,8 +391,7 @@ impl Ours {
         let local = self.socket.local_addr().map_err(|error| error.to_string())?.ip();
         let peer = self.socket.peer_addr().map_err(|error| error.to_string())?.ip();
         let now = self.clock.now();
-        let (mut phase1, mut steps) =
-            Initiator::start(policy, local, peer, false, now.at, &mut self.random);
+        let (mut phase1, mut steps) = Initiator::start(policy, local, peer, false, now.at, &mut self.random);
         let mut refused = Vec::new();
         for _ in 0..60 {
             let mut established = None;
@@ -411,7 +411,9 @@ impl Ours {
             }
             let now = self.clock.now();
             let more = match self.receive() {
-                Some((header, octets)) if header.message_id.0 == 0 && header.exchange == cell.mode.exchange() => {
+                Some((header, octets))
+                    if header.message_id.0 == 0 && header.exchange == cell.mode.exchange() =>
+                {
                     phase1.on_message(now, &header, &octets)
                 }
                 Some((header, octets)) => phase1.on_informational(now, &header, &octets).map(|()| Vec::new()),

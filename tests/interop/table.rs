@@ -64,7 +64,8 @@ fn bless(peer: &str, outcomes: &[Outcome], known: &str) {
         for group in GROUPS {
             let same = |other: &&Outcome| {
                 other.0 == *role
-                    && (other.1.mode, other.1.kind(), other.1.group.number()) == (cell.mode, cell.kind(), group)
+                    && (other.1.mode, other.1.kind(), other.1.group.number())
+                        == (cell.mode, cell.kind(), group)
                     && other.2.is_none()
             };
             let hashes: Vec<&str> = outcomes.iter().filter(same).map(|it| it.1.hash_name()).collect();
