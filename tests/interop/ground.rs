@@ -112,6 +112,11 @@ impl Cell {
         }
     }
 
+    /// What the foreign program calls itself: a name for each kind of key, since charon finds its key by the name.
+    pub fn identity(&self) -> String {
+        format!("{}.{PEER}", self.certificate().unwrap_or("psk"))
+    }
+
     /// Address the foreign initiator comes from: our gateways are chosen by it, and one in aggressive mode takes a
     /// single group and method.
     pub fn address(&self) -> String {
@@ -191,7 +196,12 @@ pub fn certificates(directory: &Path) {
     for name in [PEER, OURS] {
         for (kind, algorithm) in kinds {
             let key = KeyPair::generate_for(algorithm).expect("a key");
-            let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+            let mut params = CertificateParams::new(vec![if name == PEER {
+                format!("{kind}.{name}")
+            } else {
+                name.to_owned()
+            }])
+            .expect("a name");
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, format!("{name} {kind}"));
             params.is_ca = IsCa::ExplicitNoCa;
@@ -273,7 +283,7 @@ pub fn server(directory: &Path, cells: &[Cell], listen: &str) {
         let _ = write!(
             text,
             "[ike.gateway.{name}]\nike-policy = {name:?}\naddress = {address:?}\n\
-             remote-identity = {{ hostname = {PEER:?} }}\nlocal-identity = {{ hostname = {OURS:?} }}\n\
+             remote-identity = {{ hostname = \"*.{PEER}\" }}\nlocal-identity = {{ hostname = {OURS:?} }}\n\
              compat = [\"phase1-doi-ipsec\"]\n"
         );
         names.push(name);
@@ -384,7 +394,7 @@ impl Ours {
             offers: vec![Offer { suite: cell.suite(), lifetime: Duration::from_secs(3600) }],
             credentials: credentials.clone(),
             local_identity: Some(fqdn(OURS)),
-            remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: PEER.as_bytes().to_vec() }],
+            remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
             dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
         };
         while self.receive().is_some() {}

@@ -11,6 +11,7 @@ Written by `tests/interop` (`GDOI_INTEROP=full GDOI_BLESS=1 cargo test --test in
 a sample is tried and held against this table. `asks`: the peer is the initiator and our `gcksd` answers with
 `compat = [\"phase1-doi-ipsec\"]`; `answers`: our initiator asks. A hash stands under a group when with AES-256-CBC phase 1
 was established, R-U-THERE was acknowledged and DELETE was understood. ECDSA goes with the curve of the hash's size.
+strongSwan talks from port 500 with our port 848: where neither port is 500 it sends a non-ESP marker before each message.
 
 ";
 
