@@ -70,14 +70,17 @@ impl Cell {
         cells
     }
 
-    /// All with `GDOI_INTEROP=full`, else about six that together hold every value.
+    /// All with `GDOI_INTEROP=full`, else one of each mode and kind, which together hold every group and hash.
     pub fn chosen(kinds: usize) -> Vec<Cell> {
         let all = Cell::all(kinds);
-        if std::env::var("GDOI_INTEROP").is_ok_and(|word| word == "full") {
+        if full() {
             return all;
         }
-        // 13 shares no factor with 3 hashes, 4 groups, 3 kinds: each step changes all of them.
-        all.into_iter().step_by(13).collect()
+        let block = GROUPS.len() * HASHES.len();
+        let one = |(number, cells): (usize, &[Cell])| {
+            cells.get(number % GROUPS.len() * HASHES.len() + number % HASHES.len()).copied()
+        };
+        all.chunks(block).enumerate().filter_map(one).collect()
     }
 
     pub fn kind(&self) -> &'static str {
@@ -128,6 +131,11 @@ impl Cell {
             }
         }
     }
+}
+
+/// True when everything is to be tried.
+pub fn full() -> bool {
+    std::env::var("GDOI_INTEROP").is_ok_and(|word| word == "full")
 }
 
 /// What came of a cell: none when everything held.
