@@ -1,6 +1,7 @@
 //! The octets: worked examples of an independent program, and recorded exchanges of foreign peers.
 
 mod captures;
+mod expected;
 mod phase1;
 mod pull_push;
 mod rejects;
