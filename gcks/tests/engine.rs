@@ -1,7 +1,7 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +24,10 @@ use gdoi_proto::policy::{
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{Provider, Verification, default_provider, run};
+use ike::crypto::provider::{Job, Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
+use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
 use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
@@ -131,15 +131,26 @@ struct Bench {
     /// Batches until the server dies; what it wants after that is lost.
     lives_for: Option<u32>,
     dead: bool,
+    settings: Settings,
+    /// The job that makes the signing key waits.
+    hold_signer: bool,
+    held: Vec<JobRequest>,
 }
 
 impl Bench {
     fn new() -> Bench {
+        let mut bench = Bench::with(settings());
+        bench.drain();
+        bench
+    }
+
+    /// A server that was not listened to yet.
+    fn with(settings: Settings) -> Bench {
         let provider = default_provider();
         let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
-        let server =
-            KeyServer::new(settings(), Vec::new(), now, Box::new(Random(provider.clone()))).expect("no rows");
-        let mut bench = Bench {
+        let server = KeyServer::new(settings.clone(), Vec::new(), now, Box::new(Random(provider.clone())))
+            .expect("no rows");
+        Bench {
             provider,
             now,
             epoch: now.unix_seconds - 1,
@@ -150,9 +161,10 @@ impl Bench {
             replies: Vec::new(),
             lives_for: None,
             dead: false,
-        };
-        bench.drain();
-        bench
+            settings,
+            hold_signer: false,
+            held: Vec::new(),
+        }
     }
 
     fn drain(&mut self) {
@@ -168,6 +180,9 @@ impl Bench {
                     }
                 }
                 Output::Persist(changes) => self.persist(changes),
+                Output::Job(request) if self.hold_signer && matches!(request.job, Job::MakeSigner { .. }) => {
+                    self.held.push(request);
+                }
                 Output::Job(request) => {
                     let done = run(self.provider.as_ref(), request.job);
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
@@ -198,7 +213,7 @@ impl Bench {
         self.sent.clear();
         let rows = self.rows.values().cloned().collect();
         let entropy = Box::new(Random(self.provider.clone()));
-        self.server = KeyServer::new(settings(), rows, self.now, entropy).expect("our own rows");
+        self.server = KeyServer::new(self.settings.clone(), rows, self.now, entropy).expect("our own rows");
         self.drain();
     }
 
@@ -796,4 +811,106 @@ fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back(
     assert_ne!(bench.seq().0, kek);
     let stored = |kind| bench.rows.keys().filter(|(stored, _)| *stored == kind).count();
     assert_eq!((stored(Kind::Kek), stored(Kind::Tek)), (1, 1), "rows of keys that ended are gone");
+}
+
+#[test]
+fn who_registers_while_the_signing_key_is_made_is_served_by_its_next_repeat() {
+    let mut bench = Bench::with(settings());
+    bench.hold_signer = true;
+    bench.drain();
+    let mut sa = phase1(&mut bench, address(1)).expect("phase 1");
+    let mut random = Random(bench.provider.clone());
+    let mid = sa.fresh_message_id(&mut random);
+    let mut exchange = Exchange::new(&sa, ExchangeType::GroupkeyPull, mid);
+    let id = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
+    let first = exchange.seal(&sa, &[], &[Payload::Nonce(vec![7; 32]), Payload::Id(id)]);
+    bench.tell(address(1), first.clone());
+    assert!(bench.received(address(1)).is_empty(), "no keys yet");
+    let request = bench.held.pop().expect("a signing key is being made");
+    let done = run(bench.provider.as_ref(), request.job);
+    bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+    bench.drain();
+    bench.tell(address(1), first);
+    let answer = only(bench.received(address(1))).expect("message 2");
+    assert_eq!(Header::decode(&answer).expect("a header").exchange, ExchangeType::GroupkeyPull);
+}
+
+#[test]
+fn sender_ids_that_end_begin_anew_with_new_keys_and_a_clean_slate() {
+    let mut settings = settings();
+    settings.groups[0].sender_id_bits = 8;
+    settings.groups[0].member_threshold = None;
+    let mut bench = Bench::with(settings);
+    bench.drain();
+    let mut given: BTreeMap<Spi, BTreeSet<SenderId>> = BTreeMap::new();
+    let mut witness = joined(&mut bench, 200);
+    let mut slates = 0;
+    for round in 0..300u32 {
+        let last = u8::try_from(round % 100).expect("small") + 1;
+        // Its copy of a push, which a member that comes back did not wait for.
+        bench.received(address(last));
+        let member = joined(&mut bench, last);
+        for (spi, _) in &member.teks {
+            for sid in &member.sids {
+                assert!(
+                    given.entry(*spi).or_default().insert(*sid),
+                    "round {round}: {sid:?} twice under {spi}"
+                );
+            }
+        }
+        // What an operator's shell would do: the timer is due at once.
+        bench.pass(Duration::from_millis(1));
+        for octets in bench.received(witness.address) {
+            let header = Header::decode(&octets).expect("a header");
+            if header.exchange != ExchangeType::GroupkeyPush {
+                continue;
+            }
+            let opened =
+                push::open(&witness.cipher, witness.last, &header, &octets, Dialect::STRICT).expect("a push");
+            let content = opened.verified().into_inner();
+            assert_eq!(content.deletes.len(), 2, "TEKs and KEK");
+            assert!(content.keys.is_none());
+            slates += 1;
+            witness = joined(&mut bench, 200);
+        }
+    }
+    assert_eq!((slates, bench.count("sender_ids_exhausted")), (1, 1));
+    assert_eq!(given.len(), 2, "one set of keys before, one after");
+}
+
+#[test]
+fn keys_made_for_another_configuration_describe_themselves_and_are_replaced_at_once() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    let old = one.teks[0].0;
+    let sa = &mut bench.settings.groups[0].sas[0];
+    sa.cipher = TekCipher::AesGcm { key_octets: 16, icv_octets: 16 };
+    let kek = bench.settings.groups[0].communication.as_mut().expect("rekeying");
+    kek.cipher = Cipher::Aes128Cbc;
+    bench.restart();
+    // Message 4 of whoever comes first has keys that fit their policy: the hand-played member reads them strictly.
+    bench.pass(Duration::from_millis(1));
+    let octets = bench.received(address(1)).pop().expect("a push to the new policy");
+    let ack = one.take(&bench, &octets);
+    bench.tell(address(1), ack);
+    let two = joined(&mut bench, 2);
+    assert_eq!((one.kek.spi, one.key.len()), (two.kek.spi, 16));
+    let lengths: Vec<usize> = two.teks.iter().map(|(_, key)| key.len()).collect();
+    assert_eq!(lengths, [36, 20], "the old TEK as it was made, the new one as it is asked for");
+    assert_eq!(two.teks[0].0, old);
+}
+
+#[test]
+fn another_kind_of_signature_makes_a_new_signing_key_and_rekey_sa() {
+    let mut bench = Bench::new();
+    let one = joined(&mut bench, 1);
+    let communication = bench.settings.groups[0].communication.as_mut().expect("rekeying");
+    communication.signature = SignatureAlgorithm::Ecdsa384;
+    communication.signature_key_bits = 384;
+    communication.signature_hash = SignatureHash::Sha384;
+    bench.restart();
+    let again = joined(&mut bench, 1);
+    assert_ne!((&one.public_key, one.kek.spi), (&again.public_key, again.kek.spi));
+    assert_eq!(again.kek.signature, SignatureAlgorithm::Ecdsa384);
+    assert_eq!(bench.count("group_failed"), 0);
 }

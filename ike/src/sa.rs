@@ -133,6 +133,13 @@ impl IkeSa {
         }
     }
 
+    /// Forgets an exchange that left nothing behind: its first message may come again.
+    pub fn forget(&mut self, message_id: MessageId) {
+        if self.seen_set.remove(&message_id) {
+            self.seen.retain(|seen| *seen != message_id);
+        }
+    }
+
     /// A fresh message ID: random, not zero, not of another exchange of this SA; remembered.
     pub fn fresh_message_id(&mut self, entropy: &mut dyn Entropy) -> MessageId {
         loop {

@@ -147,3 +147,30 @@ fn every_compat_word_works_between_two_sides_that_have_it() {
         assert_eq!(common_teks(&world, 2).len(), 1, "{word}");
     }
 }
+
+#[test]
+fn members_can_always_open_what_the_others_send() {
+    for seed in 1..=10 {
+        let mut world = World::new(seed, 4, Weather::FAIR, Timing::USUAL);
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 4)), "seed {seed}");
+        // Scheduled rekeys of TEK and KEK, a member that leaves no trace and comes back, a forced rekey.
+        let mut gaps = world.run_watching(Duration::from_secs(4 * 3600));
+        world.start_member(2);
+        gaps.extend(world.run_watching(Duration::from_secs(60)));
+        world.command(rekey(true)).expect("it runs").expect("a rekey");
+        gaps.extend(world.run_watching(Duration::from_secs(3600)));
+        assert!(gaps.is_empty(), "seed {seed}: {:?}\n{}", gaps.first(), world.trace.text());
+        assert!(world.trace.count("gcks", "rekey_completed") >= 5);
+    }
+}
+
+#[test]
+fn members_of_a_group_without_rekeying_can_always_open_what_the_others_send() {
+    for seed in 1..=10 {
+        let mut world = World::without_rekeying(seed, 4, Weather::FAIR, Timing::USUAL);
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 4)), "seed {seed}");
+        let gaps = world.run_watching(Duration::from_secs(4 * 3600));
+        assert!(gaps.is_empty(), "seed {seed}: {:?}\n{}", gaps.first(), world.trace.text());
+        assert!(world.trace.count("gcks", "member_reregistered") >= 12, "they fetch new keys");
+    }
+}

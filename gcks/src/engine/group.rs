@@ -12,8 +12,8 @@ use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::payload::{Endpoint, GdoiSa, Identification, KeyDownload};
 use gdoi_proto::policy::{
-    AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet, SenderIds,
-    TekKey, TekPolicy,
+    AckRequest, AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet,
+    SenderIds, TekKey, TekPolicy,
 };
 use gdoi_proto::registry::{IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
@@ -67,6 +67,8 @@ pub struct Kek {
     pub ends: Instant,
     /// The same on the wall clock, seconds since 1970.
     pub ends_unix: u64,
+    /// What acknowledgements its members were asked for.
+    pub ack: Option<AckRequest>,
     /// Key of its acknowledgements.
     pub ack_key: Option<AckKey>,
     /// The same for peers with `ack-l-output`.
@@ -84,6 +86,8 @@ pub struct Tek {
     pub sa: String,
     /// SPI.
     pub spi: Spi,
+    /// What it was made for; its life stands below.
+    pub made_for: TekPolicy,
     /// Keys.
     pub key: TekKey,
     /// When members start sending on it.
@@ -153,6 +157,8 @@ pub struct Group {
     pub(super) old_keks: Vec<Kek>,
     pub(super) teks: Vec<Tek>,
     pub(super) sids: SenderIdPool,
+    /// SIDs of another width are in use: they overlap with fresh ones.
+    pub(super) foreign_sids: bool,
     pub(super) members: Roster,
     /// `settings.gateways`, shared by the records of their members.
     gateways: BTreeSet<Arc<str>>,
@@ -184,6 +190,7 @@ impl Group {
             old_keks: Vec::new(),
             teks: Vec::new(),
             sids,
+            foreign_sids: false,
             members: Roster::default(),
             gateways,
             deliveries: Vec::new(),
@@ -258,7 +265,9 @@ impl Group {
         }
         match self.terms(now, asker) {
             Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
-            None => PolicyAnswer::Silence,
+            // The signing key is being made: a matter of seconds, which the member's repeats outlast. A notification
+            // would send it to another server, or to its backoff.
+            None => PolicyAnswer::Later,
         }
     }
 
@@ -280,7 +289,7 @@ impl Group {
 
     /// Policy and keys as of now; none while the keys are being made.
     fn terms(&self, now: Now, asker: &Asker) -> Option<Terms> {
-        if self.settings.communication.is_some() && (self.kek.is_none() || self.public_key.is_none()) {
+        if self.settings.communication.is_some() && (self.kek.is_none() || self.signer.is_none()) {
             return None;
         }
         let at = now.at;
@@ -303,7 +312,7 @@ impl Group {
             kek: kek_policy,
             activation_delay,
             deactivation_delay,
-            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, at)).collect(),
+            teks: teks.iter().map(|tek| tek.policy(at)).collect(),
         };
         let keys = KeySet {
             kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
@@ -323,15 +332,17 @@ impl Group {
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
     fn delays(&self, at: Instant) -> (u16, Option<u16>) {
-        let Some(communication) = &self.settings.communication else { return (0, None) };
+        let communication = self.settings.communication.as_ref();
+        let configured =
+            communication.map_or((0, None), |it| (it.activation_delay, Some(it.deactivation_delay)));
         let pending =
             self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
         let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
         match (pending, retiring) {
-            (None, None) => (communication.activation_delay, Some(communication.deactivation_delay)),
+            (None, None) => (configured.0, configured.1),
             (pending, retiring) => {
                 let activation = pending.map_or(0, ceil_seconds);
-                let deactivation = retiring.map_or(communication.deactivation_delay, ceil_seconds);
+                let deactivation = retiring.map(ceil_seconds).or(configured.1).unwrap_or(0);
                 (activation, Some(deactivation.max(activation.saturating_add(1))))
             }
         }
@@ -349,12 +360,12 @@ impl Group {
             spi: kek.spi,
             source,
             destination,
-            cipher: KekCipher::AesCbc { key_octets: communication.cipher.key_len() },
+            cipher: KekCipher::AesCbc { key_octets: kek.key.len() },
             lifetime_seconds: seconds(kek.ends.since(at)),
             signature_hash: communication.signature_hash,
             signature: communication.signature,
             signature_key_bits: Some(communication.signature_key_bits),
-            acknowledgement: communication.ack_request(),
+            acknowledgement: kek.ack,
             lkh: false,
         }
     }
@@ -365,22 +376,6 @@ impl Group {
 
     pub(super) fn sa_settings(&self, name: &str) -> Option<&SaSettings> {
         self.settings.sas.iter().find(|sa| sa.name == name)
-    }
-
-    pub(super) fn tek_policy(&self, tek: &Tek, at: Instant) -> Option<TekPolicy> {
-        let sa = self.sa_settings(&tek.sa)?;
-        Some(TekPolicy {
-            spi: tek.spi,
-            ip_protocol: sa.ip_protocol,
-            source: sa.source.clone(),
-            destination: sa.destination.clone(),
-            cipher: sa.cipher,
-            lifetime_seconds: seconds(tek.life(at)),
-            lifetime_kilobytes: None,
-            encapsulation: sa.encapsulation,
-            address_preservation: AddressPreservation::Both,
-            direction: Direction::Symmetric,
-        })
     }
 
     /// Message 3 was valid: the member is live. Its record and SIDs are written before its keys leave.
@@ -504,9 +499,30 @@ impl Group {
 }
 
 impl Tek {
+    /// What members are told of it: a key describes itself by what it was made for, whatever the configuration says by now.
+    pub fn policy(&self, at: Instant) -> TekPolicy {
+        TekPolicy { lifetime_seconds: seconds(self.life(at)), ..self.made_for.clone() }
+    }
+
     /// Time left for members: to its end, or to its retirement.
     pub fn life(&self, at: Instant) -> Duration {
         self.retires.map_or(self.ends, |retires| retires.min(self.ends)).since(at)
+    }
+}
+
+/// The policy that an SA statement asks for, without a life.
+pub(super) fn policy_of(sa: &SaSettings, spi: Spi) -> TekPolicy {
+    TekPolicy {
+        spi,
+        ip_protocol: sa.ip_protocol,
+        source: sa.source.clone(),
+        destination: sa.destination.clone(),
+        cipher: sa.cipher,
+        lifetime_seconds: 0,
+        lifetime_kilobytes: None,
+        encapsulation: sa.encapsulation,
+        address_preservation: AddressPreservation::Both,
+        direction: Direction::Symmetric,
     }
 }
 

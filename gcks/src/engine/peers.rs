@@ -77,6 +77,8 @@ pub enum PolicyAnswer {
     Refused(NotifyType),
     /// Nothing at all.
     Silence,
+    /// Nothing yet: the same message 1 is heard again when it is repeated.
+    Later,
 }
 
 /// What the table wants.
@@ -751,6 +753,10 @@ impl Peers {
                     peer: known.peer.to_string(),
                     kind: kind.to_string(),
                 }));
+            }
+            PolicyAnswer::Later => {
+                known.pulls.remove(&name.message_id);
+                known.sa.forget(name.message_id);
             }
             PolicyAnswer::Silence => {
                 known.pulls.remove(&name.message_id);

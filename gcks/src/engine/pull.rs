@@ -29,7 +29,7 @@ use super::group::Terms;
 /// An exchange that got no further is forgotten after this.
 pub const LIFE: Duration = Duration::from_secs(60);
 /// SIDs one PULL may ask for.
-const MAX_SENDER_IDS: u16 = 16;
+pub const MAX_SENDER_IDS: u16 = 16;
 
 /// One PULL.
 #[derive(Debug)]

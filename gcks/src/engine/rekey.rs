@@ -14,7 +14,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
+use gdoi_proto::payload::Delete;
 use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, SignatureAlgorithm, TekCipher, TekKey};
+use gdoi_proto::registry::{Doi, TekProtocol};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{CryptoError, Done, Job, Signer};
 use ike::io::{Entropy, Instant, Now, Wakeup};
@@ -22,9 +24,11 @@ use ike::protect::ack::AckKey;
 use ike::protect::push::{PushContent, Unsigned};
 use std::sync::Arc;
 
-use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, unspecified_endpoint};
+use super::durable::Change;
+use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
 use super::pull;
 use super::push::{Delivery, Mark, Stage};
+use super::sender_id::SenderIdPool;
 use super::settings::SaSettings;
 
 /// Rekeys asked for while another was being signed.
@@ -148,6 +152,7 @@ impl Group {
         Tek {
             sa: sa.name.clone(),
             spi: Spi(u32::from_be_bytes(spi)),
+            made_for: policy_of(sa, Spi(u32::from_be_bytes(spi))),
             key: TekKey {
                 encryption: fresh_secret(encryption, entropy),
                 integrity: (integrity > 0).then(|| fresh_secret(integrity, entropy)),
@@ -159,25 +164,34 @@ impl Group {
         }
     }
 
+    /// When the TEK of an SA must be replaced: before it ends, at once when it was made for something else or is missing.
+    fn tek_due(&self, sa: &SaSettings) -> Instant {
+        match self.current_tek(&sa.name) {
+            Some(tek) if tek.made_for == policy_of(sa, tek.spi) => tek.ends - sa.margin,
+            Some(_) | None => Instant::default(),
+        }
+    }
+
     /// SAs whose current TEK must be replaced by `at`.
     fn due_sas(&self, at: Instant) -> BTreeSet<String> {
-        self.settings
-            .sas
-            .iter()
-            .filter(|sa| self.current_tek(&sa.name).is_none_or(|tek| tek.ends - sa.margin <= at))
-            .map(|sa| sa.name.clone())
-            .collect()
+        self.settings.sas.iter().filter(|sa| self.tek_due(sa) <= at).map(|sa| sa.name.clone()).collect()
     }
 
     fn current_tek(&self, sa: &str) -> Option<&Tek> {
         self.teks.iter().filter(|tek| tek.sa == sa && tek.retires.is_none()).max_by_key(|tek| tek.ends)
     }
 
-    fn kek_due(&self, at: Instant) -> bool {
-        match (&self.settings.communication, &self.kek) {
-            (Some(communication), Some(kek)) => kek.ends - communication.margin <= at,
-            _ => false,
-        }
+    /// When the KEK must be replaced, like [`Group::tek_due`].
+    fn kek_due(&self) -> Option<Instant> {
+        let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
+        let fits = kek.key.len() == communication.cipher.key_len() && kek.ack == communication.ack_request();
+        Some(if fits { kek.ends - communication.margin } else { Instant::default() })
+    }
+
+    /// True when the next registration might get no Sender-ID of its own.
+    fn sids_end(&self) -> bool {
+        let counted = self.teks.iter().any(|tek| tek.made_for.needs_sender_id());
+        counted && (self.foreign_sids || self.sids.left() < u32::from(pull::MAX_SENDER_IDS))
     }
 
     /// The next rekey, retirement or end, when nothing is being signed.
@@ -188,8 +202,9 @@ impl Group {
             .settings
             .sas
             .iter()
-            .filter_map(|sa| self.current_tek(&sa.name).map(|tek| tek.ends - sa.margin))
-            .chain(self.settings.communication.iter().zip(&self.kek).map(|(c, kek)| kek.ends - c.margin))
+            .map(|sa| self.tek_due(sa))
+            .chain(self.kek_due())
+            .chain(self.sids_end().then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
             .map(|at| Wakeup { at, why: "rekey" });
@@ -222,15 +237,19 @@ impl Group {
         }
         let ready = self.settings.communication.is_none() || self.signer.is_some();
         if ready && !self.deliveries.iter().any(Delivery::is_unsigned) {
+            if self.sids_end() {
+                self.clean_slate(now, entropy);
+                return;
+            }
             // What ends soon after goes along: one rekey instead of two.
             let span = self.settings.communication.as_ref().map_or(Duration::ZERO, |communication| {
                 communication.retransmission_period * (communication.retransmissions + 1)
             });
             let due = self.due_sas(now.at);
-            let kek_due = self.kek_due(now.at);
-            if !due.is_empty() || kek_due {
+            let kek_due = |at| self.kek_due().is_some_and(|due| due <= at);
+            if !due.is_empty() || kek_due(now.at) {
                 let teks = self.due_sas(now.at + span);
-                let kek = self.kek_due(now.at + span);
+                let kek = kek_due(now.at + span);
                 self.rekey(now, teks, kek, "before keys end", entropy);
             }
         }
@@ -291,9 +310,18 @@ impl Group {
         let mut changes = Vec::new();
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
-            let tek = self.new_tek(now, sa, Duration::from_secs(atd), entropy);
+            let old = self.current_tek(&sa.name).map(|tek| tek.ends);
+            let (activates_in, overlap) = match (&communication, old) {
+                (Some(_), _) => (Duration::from_secs(atd), Duration::from_secs(dtd)),
+                // Nobody is told: members fetch the successor before the old one ends, each at its own time, and may
+                // send on it when the last one has it.
+                (None, Some(ends)) => {
+                    (ends.since(now.at).saturating_sub(sa.lifetime / 64), ends.since(now.at))
+                }
+                (None, None) => (Duration::ZERO, Duration::ZERO),
+            };
+            let tek = self.new_tek(now, sa, activates_in, entropy);
             // Members that register keep both until the old one is dropped everywhere.
-            let overlap = if communication.is_some() { Duration::from_secs(dtd) } else { sa.margin };
             for old in self.teks.iter_mut().filter(|old| old.sa == sa.name && old.retires.is_none()) {
                 old.retires = Some((now.at + overlap).min(old.ends));
             }
@@ -324,25 +352,9 @@ impl Group {
             .as_ref()
             .filter(|_| tell)
             .and_then(|_| self.lay_out(now, &teks, successor.as_ref()));
-        if let (Some((seq, unsigned)), Some(protecting)) = (message, self.kek.as_mut()) {
-            protecting.seq = seq;
-            let protecting = protecting.clone();
-            changes.push(self.kek_row(&protecting));
+        if let Some((seq, unsigned)) = message {
             let octets = unsigned.datagram_len();
-            let mark = Mark { generation: protecting.generation, seq: seq.0 };
-            let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
-            changes.push(self.push_row(&delivery));
-            self.deliveries.push(delivery);
-            self.event(Event::RekeyStarted {
-                group: self.settings.name.clone(),
-                seq: u64::from(seq.0),
-                kek_spi: protecting.spi.to_string(),
-                teks: spis.clone(),
-                new_kek: new_spi.clone(),
-                members: self.members.len() as u64,
-                octets: octets as u64,
-                why: why.to_owned(),
-            });
+            self.dispatch(now, seq, unsigned, (&spis, &new_spi, why), &mut changes);
             started = Started {
                 seq: Some(seq),
                 text: format!(
@@ -375,6 +387,84 @@ impl Group {
         started
     }
 
+    /// A PUSH begins its way to every member: its number and content are among `changes`.
+    fn dispatch(
+        &mut self,
+        now: Now,
+        seq: SeqNumber,
+        unsigned: Unsigned,
+        (teks, new_kek, why): (&[String], &Option<String>, &str),
+        changes: &mut Vec<Change>,
+    ) {
+        let Some(protecting) = self.kek.as_mut() else { return };
+        protecting.seq = seq;
+        let protecting = protecting.clone();
+        changes.push(self.kek_row(&protecting));
+        let octets = unsigned.datagram_len();
+        let mark = Mark { generation: protecting.generation, seq: seq.0 };
+        let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
+        changes.push(self.push_row(&delivery));
+        self.deliveries.push(delivery);
+        self.event(Event::RekeyStarted {
+            group: self.settings.name.clone(),
+            seq: u64::from(seq.0),
+            kek_spi: protecting.spi.to_string(),
+            teks: teks.to_vec(),
+            new_kek: new_kek.clone(),
+            members: self.members.len() as u64,
+            octets: octets as u64,
+            why: why.to_owned(),
+        });
+    }
+
+    /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
+    /// 6407 section 3.5). What was offered to registrations under way is void.
+    fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        self.counters.rekeys += 1;
+        self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+        let mut changes: Vec<Change> =
+            std::mem::take(&mut self.teks).iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        let communication = self.settings.communication.clone();
+        let successor = communication
+            .as_ref()
+            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        if let (Some(c), Some(kek)) = (&communication, self.kek.as_ref().filter(|_| !self.members.is_empty()))
+            && let Some(seq) = kek.seq.next()
+        {
+            let everything = |protocol, spi_size: u8| Delete {
+                doi: Doi::Gdoi,
+                protocol,
+                spi_size,
+                spis: vec![vec![0; usize::from(spi_size)]],
+            };
+            let deletes = vec![everything(TekProtocol::Esp.number(), 4), everything(0, 16)];
+            let content = PushContent { seq, deletes, keys: None };
+            let length = signature_len(c.signature, c.signature_key_bits);
+            let unsigned = Unsigned::new(kek.spi, &content, length);
+            self.dispatch(now, seq, unsigned, (&[], &None, "sender-ids end"), &mut changes);
+        }
+        if let Some(mut successor) = successor {
+            successor.generation = self.next_generation();
+            changes.push(self.kek_row(&successor));
+            if let Some(mut old) = self.kek.replace(successor) {
+                old.replaced_until = Some(now.at + self.kek_overlap());
+                changes.push(self.kek_row(&old));
+                self.old_keks.push(old);
+            }
+        }
+        for sa in self.settings.sas.clone() {
+            let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
+            changes.push(self.tek_row(&tek));
+            self.teks.push(tek);
+        }
+        self.untold += 1;
+        self.foreign_sids = false;
+        self.sids = SenderIdPool::new(self.settings.sender_id_bits, 0);
+        changes.push(self.group_row());
+        self.out.push_back(GroupOutput::Persist(changes));
+        self.sign_next();
+    }
+
     /// How long a replaced KEK is kept: for late acknowledgements, and for PULLs that began under it.
     pub(super) fn kek_overlap(&self) -> Duration {
         let span = self
@@ -400,7 +490,7 @@ impl Group {
             }),
             activation_delay: communication.activation_delay,
             deactivation_delay: Some(communication.deactivation_delay),
-            teks: teks.iter().filter_map(|tek| self.tek_policy(tek, now.at)).collect(),
+            teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
             kek: successor.map(|kek| self.kek_key(kek)),
@@ -483,6 +573,7 @@ pub(super) fn make_kek(
         spi,
         iv,
         cipher: kek_cipher(spi, iv, &key)?,
+        ack,
         ack_key: ack.map(|request| AckKey::derive(request, &key, spi)),
         ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
         key,

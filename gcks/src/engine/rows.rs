@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use gdoi_proto::ids::{KekSpi, SenderId, SeqNumber, Spi};
-use gdoi_proto::payload::Identification;
-use gdoi_proto::policy::TekKey;
-use gdoi_proto::registry::IdType;
+use gdoi_proto::message::{Chain, Rules, encode_payload};
+use gdoi_proto::payload::{Identification, Payload};
+use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, SignatureAlgorithm, TekKey, TekPolicy};
+use gdoi_proto::registry::{IdType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 use ike::io::{Instant, Now};
 use ike::protect::push::Unsigned;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::durable::{Change, Kind, Row};
-use super::group::{Group, GroupOutput, Kek, Tek};
+use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
 use super::member::{Member, MemberKey};
 use super::push::{Delivery, Mark, Stage};
 use super::rekey::make_kek;
@@ -44,6 +45,9 @@ struct GroupBody {
     public_key: Option<Hex>,
     sids_reserved: u32,
     sid_bits: u8,
+    /// What the signing key is for.
+    #[serde(default)]
+    signature: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +63,9 @@ struct KekBody {
     until: Option<u64>,
     #[serde(default)]
     generation: u64,
+    /// KEK_ACK_REQUESTED its members hold; absent in rows of older builds.
+    #[serde(default)]
+    ack: Option<Option<u16>>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,6 +77,9 @@ struct TekBody {
     activates: u64,
     ends: u64,
     retires: Option<u64>,
+    /// The SA payload with its SAT.
+    #[serde(default)]
+    made_for: Option<Hex>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -179,6 +189,11 @@ impl Group {
             public_key: self.public_key.as_deref().map(Hex::of),
             sids_reserved: self.sids.reserved(),
             sid_bits: self.sids.bits(),
+            signature: self
+                .settings
+                .communication
+                .as_ref()
+                .map(|it| signature_name(it.signature, it.signature_key_bits)),
         };
         row(Kind::Group, self.settings.name.clone(), &body)
     }
@@ -193,6 +208,7 @@ impl Group {
             replaced: kek.replaced_until.is_some(),
             until: kek.replaced_until.map(|until| wall(kek.ends, kek.ends_unix, until)),
             generation: kek.generation,
+            ack: Some(kek.ack.map(|ack| ack.registry().number())),
         };
         row(Kind::Kek, self.kek_key_name(kek.spi), &body)
     }
@@ -211,6 +227,7 @@ impl Group {
             activates: unix(tek.activates),
             ends: tek.ends_unix,
             retires: tek.retires.map(unix),
+            made_for: Some(Hex::of(&sa_octets(&tek.made_for))),
         };
         row(Kind::Tek, self.tek_key_name(tek.spi), &body)
     }
@@ -283,9 +300,16 @@ impl Group {
     fn restore_group(&mut self, row: &Row) -> Result<(), RestoreError> {
         let body: GroupBody = body(row)?;
         check(row, body.version)?;
-        self.signing_key = body.signing_key.map(|key| key.0);
+        let wanted = self
+            .settings
+            .communication
+            .as_ref()
+            .map(|it| signature_name(it.signature, it.signature_key_bits));
+        // A key of another algorithm signs nothing any more: a new one is made, and a new KEK with it.
+        let fits = body.signature.is_none() || body.signature == wanted;
+        self.signing_key = body.signing_key.map(|key| key.0).filter(|_| fits);
         self.public_key = body.public_key.map(|key| key.0.expose().to_vec());
-        // Another width is another space, but the same keys: continue above what was handed out.
+        self.foreign_sids = body.sid_bits != self.settings.sender_id_bits;
         self.sids = SenderIdPool::new(self.settings.sender_id_bits, body.sids_reserved);
         Ok(())
     }
@@ -309,7 +333,10 @@ impl Group {
         let ends_unix = end(now, body.ends, communication.lifetime, communication.margin);
         let ends = at(now, ends_unix);
         let made = ends - communication.lifetime;
-        let ack = communication.ack_request();
+        let ack = match body.ack {
+            Some(stored) => stored.and_then(ack_request),
+            None => communication.ack_request(),
+        };
         let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, ends_unix), ack)
             .ok_or_else(|| refuse(row, "key length"))?;
         kek.generation = body.generation;
@@ -335,13 +362,19 @@ impl Group {
         };
         let ends_unix = end(now, body.ends, sa.lifetime, sa.margin);
         let delays = self.settings.communication.as_ref();
-        let (activation, deactivation) = delays.map_or((Duration::ZERO, sa.margin), |delays| {
+        let (activation, deactivation) = delays.map_or((sa.lifetime, sa.lifetime), |delays| {
             let seconds = |delay| Duration::from_secs(u64::from(delay));
             (seconds(delays.activation_delay), seconds(delays.deactivation_delay))
         });
+        let spi = Spi(u32::from_be_bytes(spi));
+        let made_for = match &body.made_for {
+            Some(octets) => sa_policy(octets.0.expose()).ok_or_else(|| refuse(row, "no SAT"))?,
+            None => policy_of(sa, spi),
+        };
         self.teks.push(Tek {
             sa: body.sa,
-            spi: Spi(u32::from_be_bytes(spi)),
+            spi,
+            made_for: TekPolicy { lifetime_seconds: 0, ..made_for },
             key: TekKey { encryption: body.encryption.0, integrity: body.integrity.map(|key| key.0) },
             activates: at(now, body.activates).min(now.at + activation),
             ends: at(now, ends_unix),
@@ -479,4 +512,30 @@ fn end(now: Now, stored: u64, life: Duration, margin: Duration) -> u64 {
 
 fn gone(row: &Row) -> Change {
     Change::Remove { kind: row.kind, key: row.key.clone() }
+}
+
+/// Names a signing key's kind: another kind cannot sign for the group.
+fn signature_name(algorithm: SignatureAlgorithm, key_bits: u16) -> String {
+    format!("{algorithm:?}-{key_bits}")
+}
+
+fn ack_request(number: u16) -> Option<AckRequest> {
+    [AckRequest::KekSha256, AckRequest::LkhSha256, AckRequest::KekSha512, AckRequest::LkhSha512]
+        .into_iter()
+        .find(|request| request.registry().number() == number)
+}
+
+/// A TEK's policy as the SA payload that would announce it alone.
+fn sa_octets(policy: &TekPolicy) -> Vec<u8> {
+    let policy =
+        GroupPolicy { kek: None, activation_delay: 0, deactivation_delay: None, teks: vec![policy.clone()] };
+    encode_payload(&Payload::GdoiSa(policy.write(Carriage::Pull)), PayloadType::None)
+}
+
+fn sa_policy(octets: &[u8]) -> Option<TekPolicy> {
+    let chain = Chain::decode(PayloadType::Sa, octets, Rules::GROUP_OPENED).ok()?;
+    let Some(Payload::GdoiSa(sa)) = chain.payloads.into_iter().next().map(|located| located.payload) else {
+        return None;
+    };
+    GroupPolicy::read(&sa, Carriage::Pull).ok()?.teks.pop()
 }

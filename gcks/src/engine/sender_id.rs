@@ -44,6 +44,11 @@ impl SenderIdPool {
         Some(Allocation { sids, reserve })
     }
 
+    /// SIDs left.
+    pub fn left(&self) -> u32 {
+        (1u32 << self.bits).saturating_sub(self.next)
+    }
+
     /// Everything below this may have been handed out.
     pub fn reserved(&self) -> u32 {
         self.reserved

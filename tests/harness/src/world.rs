@@ -72,6 +72,7 @@ pub struct World {
     pub trace: Trace,
     timing: Timing,
     dialect: Dialect,
+    rekeying: bool,
     server: Option<KeyServer>,
     rows: BTreeMap<(Kind, String), Row>,
     members: Vec<Option<GroupMember>>,
@@ -122,7 +123,7 @@ fn subnet() -> Endpoint {
     Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] }
 }
 
-fn server_settings(timing: Timing, dialect: Dialect) -> Settings {
+fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings {
     let span = timing.period * (timing.retransmissions + 1);
     let activation_delay = (timing.period * timing.retransmissions).as_secs() as u16 + 10;
     let deactivation_delay = activation_delay + 15;
@@ -145,7 +146,7 @@ fn server_settings(timing: Timing, dialect: Dialect) -> Settings {
             member_threshold: None,
             sender_id_bits: 16,
             rekey_on_leave: true,
-            communication: Some(CommunicationSettings {
+            communication: rekeying.then_some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
                 signature: SignatureAlgorithm::Ecdsa256,
@@ -199,7 +200,12 @@ fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::Sett
 impl World {
     /// A server without state and `members` members, none started yet but the server.
     pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
-        World::in_dialect(seed, members, weather, timing, Dialect::STRICT)
+        World::with(seed, members, weather, timing, Dialect::STRICT, true)
+    }
+
+    /// The same where the group has no rekey SA: members fetch new keys themselves.
+    pub fn without_rekeying(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::with(seed, members, weather, timing, Dialect::STRICT, false)
     }
 
     /// The same where both sides deviate from the RFCs.
@@ -210,6 +216,17 @@ impl World {
         timing: Timing,
         dialect: Dialect,
     ) -> World {
+        World::with(seed, members, weather, timing, dialect, true)
+    }
+
+    fn with(
+        seed: u64,
+        members: usize,
+        weather: Weather,
+        timing: Timing,
+        dialect: Dialect,
+        rekeying: bool,
+    ) -> World {
         let mut world = World {
             seed,
             now: Instant(1_000_000),
@@ -218,6 +235,7 @@ impl World {
             trace: Trace::default(),
             timing,
             dialect,
+            rekeying,
             server: None,
             rows: BTreeMap::new(),
             members: Vec::new(),
@@ -284,8 +302,12 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
-        let server =
-            KeyServer::new(server_settings(self.timing, self.dialect), rows, self.now(), Box::new(entropy));
+        let server = KeyServer::new(
+            server_settings(self.timing, self.dialect, self.rekeying),
+            rows,
+            self.now(),
+            Box::new(entropy),
+        );
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
     }
@@ -431,6 +453,46 @@ impl World {
             self.run(Duration::from_millis(500));
         }
         done(self)
+    }
+
+    /// Who would send what somebody else could not open now: `sender SPI receiver` for every key that encrypts at a
+    /// registered member and is not installed at another one that has keys.
+    pub fn torn(&self) -> Vec<String> {
+        let keyed: Vec<(usize, &[gm::engine::keyring::Tek])> = self
+            .members
+            .iter()
+            .enumerate()
+            .filter_map(|(index, member)| {
+                let teks = member.as_ref()?.vpns().get(GROUP)?.keyring.teks();
+                (!teks.is_empty()).then_some((index, teks))
+            })
+            .collect();
+        let mut torn = Vec::new();
+        for (sender, teks) in &keyed {
+            // Of several that may encrypt, the newest does.
+            let sending = teks.iter().rev().find(|tek| tek.sending == gm::engine::keyring::Sending::Now);
+            let Some(spi) = sending.map(|tek| tek.policy.spi) else { continue };
+            for (receiver, theirs) in &keyed {
+                if !theirs.iter().any(|tek| tek.policy.spi == spi) {
+                    torn.push(format!("{} {spi} {}", member_name(*sender), member_name(*receiver)));
+                }
+            }
+        }
+        torn
+    }
+
+    /// Runs for `time` and looks at every half second whether the members could talk; the moments at which they could not.
+    pub fn run_watching(&mut self, time: Duration) -> Vec<(Instant, Vec<String>)> {
+        let end = self.now + time;
+        let mut gaps = Vec::new();
+        while self.now < end {
+            self.run(Duration::from_millis(500));
+            let torn = self.torn();
+            if !torn.is_empty() {
+                gaps.push((self.now, torn));
+            }
+        }
+        gaps
     }
 
     /// Members the server knows.
