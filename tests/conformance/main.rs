@@ -5,4 +5,5 @@ mod expected;
 mod phase1;
 mod pull_push;
 mod rejects;
+mod requirements;
 mod support;
