@@ -29,7 +29,7 @@ pub fn settings(config: &Gcks) -> Settings {
     }
 }
 
-/// Defaults and usual statements that this build does not act on yet, for `--check`.
+/// Defaults and usual statements that this build does not act on yet, said by `--check` and at start.
 pub fn notices(config: &Gcks) -> Vec<String> {
     let mut lines = Vec::new();
     if config.groups.iter().any(|group| group.communication.is_some()) {

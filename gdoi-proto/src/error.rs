@@ -97,4 +97,12 @@ pub enum PolicyError {
         /// Octets found.
         had: usize,
     },
+    /// A structure inside an attribute is not well formed; offsets count from the attribute's value.
+    #[error("{what}: {error}")]
+    Malformed {
+        /// Which attribute.
+        what: &'static str,
+        /// Why.
+        error: DecodeError,
+    },
 }

@@ -249,14 +249,20 @@ impl Socket {
         let mut buffer = vec![0; 65_536];
         loop {
             match self.read(&mut buffer) {
-                Ok(Some(datagram)) => match sender.try_send(datagram) {
-                    Ok(()) => counters.received.fetch_add(1, Ordering::Relaxed),
-                    Err(mpsc::error::TrySendError::Full(_)) => {
-                        counters.overflowed.fetch_add(1, Ordering::Relaxed)
+                // Counted first: whoever has the datagram finds it counted.
+                Ok(Some(datagram)) => match sender.try_reserve() {
+                    Ok(place) => {
+                        counters.received.fetch_add(1, Ordering::Relaxed);
+                        place.send(datagram);
                     }
-                    Err(mpsc::error::TrySendError::Closed(_)) => return,
+                    Err(mpsc::error::TrySendError::Full(())) => {
+                        counters.overflowed.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(mpsc::error::TrySendError::Closed(())) => return,
                 },
-                Ok(None) => counters.not_isakmp.fetch_add(1, Ordering::Relaxed),
+                Ok(None) => {
+                    counters.not_isakmp.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(Errno::EAGAIN | Errno::EINTR) => {
                     let mut wait = [
                         PollFd::new(self.inner.as_fd(), PollFlags::POLLIN),

@@ -1,159 +1,28 @@
 //! Recorded exchanges of peers nobody here wrote: every message decoded, every encrypted one opened with the recorded
-//! keys, HASHes and signatures checked where the recording gives what that needs, and encoded back.
+//! keys, HASHes and signatures checked where the recording gives what that needs, encoded back to the same octets, and
+//! read as policy and keys under the peer's dialect. The proofs and HASHes of the IEC 61850 peer stay unchecked: no
+//! SKEYID of it was recorded.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-use cbc::cipher::{BlockModeDecrypt, KeyIvInit};
-use gdoi_proto::header::{HEADER_LEN, Header};
-use gdoi_proto::ids::{Cookie, KekSpi, MessageId, SeqNumber};
-use gdoi_proto::message::{Chain, Dialect, Domain, Message, Rules, Trailing, encode_chain};
-use gdoi_proto::payload::{KeyPacket, Payload};
-use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
-use gdoi_proto::registry::{ExchangeType, PayloadType};
-use gdoi_proto::secret::SecretBytes;
+use gdoi_proto::ids::{Cookie, GroupId, KekSpi, SeqNumber, Spi};
+use gdoi_proto::message::{Dialect, Message, Rules};
+use gdoi_proto::payload::{Endpoint, GdoiSa, KeyDownload, KeyPacket, Payload, SaTek};
+use gdoi_proto::policy::{
+    Carriage, GroupPolicy, KekCipher, KeySet, SignatureAlgorithm, SignatureHash, TekAuthentication,
+    TekCipher, TekPolicy,
+};
+use gdoi_proto::registry::PayloadType;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::prf::{hash, prf};
 use ike::crypto::provider::{Verification, default_provider};
 use ike::crypto::{Cipher, Hash};
-use ike::protect::push::{self, KekCipherKey};
+use ike::protect::push::{self, KekCipherKey, Unsigned};
 
-/// UDP payloads of a capture in order; 4 zero octets of a non-ESP marker are taken off.
-fn datagrams(name: &str) -> Vec<Vec<u8>> {
-    let path = format!("{}/tests/data/captures/{name}.pcap", env!("CARGO_MANIFEST_DIR"));
-    let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let mut reader = pcap_file::pcap::PcapReader::new(file).expect("a capture");
-    let mut out = Vec::new();
-    while let Some(packet) = reader.next_packet() {
-        let frame = packet.expect("a packet").data.to_vec();
-        // Ethernet 14, IPv4 header by its length, UDP 8.
-        let ip = 14 + usize::from(frame[14] & 15) * 4;
-        let payload = &frame[ip + 8..];
-        out.push(payload.strip_prefix(&[0, 0, 0, 0]).unwrap_or(payload).to_vec());
-    }
-    out
-}
+use crate::observer::{Observer, Proofs, check_clear, datagrams, header, ke, secret};
 
-fn secret(hex_text: &str) -> SecretBytes {
-    SecretBytes::new(hex::decode(hex_text).expect("hexadecimal"))
-}
-
-/// Everything an observer with the phase 1 key sees: decrypts every encrypted message of the SA and follows the IVs.
-struct Observer {
-    hash: Hash,
-    key: SecretBytes,
-    skeyid_a: Option<SecretBytes>,
-    running: BTreeMap<MessageId, Vec<u8>>,
-    said: BTreeMap<MessageId, Vec<Vec<u8>>>,
-    last_phase1: Vec<u8>,
-    hashes: usize,
-}
-
-/// Octets of a cipher block: 3DES when the key of 24 octets comes with SHA-1, as only the stock reference daemon does.
-fn block_len(hash: Hash, key: &SecretBytes) -> usize {
-    if hash == Hash::Sha1 && key.len() == 24 { 8 } else { 16 }
-}
-
-fn decrypt(key: &SecretBytes, iv: &[u8], sealed: &[u8]) -> Vec<u8> {
-    if let Ok(iv) = <[u8; 16]>::try_from(iv) {
-        let cipher = Cipher::with_key_len(key.len()).expect("AES");
-        return CipherKey::new(cipher, key.clone())
-            .expect("the key fits")
-            .decrypt(&iv, sealed)
-            .expect("whole blocks");
-    }
-    let mut plain = sealed.to_vec();
-    let mut mode = cbc::Decryptor::<des::TdesEde3>::new_from_slices(key.expose(), iv).expect("3DES");
-    let (blocks, rest) = cbc::cipher::Block::<des::TdesEde3>::slice_as_chunks_mut(&mut plain);
-    assert!(rest.is_empty(), "whole blocks");
-    mode.decrypt_blocks(blocks);
-    plain
-}
-
-impl Observer {
-    fn new(hash_used: Hash, key: &str, skeyid_a: Option<&str>, g_xi: &[u8], g_xr: &[u8]) -> Observer {
-        let key = secret(key);
-        let first = hash(hash_used, &[g_xi, g_xr])[..block_len(hash_used, &key)].to_vec();
-        Observer {
-            hash: hash_used,
-            key,
-            skeyid_a: skeyid_a.map(secret),
-            running: BTreeMap::from([(MessageId(0), first.clone())]),
-            said: BTreeMap::new(),
-            last_phase1: first,
-            hashes: 0,
-        }
-    }
-
-    fn open(&mut self, header: &Header, packet: &[u8], dialect: Dialect) -> Vec<Payload> {
-        let fresh = hash(self.hash, &[&self.last_phase1, &header.message_id.0.to_be_bytes()]);
-        let block = block_len(self.hash, &self.key);
-        let iv = self.running.entry(header.message_id).or_insert_with(|| fresh[..block].to_vec()).clone();
-        let sealed = &packet[HEADER_LEN..];
-        let plain = decrypt(&self.key, &iv, sealed);
-        let domain = match header.exchange {
-            ExchangeType::GroupkeyPull => Domain::Group,
-            _ => Domain::Phase1,
-        };
-        let rules = Rules { domain, trailing: Trailing::Padding, dialect };
-        let chain = Chain::decode(header.next, &plain, rules)
-            .unwrap_or_else(|error| panic!("{:?} {}: {error}", header.exchange, header.message_id));
-        let last = sealed[sealed.len() - block..].to_vec();
-        self.running.insert(header.message_id, last.clone());
-        if header.exchange == ExchangeType::MainMode {
-            self.last_phase1 = last;
-        } else {
-            self.check_hash(header, &plain, &chain);
-        }
-        let payloads: Vec<Payload> = chain.payloads.iter().map(|located| located.payload.clone()).collect();
-        assert_eq!(hex::encode(encode_chain(&payloads).1), hex::encode(&plain[..chain.end]), "encodes back");
-        payloads
-    }
-
-    fn check_hash(&mut self, header: &Header, plain: &[u8], chain: &Chain) {
-        let Some(skeyid_a) = &self.skeyid_a else { return };
-        let Payload::Hash(received) = &chain.payloads[0].payload else { panic!("HASH is not first") };
-        let id = header.message_id.0.to_be_bytes();
-        let said = self.said.entry(header.message_id).or_default();
-        let mut parts: Vec<&[u8]> = vec![&id];
-        // Every message covers the nonces said before it.
-        parts.extend(said.iter().map(Vec::as_slice));
-        parts.push(&plain[chain.payloads[0].end..chain.end]);
-        assert!(prf(self.hash, skeyid_a.expose(), &parts).ct_eq(received), "HASH of {:?}", header.message_id);
-        self.hashes += 1;
-        for located in &chain.payloads {
-            if let Payload::Nonce(nonce) = &located.payload {
-                said.push(nonce.clone());
-            }
-        }
-    }
-}
-
-fn ke(packet: &[u8]) -> Option<Vec<u8>> {
-    let message = Message::decode(packet, Rules::PHASE1_CLEAR).ok()?;
-    message.payloads.into_iter().find_map(|payload| match payload {
-        Payload::Ke(value) => Some(value),
-        _ => None,
-    })
-}
-
-/// Clear messages encode back to the same octets.
-fn check_clear(packet: &[u8]) {
-    let message = Message::decode(packet, Rules::PHASE1_CLEAR).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(hex::encode(message.encode()), hex::encode(packet));
-}
-
-fn header(packet: &[u8]) -> Header {
-    Header::decode(packet).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// Opens PUSHes in order under the given KEK and checks the signatures with the key of the KD.
-fn check_pushes(
-    packets: &[Vec<u8>],
-    kek: [&str; 3],
-    public_key: &[u8],
-    bare_digest: bool,
-    dialect: Dialect,
-) -> usize {
+/// Opens PUSHes in order under the given KEK, checks the signatures with the key of the KD, makes each again octet for
+/// octet and reads what it brings. The policies and keys of all.
+fn check_pushes(packets: &[Vec<u8>], kek: [&str; 3], public_key: &[u8], dialect: Dialect) -> Vec<Meaning> {
     let key = secret(kek[2]);
     let kek = KekCipherKey {
         spi: KekSpi(secret(kek[0]).expose().try_into().expect("16 octets")),
@@ -161,6 +30,7 @@ fn check_pushes(
         key: CipherKey::new(Cipher::with_key_len(key.len()).expect("AES"), key).expect("the key fits"),
     };
     let mut last = SeqNumber(0);
+    let mut brought = Vec::new();
     for packet in packets {
         let opened = push::open(&kek, last, &header(packet), packet, dialect)
             .unwrap_or_else(|error| panic!("{error}"));
@@ -171,12 +41,95 @@ fn check_pushes(
             input: opened.signature_input.clone(),
             signature: opened.signature.clone(),
             or_input: None,
-            bare_digest,
+            bare_digest: dialect.bare_digest_signature,
         };
         default_provider().verify(&check).unwrap_or_else(|error| panic!("SEQ {}: {error}", opened.seq()));
         last = opened.seq();
+        let (signature, input) = (opened.signature.clone(), opened.signature_input.clone());
+        let content = opened.verified().into_inner();
+        let again = Unsigned::new(kek.spi, &content, signature.len());
+        assert_eq!(hex::encode(again.signature_input(false)), hex::encode(&input), "SEQ {last}");
+        assert_eq!(hex::encode(again.seal(&kek, &signature)), hex::encode(packet), "SEQ {last}");
+        let (sa, kd) = content.keys.expect("every PUSH of these recordings brings keys");
+        brought.push(Meaning::read(sa, kd, Carriage::Push, dialect));
     }
-    packets.len()
+    brought
+}
+
+/// What an SA and a KD mean, in the RFC form.
+struct Meaning {
+    policy: GroupPolicy,
+    keys: KeySet,
+    /// SATs this build refuses, by name; they and their keys are left out of the rest.
+    refused: BTreeSet<String>,
+    /// Source and destination of every SAT.
+    flows: BTreeSet<String>,
+}
+
+impl Meaning {
+    fn read(sa: GdoiSa, mut kd: KeyDownload, carriage: Carriage, dialect: Dialect) -> Meaning {
+        let mut sa = dialect.sa_from_peer(sa);
+        let (mut refused, mut flows, mut left_out) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        sa.teks.retain(|sat| {
+            let SaTek::Esp(sat) = sat else { panic!("{sat:?}") };
+            flows.insert(format!("{} > {}", address(&sat.source), address(&sat.destination)));
+            let Err(error) = TekPolicy::read(sat) else { return true };
+            refused.insert(error.to_string());
+            left_out.push(sat.spi);
+            false
+        });
+        kd.packets.retain(|packet| !matches!(packet, KeyPacket::Tek { spi, .. } if left_out.contains(spi)));
+        let policy = GroupPolicy::read(&sa, carriage).unwrap_or_else(|error| panic!("{error}"));
+        let kd = dialect.kd_from_peer(kd, policy.kek.as_ref().map(|kek| kek.spi));
+        let keys = KeySet::read(&kd, &policy, carriage).unwrap_or_else(|error| panic!("{error}"));
+        Meaning { policy, keys, refused, flows }
+    }
+
+    /// Every message of the reference daemon: its KEK and delays, and a key for each SA.
+    fn check_reference(&self, keks: &[[&str; 3]]) {
+        let policy = self.policy.kek.as_ref().expect("a SAK");
+        assert_eq!(address(&policy.source), "127.0.0.2");
+        assert_eq!((address(&policy.destination), policy.destination.port), ("239.192.7.7".to_owned(), 1848));
+        assert_eq!(policy.cipher, KekCipher::AesCbc { key_octets: 16 });
+        assert_eq!(
+            (policy.signature, policy.signature_hash),
+            (SignatureAlgorithm::Rsa, SignatureHash::Sha256)
+        );
+        assert_eq!((self.policy.activation_delay, self.policy.deactivation_delay), (60, Some(90)));
+        let key = self.keys.kek.as_ref().expect("a KEK");
+        let kek = keks.iter().find(|kek| kek[0] == hex::encode(policy.spi.0)).expect("a recorded KEK");
+        let flows = ["127.0.0.9 > 239.192.1.2", "172.19.137.42 > 239.192.1.1"].map(str::to_owned);
+        assert!(self.flows.is_empty() || self.flows == flows.into(), "{:?}", self.flows);
+        assert_eq!(
+            (hex::encode(&key.iv), hex::encode(key.key.expose())),
+            (kek[1].to_owned(), kek[2].to_owned())
+        );
+        let announced: Vec<Spi> = self.policy.teks.iter().map(|tek| tek.spi).collect();
+        assert_eq!(self.keys.teks.iter().map(|(spi, _)| *spi).collect::<Vec<_>>(), announced);
+    }
+}
+
+fn address(endpoint: &Endpoint) -> String {
+    let octets: [u8; 4] = endpoint.data.as_slice().try_into().expect("one IPv4 address");
+    std::net::Ipv4Addr::from(octets).to_string()
+}
+
+/// Group, policy and keys of the PULL among decrypted payloads.
+fn pulled(payloads: &[Payload], dialect: Dialect) -> (GroupId, Meaning) {
+    let (mut group, mut sa, mut kd) = (None, None, None);
+    for payload in payloads.iter().cloned() {
+        match payload {
+            // The identities of phase 1 come before; the last one names the group.
+            Payload::Id(id) => {
+                group = Some(dialect.group_id(GroupId { id_type: id.id_type, data: id.data }));
+            }
+            Payload::GdoiSa(found) => sa = Some(found),
+            Payload::Kd(found) => kd = Some(found),
+            _ => {}
+        }
+    }
+    let meant = Meaning::read(sa.expect("an SA"), kd.expect("a KD"), Carriage::Pull, dialect);
+    (group.expect("an ID"), meant)
 }
 
 /// SIG_ALGORITHM_KEY of a KD among payloads.
@@ -192,85 +145,148 @@ fn public_key(payloads: &[Payload]) -> Option<Vec<u8>> {
     })
 }
 
-fn reference(name: &str, key: &str, skeyid_a: &str, kek: [&str; 3]) {
-    let packets = datagrams(name);
-    let dialect = Dialect::STRICT;
-    packets[..4].iter().for_each(|packet| check_clear(packet));
-    let (g_xi, g_xr) = (ke(&packets[2]).expect("KE"), ke(&packets[3]).expect("KE"));
-    let mut observer = Observer::new(Hash::Sha256, key, Some(skeyid_a), &g_xi, &g_xr);
-    let mut found = None;
-    for packet in &packets[4..10] {
-        let payloads = observer.open(&header(packet), packet, dialect);
-        found = found.or(public_key(&payloads));
+/// One of the three recordings of the reference daemon.
+struct Reference {
+    name: &'static str,
+    hash: Hash,
+    key: &'static str,
+    skeyid: [&'static str; 2],
+    /// SPI, IV and key of each KEK.
+    keks: &'static [[&'static str; 3]],
+    dialect: Dialect,
+}
+
+impl Reference {
+    /// Checks every message; what the PULL and then every PUSH mean.
+    fn check(&self) -> Vec<Meaning> {
+        let packets = datagrams(self.name);
+        packets[..4].iter().for_each(|packet| check_clear(packet));
+        let clear: Vec<&Vec<u8>> = packets[..4].iter().collect();
+        let proofs = Proofs::new(self.hash, self.skeyid[0], &clear);
+        let [g_xi, g_xr] = proofs.public.clone();
+        let mut observer =
+            Observer::new(self.hash, self.key, Some(self.skeyid[1]), &g_xi, &g_xr).with_proofs(proofs);
+        let mut payloads = Vec::new();
+        for packet in &packets[4..10] {
+            payloads.extend(observer.open(&header(packet), packet, self.dialect));
+        }
+        assert_eq!((observer.proved, observer.hashes), (2, 4), "both proofs, and four HASHes of the PULL");
+        let public_key = public_key(&payloads).expect("message 4 carries the signing key");
+        let mut rest = packets[10..].to_vec();
+        let (group, pull) = pulled(&payloads, self.dialect);
+        assert_eq!(group, GroupId::number(1234));
+        let mut all = vec![pull];
+        for kek in self.keks {
+            let (under, others) = rest.into_iter().partition(|packet| hex::encode(&packet[..16]) == kek[0]);
+            rest = others;
+            all.extend(check_pushes(&under, *kek, &public_key, self.dialect));
+        }
+        assert!(rest.is_empty(), "a PUSH under another KEK");
+        assert_eq!(all.len(), packets.len() - 9, "the PULL and every PUSH mean something");
+        for meant in &all {
+            meant.check_reference(self.keks);
+        }
+        all
     }
-    assert_eq!(observer.hashes, 4, "four HASHes of the PULL");
-    let public_key = found.expect("message 4 carries the signing key");
-    assert_eq!(check_pushes(&packets[10..], kek, &public_key, false, dialect), packets.len() - 10);
+}
+
+fn dialect(words: &[&str]) -> Dialect {
+    let mut dialect = Dialect::STRICT;
+    words.iter().for_each(|word| assert!(dialect.set(word), "{word}"));
+    dialect
 }
 
 #[test]
 fn the_reference_daemon_with_rfc_encodings_and_a_pre_shared_key() {
-    reference(
-        "reference-rfc-pull-push-psk",
-        "6028c2b32b921645a3f811520c18d351",
-        "e8c1f6e6de4f9b1c3a2244788498cecf6f5d1a3665747755cc202ecb56cf6306",
-        [
+    let all = Reference {
+        name: "reference-rfc-pull-push-psk",
+        hash: Hash::Sha256,
+        key: "6028c2b32b921645a3f811520c18d351",
+        skeyid: [
+            "da65d5f47b1708dcb44d753cc5f11608a91e71be11ff7b04dcb879aa4c04708c",
+            "e8c1f6e6de4f9b1c3a2244788498cecf6f5d1a3665747755cc202ecb56cf6306",
+        ],
+        keks: &[[
             "f78858df72958112375d28baa53e6d77",
             "be9d7b84dcf0c417b9abbecf209cb997",
             "b50bfdb8ab33f839f94f62326bb5c887",
-        ],
-    );
+        ]],
+        dialect: dialect(&["group-id-little-endian"]),
+    }
+    .check();
+    for meant in all {
+        assert_eq!(meant.refused, ["SAT: ESP transform 3 is not supported".to_owned()].into());
+        assert!(!meant.policy.teks.is_empty());
+        for tek in &meant.policy.teks {
+            let authentication = TekAuthentication::HmacSha256;
+            assert_eq!(tek.cipher, TekCipher::AesCbc { key_octets: 16, authentication });
+        }
+    }
 }
 
 #[test]
 fn the_reference_daemon_with_rsa_signatures() {
-    reference(
-        "reference-rfc-pull-push-rsasig",
-        "9c57e35b471c9d1da5e34c874d30a08e",
-        "d9d2d27abd238808ac0055663b533cef8db6679a125baa84bdcfb89ae3291c20",
-        [
+    let all = Reference {
+        name: "reference-rfc-pull-push-rsasig",
+        hash: Hash::Sha256,
+        key: "9c57e35b471c9d1da5e34c874d30a08e",
+        skeyid: [
+            "968f83416fb15e1928a38b27712a5ee1ea41c1cc41612128c1f8a17eea836d03",
+            "d9d2d27abd238808ac0055663b533cef8db6679a125baa84bdcfb89ae3291c20",
+        ],
+        keks: &[[
             "405fd1ab004b04354cd2178bff88dc3e",
             "4c62dcd7c8e6c89afac114728d063b24",
             "f3dd3f38ad21aa7f6ab76c6e2dac5a41",
-        ],
-    );
+        ]],
+        dialect: dialect(&["group-id-little-endian"]),
+    }
+    .check();
+    for meant in all {
+        assert_eq!(meant.refused, ["SAT: ESP transform 3 is not supported".to_owned()].into());
+        assert!(!meant.policy.teks.is_empty());
+        for tek in &meant.policy.teks {
+            let authentication = TekAuthentication::HmacSha256;
+            assert_eq!(tek.cipher, TekCipher::AesCbc { key_octets: 16, authentication });
+        }
+    }
 }
 
 #[test]
 fn the_stock_reference_daemon_with_3des_and_its_own_encodings() {
-    let packets = datagrams("reference-pull-push-3des-phase1");
-    let dialect = Dialect { sak_6_octets: true, ..Dialect::STRICT };
-    packets[..4].iter().for_each(|packet| check_clear(packet));
-    let (g_xi, g_xr) = (ke(&packets[2]).expect("KE"), ke(&packets[3]).expect("KE"));
-    let mut observer = Observer::new(
-        Hash::Sha1,
-        "545a00d3ca6a42e73d47bde24393ec7bca50903a087bfb3d",
-        Some("a5d85a02aff8f3da350a1f40082632f6ba80bf67"),
-        &g_xi,
-        &g_xr,
-    );
-    let mut found = None;
-    for packet in &packets[4..10] {
-        let payloads = observer.open(&header(packet), packet, dialect);
-        found = found.or(public_key(&payloads));
+    let all = Reference {
+        name: "reference-pull-push-3des-phase1",
+        hash: Hash::Sha1,
+        key: "545a00d3ca6a42e73d47bde24393ec7bca50903a087bfb3d",
+        skeyid: ["6e72ae3b3c85a9e611d5b8382cf2fe7655c8a78d", "a5d85a02aff8f3da350a1f40082632f6ba80bf67"],
+        keks: &[
+            [
+                "4e27fd363fc3c9a33d57b55d47419d3e",
+                "16846997e342699cba8c79bda7b943d0",
+                "8839194a13182f8046fd06d23225dce1",
+            ],
+            [
+                "2b756867cf1e383a5aec41bd79361544",
+                "b558d9d502ff68f2c32d7ac9ed93cb92",
+                "bbab27f599f7bf205d9d4325c1db1032",
+            ],
+        ],
+        dialect: dialect(&[
+            "sak-6-octets",
+            "selectors-little-endian",
+            "kek-old-spi",
+            "bare-digest-signature",
+            "group-id-little-endian",
+        ]),
     }
-    assert_eq!(observer.hashes, 4, "four HASHes of the PULL");
-    let public_key = found.expect("message 4 carries the signing key");
-    let first = [
-        "4e27fd363fc3c9a33d57b55d47419d3e",
-        "16846997e342699cba8c79bda7b943d0",
-        "8839194a13182f8046fd06d23225dce1",
-    ];
-    let second = [
-        "2b756867cf1e383a5aec41bd79361544",
-        "b558d9d502ff68f2c32d7ac9ed93cb92",
-        "bbab27f599f7bf205d9d4325c1db1032",
-    ];
-    let (old, new): (Vec<Vec<u8>>, Vec<Vec<u8>>) =
-        packets[10..].iter().cloned().partition(|packet| hex::encode(&packet[..16]) == first[0]);
-    assert_eq!((old.len(), new.len()), (4, 2), "the KEK is replaced before SEQ 5");
-    assert_eq!(check_pushes(&old, first, &public_key, true, dialect), 4);
-    assert_eq!(check_pushes(&new, second, &public_key, true, dialect), 2);
+    .check();
+    for (at, meant) in all.iter().enumerate() {
+        // Its AES SAT has Key Length 0 and an integrity key only. The PUSH with the new KEK brings no SAT at all.
+        let named = ["SAT: ESP transform 3 is not supported", "SAT: Key Length 0 is not supported"];
+        let named = if at == 4 { BTreeSet::new() } else { named.map(str::to_owned).into() };
+        assert_eq!(meant.refused, named, "message {at}");
+        assert!(meant.policy.teks.is_empty());
+    }
 }
 
 #[test]
@@ -279,14 +295,17 @@ fn strongswan_on_both_sides() {
     let of_sa: Vec<&Vec<u8>> =
         packets.iter().filter(|p| p[..8] == [0x27, 0x41, 0x16, 0x26, 0x37, 0x09, 0x3f, 0x89]).collect();
     assert_eq!(of_sa.len(), 8, "six messages of main mode and a Delete from each side");
-    let (g_xi, g_xr) = (ke(of_sa[2]).expect("KE"), ke(of_sa[3]).expect("KE"));
+    let skeyid = "bccd1ed2e272b6c3726ed1c0c006a902cbb198061f1424c070edc924a6b32fec";
+    let proofs = Proofs::new(Hash::Sha256, skeyid, &of_sa);
+    let [g_xi, g_xr] = proofs.public.clone();
     let mut observer = Observer::new(
         Hash::Sha256,
         "8a355d19724cd02fad1e0f5f5c1ad4c2",
         Some("f369268872f971df69ea4fe9b338bf21c8c46a06c23948d2d50b590b544db0e1"),
         &g_xi,
         &g_xr,
-    );
+    )
+    .with_proofs(proofs);
     for packet in &of_sa {
         let header = header(packet);
         if header.flags.encrypted() {
@@ -295,7 +314,13 @@ fn strongswan_on_both_sides() {
             check_clear(packet);
         }
     }
-    assert_eq!(observer.hashes, 2, "two informational HASHes");
+    assert_eq!((observer.proved, observer.hashes), (2, 2), "both proofs and two informational HASHes");
+    let half_open: Vec<&Vec<u8>> = packets.iter().filter(|packet| !of_sa.contains(packet)).collect();
+    assert!(!half_open.is_empty(), "the half-open exchange");
+    for packet in half_open {
+        assert!(!header(packet).flags.encrypted(), "nothing encrypted without keys");
+        check_clear(packet);
+    }
 }
 
 #[test]
@@ -320,6 +345,7 @@ fn the_iec_61850_peer() {
     ];
     let packets = datagrams("iec61850-pull");
     assert_eq!(packets.len(), 34);
+    let mut covered = 0;
     for (cookie, _, key) in keys {
         let cookie = Cookie(hex::decode(cookie).expect("hexadecimal").try_into().expect("8 octets"));
         let of_sa: Vec<&Vec<u8>> = packets.iter().filter(|p| header(p).cookies.initiator == cookie).collect();
@@ -340,7 +366,9 @@ fn the_iec_61850_peer() {
                 check_clear(packet);
             }
         }
+        covered += of_sa.len();
         assert!(of_sa.len() >= 8 || wrong_psk, "{cookie}: {} messages", of_sa.len());
     }
+    assert_eq!(covered, 34, "every message belongs to one of the four SAs");
     assert_eq!(header(&packets[33]).next, PayloadType::Notify, "the wrong PSK is answered in clear");
 }

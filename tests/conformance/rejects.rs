@@ -1,5 +1,6 @@
 //! Everything that must be refused is refused by name, and everything odd but valid is accepted.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet};
 use gdoi_proto::registry::PayloadType;
 use gdoi_proto::secret::SecretBytes;
 use gdoi_sim::provider::SeededEntropy;
-use ike::crypto::provider::{Done, default_provider, run};
+use ike::crypto::provider::{default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Instant, Now};
@@ -20,6 +21,7 @@ use ike::phase1::proposal;
 use ike::phase1::{Credentials, Mode, Offer, PeerPolicy, Refusal, Responder, Step};
 use serde_json::Value;
 
+use crate::expected;
 use crate::support::{list, octets, text, vectors};
 
 const NOW: Now = Now { at: Instant(0), unix_seconds: 1_800_000_000 };
@@ -51,40 +53,56 @@ fn respond(packet: &[u8]) -> Result<(Responder, Vec<Step>), Refusal> {
     Responder::start(policy(), cookie, address("192.0.2.1"), address("192.0.2.10"), &header, packet)
 }
 
-#[test]
-fn every_bad_first_and_third_message_is_refused_without_an_answer() {
-    let good = vectors("phase1-psk-modp14-aes128-sha256");
-    let first = octets(&list(&good, "messages")[0], "packet");
-    let file = vectors("phase1-parser-rejects");
-    let cases = list(&file, "cases");
-    assert_eq!(cases.len(), 38);
-    for case in cases {
-        let (reason, packet) = (text(case, "reason"), octets(case, "packet"));
-        match text(case, "based_on") {
-            "m1" => assert!(respond(&packet).is_err(), "accepted: {reason}"),
-            "m3" => {
-                let (mut responder, _) = respond(&first).expect("message 1 of the vector is good");
-                assert!(!completes(&mut responder, &packet), "accepted: {reason}");
-                assert_eq!(responder.state(), "AwaitKe", "{reason} changed the state");
-            }
-            other => panic!("unknown base {other}"),
+/// What became of a refused message: silence and its reason, or the notify that is sent.
+fn told(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Dropped(reason) => format!("silence: {reason}"),
+        Refusal::Unacceptable { notify, reason } => format!("{notify:?}: {reason}"),
+        Refusal::Failed { reason, answer } => {
+            format!("over, {}: {reason}", if answer.is_some() { "told" } else { "silent" })
         }
     }
 }
 
-/// True when message 3 leads to a message 4.
-fn completes(responder: &mut Responder, packet: &[u8]) -> bool {
-    let Ok(header) = Header::decode(packet) else { return false };
+#[test]
+fn every_bad_first_and_third_message_is_refused_for_its_own_fault_and_answered_only_where_that_helps() {
+    let good = vectors("phase1-psk-modp14-aes128-sha256");
+    let first = octets(&list(&good, "messages")[0], "packet");
+    let file = vectors("phase1-parser-rejects");
+    let cases = list(&file, "cases");
+    assert_eq!(cases.len(), expected::PHASE1.len());
+    let expected = BTreeMap::from(expected::PHASE1);
+    for case in cases {
+        let (reason, packet) = (text(case, "reason"), octets(case, "packet"));
+        let found = match text(case, "based_on") {
+            "m1" => told(&respond(&packet).expect_err(reason)),
+            "m3" => {
+                let (mut responder, _) = respond(&first).expect("message 1 of the vector is good");
+                let refusal = third(&mut responder, &packet).expect_err(reason);
+                assert_eq!(responder.state(), "AwaitKe", "{reason} changed the state");
+                told(&refusal)
+            }
+            other => panic!("unknown base {other}"),
+        };
+        assert_eq!(Some(&found.as_str()), expected.get(reason), "{reason}");
+    }
+}
+
+/// Gives message 3 to a responder and runs the job it asks for.
+fn third(responder: &mut Responder, packet: &[u8]) -> Result<Vec<Step>, Refusal> {
+    let header = Header::decode(packet).map_err(|error| Refusal::Dropped(error.to_string()))?;
     let mut entropy = SeededEntropy::new(1);
-    let Ok(steps) = responder.on_message(NOW, &header, packet, &mut entropy) else { return false };
     let provider = default_provider();
-    steps.into_iter().any(|step| match step {
-        Step::Run(job) => {
-            let done: Done = run(provider.as_ref(), job);
-            responder.on_done(NOW, done, &mut entropy).is_ok()
+    let mut out = Vec::new();
+    for step in responder.on_message(NOW, &header, packet, &mut entropy)? {
+        match step {
+            Step::Run(job) => {
+                out.extend(responder.on_done(NOW, run(provider.as_ref(), job), &mut entropy)?)
+            }
+            Step::Send(_) | Step::Established(_) => out.push(step),
         }
-        Step::Send(_) | Step::Established(_) => true,
-    })
+    }
+    Ok(out)
 }
 
 #[test]
@@ -92,7 +110,8 @@ fn the_good_third_message_does_lead_on() {
     let good = vectors("phase1-psk-modp14-aes128-sha256");
     let messages = list(&good, "messages");
     let (mut responder, _) = respond(&octets(&messages[0], "packet")).expect("message 1");
-    assert!(completes(&mut responder, &octets(&messages[2], "packet")));
+    let steps = third(&mut responder, &octets(&messages[2], "packet")).expect("message 3");
+    assert!(matches!(steps[..], [Step::Send(_)]), "{steps:?}");
 }
 
 #[test]
@@ -127,29 +146,48 @@ fn full_pull_sa() -> GdoiSa {
     found.expect("an SA")
 }
 
+/// Policy of the PUSH with new TEKs: what keys in a PUSH are read against.
+fn push_policy() -> GroupPolicy {
+    let file = vectors("gdoi-push");
+    let plain = octets(&list(&file, "cases")[0], "plaintext");
+    let chain = Chain::decode(PayloadType::Seq, &plain, Rules::GROUP_OPENED).expect("the vector");
+    let found = chain.payloads.into_iter().find_map(|located| match located.payload {
+        Payload::GdoiSa(sa) => Some(GroupPolicy::read(&sa, Carriage::Push)),
+        _ => None,
+    });
+    found.expect("an SA").expect("the vector's policy")
+}
+
 #[test]
-fn every_forbidden_group_structure_is_refused() {
-    let policy = GroupPolicy::read(&full_pull_sa(), Carriage::Pull).expect("the vector's policy");
+fn every_forbidden_group_structure_is_refused_by_the_rule_it_breaks() {
+    let pull = GroupPolicy::read(&full_pull_sa(), Carriage::Pull).expect("the vector's policy");
+    let push = push_policy();
     let file = vectors("gdoi-rejects");
     let cases = list(&file, "cases");
-    assert_eq!(cases.len(), 47);
+    assert_eq!(cases.len(), expected::GROUP.len());
+    let expected = BTreeMap::from(expected::GROUP);
     for case in cases {
         let name = text(case, "name");
-        assert!(refused(case, &policy), "{name} was accepted: {}", text(case, "rule"));
+        let found = refusal(case, &pull, &push).unwrap_or_else(|| panic!("{name} was accepted"));
+        assert_eq!(Some(&found.as_str()), expected.get(name), "{name}: {}", text(case, "rule"));
     }
 }
 
-fn refused(case: &Value, full: &GroupPolicy) -> bool {
-    let kind =
-        PayloadType::from_number(u8::try_from(case["payload"].as_u64().expect("a number")).expect("8 bits"));
+/// The decoder's or the policy's error; none when the structure is accepted.
+fn refusal(case: &Value, pull: &GroupPolicy, push: &GroupPolicy) -> Option<String> {
+    let number = u8::try_from(case["payload"].as_u64().expect("a number")).expect("8 bits");
     let body = octets(case, "body");
-    let carriage = if text(case, "where") == "push" { Carriage::Push } else { Carriage::Pull };
+    let (carriage, policy) =
+        if text(case, "where") == "push" { (Carriage::Push, push) } else { (Carriage::Pull, pull) };
     let payload = [&[0, 0], &((body.len() + 4) as u16).to_be_bytes()[..], &body].concat();
-    let Ok(chain) = Chain::decode(kind, &payload, Rules::GROUP_OPENED) else { return true };
-    let Some(located) = chain.payloads.into_iter().next() else { return true };
-    match located.payload {
-        Payload::GdoiSa(sa) => GroupPolicy::read(&sa, carriage).is_err(),
-        Payload::Kd(kd) => KeySet::read(&kd, full, carriage).is_err(),
-        _ => false,
-    }
+    let chain = match Chain::decode(PayloadType::from_number(number), &payload, Rules::GROUP_OPENED) {
+        Ok(chain) => chain,
+        Err(error) => return Some(format!("decode, {error}")),
+    };
+    let error = match &chain.payloads[0].payload {
+        Payload::GdoiSa(sa) => GroupPolicy::read(sa, carriage).err(),
+        Payload::Kd(kd) => KeySet::read(kd, policy, carriage).err(),
+        _ => None,
+    };
+    error.map(|error| format!("policy, {error}"))
 }

@@ -1,3 +1,6 @@
 //! Programs nobody here wrote, against ours. A test whose program is not installed prints a line that begins with SKIP.
 
+mod ground;
+mod strongswan;
+mod table;
 mod tshark;

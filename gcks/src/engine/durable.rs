@@ -3,11 +3,11 @@
 //!
 //! | kind | key | body |
 //! | --- | --- | --- |
-//! | `group` | group name | signing key, next SID, reserved SID |
-//! | `kek` | group name/SPI | rekey SA with its last SEQ and end |
-//! | `tek` | group name/SPI | data-security SA with its keys and end |
+//! | `group` | group name | signing key and its kind, reserved SIDs and their width |
+//! | `kek` | group name/SPI | rekey SA with its last SEQ, end, generation and acknowledgement type |
+//! | `tek` | group name/SPI | data-security SA with its keys, end and the policy it was made for |
 //! | `push` | group name/KEK SPI/SEQ | content to sign or the signed datagram |
-//! | `member` | group name/identity | address, gateway, SIDs |
+//! | `member` | group name/identity | address, gateway, SIDs, last PUSH its PULL contained |
 
 use gdoi_proto::secret::SecretBytes;
 

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::payload::Delete;
-use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, SignatureAlgorithm, TekCipher, TekKey};
+use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, TekKey};
 use gdoi_proto::registry::{Doi, TekProtocol};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{CryptoError, Done, Job, Signer};
@@ -140,7 +140,6 @@ impl Group {
     }
 
     fn new_tek(&self, now: Now, sa: &SaSettings, activates_in: Duration, entropy: &mut dyn Entropy) -> Tek {
-        let (encryption, integrity) = key_lengths(sa.cipher);
         let mut spi = [0; 4];
         loop {
             entropy.fill(&mut spi);
@@ -154,8 +153,8 @@ impl Group {
             spi: Spi(u32::from_be_bytes(spi)),
             made_for: policy_of(sa, Spi(u32::from_be_bytes(spi))),
             key: TekKey {
-                encryption: fresh_secret(encryption, entropy),
-                integrity: (integrity > 0).then(|| fresh_secret(integrity, entropy)),
+                encryption: fresh_secret(sa.cipher.encryption_octets(), entropy),
+                integrity: sa.cipher.authentication().map(|it| fresh_secret(it.key_octets(), entropy)),
             },
             activates: now.at + activates_in,
             ends: now.at + sa.lifetime,
@@ -373,13 +372,7 @@ impl Group {
             if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
                 successor.seq = seq;
             }
-            changes.push(self.kek_row(&successor));
-            if let Some(mut old) = self.kek.replace(successor) {
-                // RFC 8263 section 6: late acknowledgements must still find the key.
-                old.replaced_until = Some(now.at + self.kek_overlap());
-                changes.push(self.kek_row(&old));
-                self.old_keks.push(old);
-            }
+            self.succeed(now, successor, &mut changes);
         }
         self.teks.extend(teks);
         self.out.push_back(GroupOutput::Persist(changes));
@@ -417,6 +410,17 @@ impl Group {
         });
     }
 
+    /// `successor` is the KEK from now on.
+    fn succeed(&mut self, now: Now, successor: Kek, changes: &mut Vec<Change>) {
+        changes.push(self.kek_row(&successor));
+        if let Some(mut old) = self.kek.replace(successor) {
+            // RFC 8263 section 6: late acknowledgements must still find the key.
+            old.replaced_until = Some(now.at + self.kek_overlap());
+            changes.push(self.kek_row(&old));
+            self.old_keks.push(old);
+        }
+    }
+
     /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
     /// 6407 section 3.5). What was offered to registrations under way is void.
     fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
@@ -439,18 +443,13 @@ impl Group {
             };
             let deletes = vec![everything(TekProtocol::Esp.number(), 4), everything(0, 16)];
             let content = PushContent { seq, deletes, keys: None };
-            let length = signature_len(c.signature, c.signature_key_bits);
+            let length = c.signature.octets(c.signature_key_bits);
             let unsigned = Unsigned::new(kek.spi, &content, length);
             self.dispatch(now, seq, unsigned, (&[], &None, "sender-ids end"), &mut changes);
         }
         if let Some(mut successor) = successor {
             successor.generation = self.next_generation();
-            changes.push(self.kek_row(&successor));
-            if let Some(mut old) = self.kek.replace(successor) {
-                old.replaced_until = Some(now.at + self.kek_overlap());
-                changes.push(self.kek_row(&old));
-                self.old_keks.push(old);
-            }
+            self.succeed(now, successor, &mut changes);
         }
         for sa in self.settings.sas.clone() {
             let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
@@ -505,7 +504,7 @@ impl Group {
                 dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
             )),
         };
-        let signature_len = signature_len(communication.signature, communication.signature_key_bits);
+        let signature_len = communication.signature.octets(communication.signature_key_bits);
         Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
     }
 
@@ -584,30 +583,4 @@ pub(super) fn make_kek(
         ends_unix,
         replaced_until: None,
     })
-}
-
-/// Octets of TEK_ALGORITHM_KEY and TEK_INTEGRITY_KEY (0: absent).
-fn key_lengths(cipher: TekCipher) -> (usize, usize) {
-    use gdoi_proto::policy::TekAuthentication as Auth;
-    let integrity = |authentication| match authentication {
-        Auth::HmacSha1 => 20,
-        Auth::HmacSha256 => 32,
-        Auth::HmacSha384 => 48,
-        Auth::HmacSha512 => 64,
-    };
-    match cipher {
-        TekCipher::AesCbc { key_octets, authentication } => (key_octets, integrity(authentication)),
-        TekCipher::AesGcm { key_octets, .. } | TekCipher::AesGmac { key_octets } => (key_octets + 4, 0),
-        TekCipher::Null { authentication } => (0, integrity(authentication)),
-    }
-}
-
-/// Octets of a SIG body.
-fn signature_len(algorithm: SignatureAlgorithm, key_bits: u16) -> usize {
-    match algorithm {
-        SignatureAlgorithm::Rsa => usize::from(key_bits) / 8,
-        SignatureAlgorithm::Ecdsa256 => 64,
-        SignatureAlgorithm::Ecdsa384 => 96,
-        SignatureAlgorithm::Ecdsa521 => 132,
-    }
 }

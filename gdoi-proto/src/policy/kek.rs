@@ -206,6 +206,16 @@ impl SignatureAlgorithm {
         }
     }
 
+    /// Octets of a SIG body by a key of `key_bits`: the modulus, or r | s (RFC 6407 section 5.3.6, RFC 4754 section 7).
+    pub fn octets(self, key_bits: u16) -> usize {
+        match self {
+            SignatureAlgorithm::Rsa => usize::from(key_bits.div_ceil(8)),
+            SignatureAlgorithm::Ecdsa256 => 64,
+            SignatureAlgorithm::Ecdsa384 => 96,
+            SignatureAlgorithm::Ecdsa521 => 132,
+        }
+    }
+
     /// The hash that an ECDSA algorithm fixes, none for RSA.
     pub fn implied_hash(self) -> Option<SignatureHash> {
         match self {

@@ -2,7 +2,7 @@
 
 use super::{Carriage, GroupPolicy, KekCipher, KekPolicy, TekCipher, number, refuse_repeats};
 use crate::attribute::Attribute;
-use crate::error::PolicyError;
+use crate::error::{DecodeError, PolicyError};
 use crate::ids::{KekSpi, SenderId, Spi};
 use crate::payload::{KeyDownload, KeyPacket, LkhDownload, LkhKey, LkhUpdate};
 use crate::registry::{KekKeyAttribute, LkhAttribute, PayloadType, SidAttribute, TekKeyAttribute};
@@ -133,6 +133,10 @@ fn forbidden(rule: &'static str) -> PolicyError {
     PolicyError::Forbidden { payload: PAYLOAD, rule }
 }
 
+fn malformed(what: &'static str, error: DecodeError) -> PolicyError {
+    PolicyError::Malformed { what, error }
+}
+
 fn missing(what: &'static str) -> PolicyError {
     PolicyError::Missing { payload: PAYLOAD, what }
 }
@@ -178,14 +182,14 @@ impl KeySet {
                     return Err(forbidden("no LKH_UPDATE_ARRAY in a PULL"));
                 }
                 LkhAttribute::DownloadArray => {
-                    let download =
-                        LkhDownload::decode(octets).map_err(|_| forbidden("malformed LKH_DOWNLOAD_ARRAY"))?;
+                    let download = LkhDownload::decode(octets)
+                        .map_err(|error| malformed("LKH_DOWNLOAD_ARRAY", error))?;
                     check_lkh_keys(&download.keys, cipher)?;
                     self.lkh_download = Some(download);
                 }
                 LkhAttribute::UpdateArray => {
                     let update =
-                        LkhUpdate::decode(octets).map_err(|_| forbidden("malformed LKH_UPDATE_ARRAY"))?;
+                        LkhUpdate::decode(octets).map_err(|error| malformed("LKH_UPDATE_ARRAY", error))?;
                     check_lkh_keys(&update.keys, cipher)?;
                     self.lkh_updates.push(update);
                 }

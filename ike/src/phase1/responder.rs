@@ -21,6 +21,7 @@ use gdoi_proto::ids::{Cookie, CookiePair};
 use gdoi_proto::message::{Message, Rules};
 use gdoi_proto::payload::{Identification, Payload, Sa};
 use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
+use gdoi_proto::secret::SecretBytes;
 
 use super::auth::{Facts, Proof, Proving, SaEnds};
 use super::messages::{self, Extras, Heard};
@@ -318,6 +319,29 @@ impl Responder {
         Ok(vec![Step::Run(job)])
     }
 
+    /// Keys and proofs, once g^xy is there.
+    fn proof(
+        &self,
+        exchange: ExchangeType,
+        (ni, nr): (&[u8], &[u8]),
+        (g_xi, g_xr): (&[u8], &[u8]),
+        shared: &SecretBytes,
+    ) -> Proof {
+        Proof::new(&Facts {
+            exchange,
+            suite: self.suite,
+            cookies: self.cookies,
+            basis: self.credential.basis(),
+            ni,
+            nr,
+            g_xi,
+            g_xr,
+            shared,
+            sai_b: &self.sai_b,
+            double_hash: self.policy.dialect.ecdsa_double_hash,
+        })
+    }
+
     /// The result of the job asked for last.
     ///
     /// # Errors
@@ -328,19 +352,7 @@ impl Responder {
             (State::Compute { question, ni, g_xi, nr }, Done::Responded(result)) => {
                 self.state = State::AwaitKe;
                 let (g_xr, shared) = result.map_err(Refusal::dropped)?;
-                let proof = Proof::new(&Facts {
-                    exchange: ExchangeType::MainMode,
-                    suite: self.suite,
-                    cookies: self.cookies,
-                    basis: self.credential.basis(),
-                    ni: &ni,
-                    nr: &nr,
-                    g_xi: &g_xi,
-                    g_xr: &g_xr,
-                    shared: &shared,
-                    sai_b: &self.sai_b,
-                    double_hash: self.policy.dialect.ecdsa_double_hash,
-                });
+                let proof = self.proof(ExchangeType::MainMode, (&ni, &nr), (&g_xi, &g_xr), &shared);
                 let names = self.credential.requests();
                 let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &Extras::default()));
                 self.answered = Answered::new(&question, answer.clone());
@@ -358,19 +370,8 @@ impl Responder {
             }
             (State::ComputeFirst { answer, ni, g_xi, nr, id }, Done::Responded(result)) => {
                 let (g_xr, shared) = result.map_err(Refusal::failed)?;
-                let proof = Box::new(Proof::new(&Facts {
-                    exchange: ExchangeType::Aggressive,
-                    suite: self.suite,
-                    cookies: self.cookies,
-                    basis: self.credential.basis(),
-                    ni: &ni,
-                    nr: &nr,
-                    g_xi: &g_xi,
-                    g_xr: &g_xr,
-                    shared: &shared,
-                    sai_b: &self.sai_b,
-                    double_hash: self.policy.dialect.ecdsa_double_hash,
-                }));
+                let exchange = ExchangeType::Aggressive;
+                let proof = Box::new(self.proof(exchange, (&ni, &nr), (&g_xi, &g_xr), &shared));
                 self.prove_first(now, (answer, g_xr, nr), proof, id, entropy)
             }
             (State::SignFirst { answer, g_xr, nr, proof, id }, Done::Phase1Signed(signature)) => {
