@@ -438,6 +438,13 @@ impl Member {
     }
 }
 
+/// PUSHes sent to `address`, in order.
+fn pushes(bench: &mut Bench, address: SocketAddr) -> Vec<Bytes> {
+    let push =
+        |octets: &Bytes| Header::decode(octets).expect("a header").exchange == ExchangeType::GroupkeyPush;
+    bench.received(address).into_iter().filter(push).collect()
+}
+
 fn address(last: u8) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 0, last)), 848)
 }
@@ -913,4 +920,33 @@ fn another_kind_of_signature_makes_a_new_signing_key_and_rekey_sa() {
     assert_ne!((&one.public_key, one.kek.spi), (&again.public_key, again.kek.spi));
     assert_eq!(again.kek.signature, SignatureAlgorithm::Ecdsa384);
     assert_eq!(bench.count("group_failed"), 0);
+}
+
+#[test]
+fn a_store_that_refuses_writes_stops_the_clock_of_pushes_and_nobody_is_expired_for_it() {
+    let mut bench = Bench::new();
+    let (mut one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    bench.rekey(false);
+    let failing = |bench: &mut Bench, failing| {
+        bench.server.handle(bench.now, Input::StoreFailing(failing));
+        bench.drain();
+    };
+    assert_eq!(bench.received(two.address).len(), 1, "what left before");
+    let first = bench.received(one.address);
+    failing(&mut bench, true);
+    bench.pass(Duration::from_secs(60));
+    let group = &bench.server.groups()["g1"];
+    assert_eq!((group.poll_timeout(), group.teks().len()), (None, 2), "nothing is due, no key went");
+    assert_eq!((bench.members(), bench.count("push_sent"), bench.count("rekey_completed")), (2, 1, 0));
+    failing(&mut bench, false);
+    bench.pass(Duration::from_secs(25));
+    let copies = pushes(&mut bench, one.address);
+    assert_eq!((copies.len(), copies.first()), (3, first.first()), "the whole schedule, the same octets");
+    let three = joined(&mut bench, 3);
+    assert_eq!(three.teks.len(), 2, "the old TEK still has its overlap");
+    let ack = one.take(&bench, &copies[0]);
+    bench.tell(one.address, ack);
+    assert_eq!((bench.count("member_expired"), bench.count("ack_refused")), (0, 0));
+    bench.pass(Duration::from_secs(6));
+    assert_eq!((bench.members(), bench.count("member_expired")), (2, 1), "one stayed silent for all of it");
 }

@@ -171,6 +171,8 @@ pub struct Group {
     /// Rows that mean nothing any more, found by restore.
     pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
+    /// Since when the store refuses writes: nothing is sent, so that nobody is counted as silent.
+    pub(super) frozen: Option<Instant>,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -198,6 +200,7 @@ impl Group {
             untold: 0,
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
+            frozen: None,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }

@@ -379,7 +379,12 @@ impl Machine for KeyServer {
             }
             Input::Job(result) => self.on_job(now, result),
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
-            Input::StoreFailing(failing) => self.store_failing = failing,
+            Input::StoreFailing(failing) => {
+                self.store_failing = failing;
+                for group in self.groups.values_mut() {
+                    group.on_store(now.at, failing);
+                }
+            }
         }
         self.settle(now);
     }

@@ -131,8 +131,27 @@ impl Group {
             .min_by_key(|wakeup| wakeup.at)
     }
 
+    /// The store refuses writes or takes them again. What is written meanwhile leaves only afterwards: time that passes
+    /// until then counts for no copy and ends no key, and what is on its way begins its whole schedule anew.
+    pub fn on_store(&mut self, at: Instant, failing: bool) {
+        if failing {
+            self.frozen.get_or_insert(at);
+            return;
+        }
+        let Some(since) = self.frozen.take() else { return };
+        for delivery in &mut self.deliveries {
+            if let Stage::Signed { copies, due, .. } = &mut delivery.stage {
+                (*copies, *due) = (0, at);
+            }
+        }
+        self.postpone(since, at.since(since));
+    }
+
     /// Sends copies that are due and closes deliveries whose last copy had its time.
     pub(super) fn send_due(&mut self, now: Now) {
+        if self.frozen.is_some() {
+            return;
+        }
         let Some(communication) = self.settings.communication.clone() else { return };
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
@@ -378,8 +397,11 @@ impl Group {
         self.on_key_timers(now, entropy);
     }
 
-    /// The group's next timer.
+    /// The group's next timer; none while the store refuses writes.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
+        if self.frozen.is_some() {
+            return None;
+        }
         Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup())
     }
 }

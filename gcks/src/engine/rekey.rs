@@ -474,6 +474,30 @@ impl Group {
         (span + Duration::from_secs(10)).max(pull::LIFE)
     }
 
+    /// PUSHes that were to leave after `since` leave `delay` later: so do the moments that count from them.
+    pub(super) fn postpone(&mut self, since: Instant, delay: Duration) {
+        let mut moved: Vec<Spi> = Vec::new();
+        for tek in &mut self.teks {
+            let before = (tek.activates, tek.retires);
+            if tek.activates > since {
+                tek.activates = tek.activates + delay;
+            }
+            tek.retires =
+                tek.retires.map(|at| if at > since { (at + delay).min(tek.ends.max(at)) } else { at });
+            if before != (tek.activates, tek.retires) {
+                moved.push(tek.spi);
+            }
+        }
+        for kek in &mut self.old_keks {
+            kek.replaced_until = kek.replaced_until.map(|at| if at > since { at + delay } else { at });
+        }
+        let changes: Vec<Change> =
+            self.teks.iter().filter(|tek| moved.contains(&tek.spi)).map(|tek| self.tek_row(tek)).collect();
+        if !changes.is_empty() {
+            self.out.push_back(GroupOutput::Persist(changes));
+        }
+    }
+
     fn next_generation(&self) -> u64 {
         self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
     }
