@@ -274,7 +274,7 @@ events! {
         /// SPI of its KEK.
         kek_spi: String,
     } => ("{group}: first keys made, KEK {kek_spi}");
-    /// A group cannot go on by itself.
+    /// A group's signing key cannot be made, read or used; it is tried again.
     GroupFailed "group_failed" Error {
         /// Group.
         group: String,

@@ -1,6 +1,9 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
+#[path = "engine/rekeys.rs"]
+mod rekeys;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,7 +27,7 @@ use gdoi_proto::policy::{
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{Job, Provider, Verification, default_provider, run};
+use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
@@ -132,8 +135,10 @@ struct Bench {
     lives_for: Option<u32>,
     dead: bool,
     settings: Settings,
-    /// The job that makes the signing key waits.
-    hold_signer: bool,
+    /// Jobs that wait.
+    hold: fn(&Job) -> bool,
+    /// Jobs of the signing key that fail from now on.
+    failing: u32,
     held: Vec<JobRequest>,
 }
 
@@ -162,7 +167,8 @@ impl Bench {
             lives_for: None,
             dead: false,
             settings,
-            hold_signer: false,
+            hold: |_| false,
+            failing: 0,
             held: Vec::new(),
         }
     }
@@ -180,11 +186,19 @@ impl Bench {
                     }
                 }
                 Output::Persist(changes) => self.persist(changes),
-                Output::Job(request) if self.hold_signer && matches!(request.job, Job::MakeSigner { .. }) => {
-                    self.held.push(request);
-                }
+                Output::Job(request) if (self.hold)(&request.job) => self.held.push(request),
                 Output::Job(request) => {
-                    let done = run(self.provider.as_ref(), request.job);
+                    let error = CryptoError::Library("told to fail");
+                    let done = match request.job {
+                        Job::Sign { .. } if self.failing > 0 => Done::Signed(Err(error)),
+                        Job::MakeSigner { .. } | Job::LoadSigner { .. } if self.failing > 0 => {
+                            Done::Signer(Err(error))
+                        }
+                        job => run(self.provider.as_ref(), job),
+                    };
+                    if matches!(done, Done::Signed(Err(_)) | Done::Signer(Err(_))) {
+                        self.failing -= 1;
+                    }
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
@@ -823,7 +837,7 @@ fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back(
 #[test]
 fn who_registers_while_the_signing_key_is_made_is_served_by_its_next_repeat() {
     let mut bench = Bench::with(settings());
-    bench.hold_signer = true;
+    bench.hold = |job| matches!(job, Job::MakeSigner { .. });
     bench.drain();
     let mut sa = phase1(&mut bench, address(1)).expect("phase 1");
     let mut random = Random(bench.provider.clone());
@@ -920,33 +934,4 @@ fn another_kind_of_signature_makes_a_new_signing_key_and_rekey_sa() {
     assert_ne!((&one.public_key, one.kek.spi), (&again.public_key, again.kek.spi));
     assert_eq!(again.kek.signature, SignatureAlgorithm::Ecdsa384);
     assert_eq!(bench.count("group_failed"), 0);
-}
-
-#[test]
-fn a_store_that_refuses_writes_stops_the_clock_of_pushes_and_nobody_is_expired_for_it() {
-    let mut bench = Bench::new();
-    let (mut one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
-    bench.rekey(false);
-    let failing = |bench: &mut Bench, failing| {
-        bench.server.handle(bench.now, Input::StoreFailing(failing));
-        bench.drain();
-    };
-    assert_eq!(bench.received(two.address).len(), 1, "what left before");
-    let first = bench.received(one.address);
-    failing(&mut bench, true);
-    bench.pass(Duration::from_secs(60));
-    let group = &bench.server.groups()["g1"];
-    assert_eq!((group.poll_timeout(), group.teks().len()), (None, 2), "nothing is due, no key went");
-    assert_eq!((bench.members(), bench.count("push_sent"), bench.count("rekey_completed")), (2, 1, 0));
-    failing(&mut bench, false);
-    bench.pass(Duration::from_secs(25));
-    let copies = pushes(&mut bench, one.address);
-    assert_eq!((copies.len(), copies.first()), (3, first.first()), "the whole schedule, the same octets");
-    let three = joined(&mut bench, 3);
-    assert_eq!(three.teks.len(), 2, "the old TEK still has its overlap");
-    let ack = one.take(&bench, &copies[0]);
-    bench.tell(one.address, ack);
-    assert_eq!((bench.count("member_expired"), bench.count("ack_refused")), (0, 0));
-    bench.pass(Duration::from_secs(6));
-    assert_eq!((bench.members(), bench.count("member_expired")), (2, 1), "one stayed silent for all of it");
 }

@@ -173,6 +173,9 @@ pub struct Group {
     pub(super) wanted: super::rekey::Wanted,
     /// Since when the store refuses writes: nothing is sent, so that nobody is counted as silent.
     pub(super) frozen: Option<Instant>,
+    /// Jobs of the signing key that failed in a row, and when it is tried again.
+    pub(super) failures: u32,
+    pub(super) retry: Option<Instant>,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -201,6 +204,8 @@ impl Group {
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             frozen: None,
+            failures: 0,
+            retry: None,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }

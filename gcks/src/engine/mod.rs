@@ -171,8 +171,7 @@ impl KeyServer {
             }
             Some(Owner::Group(name)) => {
                 let Some(group) = self.groups.get_mut(&name) else { return };
-                if let Err(error) = group.on_done(now, result.done, self.entropy.as_mut()) {
-                    let reason = format!("group {name}: {error}");
+                if let Err(reason) = group.on_done(now, result.done, self.entropy.as_mut()) {
                     self.out.push_back(Output::Event(Event::GroupFailed { group: name, reason }));
                 }
             }

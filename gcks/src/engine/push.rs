@@ -393,6 +393,7 @@ impl Group {
 
     /// Timers of keys and deliveries.
     pub fn on_timeout(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        self.try_again(now.at);
         self.send_due(now);
         self.on_key_timers(now, entropy);
     }
@@ -402,6 +403,7 @@ impl Group {
         if self.frozen.is_some() {
             return None;
         }
-        Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup())
+        let retry = self.retry.map(|at| Wakeup { at, why: "a signing key that failed" });
+        Wakeup::earlier(retry, Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup()))
     }
 }

@@ -31,6 +31,9 @@ use super::push::{Delivery, Mark, Stage};
 use super::sender_id::SenderIdPool;
 use super::settings::SaSettings;
 
+/// Failures to read a signing key that this server made, before it makes another.
+const OWN_KEY_TRIES: u32 = 5;
+
 /// Rekeys asked for while another was being signed.
 #[derive(Debug, Default)]
 pub struct Wanted {
@@ -51,31 +54,44 @@ pub struct Started {
 impl Group {
     /// Loads or makes the signing key; everything else waits for it. Called once after restore.
     pub fn start(&mut self, now: Now, entropy: &mut dyn Entropy) {
-        let Some(communication) = self.settings.communication.clone() else {
+        if self.settings.communication.is_none() {
             self.fill_keys(now, entropy);
             return;
-        };
+        }
+        self.ask_for_signer();
+    }
+
+    fn ask_for_signer(&mut self) {
+        let Some(communication) = &self.settings.communication else { return };
         let algorithm = communication.signature;
-        let stored = communication.signing_key.clone().or_else(|| self.signing_key.clone());
+        // One of our own that cannot be read again and again is given up for a new one.
+        let own = self.signing_key.as_ref().filter(|_| self.failures < OWN_KEY_TRIES);
+        let stored = communication.signing_key.as_ref().or(own).cloned();
         self.out.push_back(GroupOutput::Job(match stored {
             Some(pkcs8) => Job::LoadSigner { algorithm, pkcs8 },
             None => Job::MakeSigner { algorithm, key_bits: communication.signature_key_bits },
         }));
     }
 
-    /// A job of this group is done. `Err` says why the group cannot work.
-    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), CryptoError> {
+    /// A job of this group is done.
+    ///
+    /// # Errors
+    /// Why it failed, and when it is tried again.
+    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), String> {
         match done {
-            Done::Signer(result) => {
-                let (signer, pkcs8) = result?;
+            Done::Signer(Ok((signer, pkcs8))) => {
+                self.failures = 0;
                 self.on_signer(now, signer, pkcs8, entropy);
                 Ok(())
             }
-            Done::Signed(result) => {
-                self.on_signed(now, &result?);
+            Done::Signed(Ok(signature)) => {
+                self.failures = 0;
+                self.on_signed(now, &signature);
                 self.want_more(now, entropy);
                 Ok(())
             }
+            Done::Signer(Err(error)) => Err(self.on_failure(now.at, "the signing key", &error)),
+            Done::Signed(Err(error)) => Err(self.on_failure(now.at, "signing a push", &error)),
             Done::DhKey(_)
             | Done::Shared(_)
             | Done::Responded(_)
@@ -83,6 +99,42 @@ impl Group {
             | Done::Phase1Signed(_)
             | Done::Phase1Verified(_) => Ok(()),
         }
+    }
+
+    /// A job of the signing key failed: again after 1, 2, 4 .. 60 s. What counts from the PUSH waits with it.
+    fn on_failure(&mut self, at: Instant, what: &str, error: &CryptoError) -> String {
+        let delay = Duration::from_secs((1 << self.failures.min(6)).min(60));
+        self.failures += 1;
+        self.retry = Some(at + delay);
+        let mut since = None;
+        for delivery in &mut self.deliveries {
+            if let Stage::Unsigned { asked, .. } = &mut delivery.stage {
+                *asked = false;
+                since.get_or_insert(delivery.started);
+            }
+        }
+        if let Some(since) = since {
+            self.postpone(since, delay);
+        }
+        format!("{what} failed, again in {} s: {error}", delay.as_secs())
+    }
+
+    /// Asks once more for what failed.
+    pub(super) fn try_again(&mut self, at: Instant) {
+        if self.retry.is_none_or(|retry| retry > at) {
+            return;
+        }
+        self.retry = None;
+        match self.signer {
+            Some(_) => self.sign_next(),
+            None => self.ask_for_signer(),
+        }
+    }
+
+    /// True when the next rekey waits for a signature. One that fails holds nothing up: keys get their successors, and
+    /// the PUSHes are signed in order when that works again.
+    fn is_signing(&self) -> bool {
+        self.failures == 0 && self.deliveries.iter().any(Delivery::is_unsigned)
     }
 
     fn on_signer(
@@ -195,7 +247,7 @@ impl Group {
 
     /// The next rekey, retirement or end, when nothing is being signed.
     pub(super) fn rekey_wakeup(&self) -> Option<Wakeup> {
-        let signing = self.deliveries.iter().any(|delivery| delivery.is_unsigned());
+        let signing = self.is_signing();
         let ready = self.settings.communication.is_none() || self.signer.is_some();
         let rekeys = self
             .settings
@@ -211,7 +263,13 @@ impl Group {
             .teks
             .iter()
             .map(|tek| tek.retires.map_or(tek.ends, |retires| retires.min(tek.ends)))
-            .chain(self.old_keks.iter().filter_map(|kek| kek.replaced_until))
+            // One that a delivery still needs goes with it, see `on_key_timers`.
+            .chain(
+                self.old_keks
+                    .iter()
+                    .filter(|kek| !self.deliveries.iter().any(|delivery| delivery.kek_spi == kek.spi))
+                    .filter_map(|kek| kek.replaced_until),
+            )
             .min()
             .map(|at| Wakeup { at, why: "end of a key" });
         Wakeup::earlier(rekeys, ends)
@@ -235,7 +293,7 @@ impl Group {
             self.out.push_back(GroupOutput::Persist(changes));
         }
         let ready = self.settings.communication.is_none() || self.signer.is_some();
-        if ready && !self.deliveries.iter().any(Delivery::is_unsigned) {
+        if ready && !self.is_signing() {
             if self.sids_end() {
                 self.clean_slate(now, entropy);
                 return;
@@ -474,22 +532,22 @@ impl Group {
         (span + Duration::from_secs(10)).max(pull::LIFE)
     }
 
-    /// PUSHes that were to leave after `since` leave `delay` later: so do the moments that count from them.
+    /// PUSHes that were to leave from `since` on leave `delay` later: so do the moments that count from them.
     pub(super) fn postpone(&mut self, since: Instant, delay: Duration) {
         let mut moved: Vec<Spi> = Vec::new();
         for tek in &mut self.teks {
             let before = (tek.activates, tek.retires);
-            if tek.activates > since {
+            if tek.activates >= since {
                 tek.activates = tek.activates + delay;
             }
             tek.retires =
-                tek.retires.map(|at| if at > since { (at + delay).min(tek.ends.max(at)) } else { at });
+                tek.retires.map(|at| if at >= since { (at + delay).min(tek.ends.max(at)) } else { at });
             if before != (tek.activates, tek.retires) {
                 moved.push(tek.spi);
             }
         }
         for kek in &mut self.old_keks {
-            kek.replaced_until = kek.replaced_until.map(|at| if at > since { at + delay } else { at });
+            kek.replaced_until = kek.replaced_until.map(|at| if at >= since { at + delay } else { at });
         }
         let changes: Vec<Change> =
             self.teks.iter().filter(|tek| moved.contains(&tek.spi)).map(|tek| self.tek_row(tek)).collect();
@@ -534,6 +592,9 @@ impl Group {
 
     /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.
     pub(super) fn sign_next(&mut self) {
+        if self.retry.is_some() {
+            return;
+        }
         let (Some(signer), Some(communication)) = (self.signer.clone(), &self.settings.communication) else {
             return;
         };

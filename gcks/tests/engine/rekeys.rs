@@ -1,0 +1,113 @@
+//! Rekeys when something around them fails: the store, the signing key, numbers that end, members that were cleared.
+
+use super::*;
+
+#[test]
+fn a_store_that_refuses_writes_stops_the_clock_of_pushes_and_nobody_is_expired_for_it() {
+    let mut bench = Bench::new();
+    let (mut one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    bench.rekey(false);
+    let failing = |bench: &mut Bench, failing| {
+        bench.server.handle(bench.now, Input::StoreFailing(failing));
+        bench.drain();
+    };
+    assert_eq!(bench.received(two.address).len(), 1, "what left before");
+    let first = bench.received(one.address);
+    failing(&mut bench, true);
+    bench.pass(Duration::from_secs(60));
+    let group = &bench.server.groups()["g1"];
+    assert_eq!((group.poll_timeout(), group.teks().len()), (None, 2), "nothing is due, no key went");
+    assert_eq!((bench.members(), bench.count("push_sent"), bench.count("rekey_completed")), (2, 1, 0));
+    failing(&mut bench, false);
+    bench.pass(Duration::from_secs(25));
+    let copies = pushes(&mut bench, one.address);
+    assert_eq!((copies.len(), copies.first()), (3, first.first()), "the whole schedule, the same octets");
+    let three = joined(&mut bench, 3);
+    assert_eq!(three.teks.len(), 2, "the old TEK still has its overlap");
+    let ack = one.take(&bench, &copies[0]);
+    bench.tell(one.address, ack);
+    assert_eq!((bench.count("member_expired"), bench.count("ack_refused")), (0, 0));
+    bench.pass(Duration::from_secs(6));
+    assert_eq!((bench.members(), bench.count("member_expired")), (2, 1), "one stayed silent for all of it");
+}
+
+#[test]
+fn a_signature_that_fails_is_tried_again_and_keys_get_successors_meanwhile() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.failing = 3;
+    bench.rekey(true);
+    assert!(pushes(&mut bench, one.address).is_empty());
+    // 1, 2 and 4 s later.
+    bench.pass(Duration::from_secs(7));
+    assert_eq!(bench.count("group_failed"), 3, "each time it is told");
+    let octets = pushes(&mut bench, one.address).pop().expect("signed at last");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_secs(44));
+    assert_eq!(bench.server.groups()["g1"].teks().len(), 2, "the overlap counts from the push");
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(bench.server.groups()["g1"].teks().len(), 1);
+
+    // It fails for longer than keys live.
+    bench.failing = u32::MAX;
+    let fails = bench.count("group_failed");
+    bench.pass(Duration::from_secs(10_000));
+    let group = &bench.server.groups()["g1"];
+    assert!(bench.count("group_failed") - fails < 200, "a minute between tries");
+    assert!(group.teks().iter().any(|tek| tek.life(bench.now.at) > Duration::from_secs(300)));
+    let behind = group.deliveries().len();
+    assert!(behind >= 3 && pushes(&mut bench, one.address).is_empty());
+    bench.failing = 0;
+    bench.pass(Duration::from_secs(60));
+    let mut taken: Vec<Bytes> = Vec::new();
+    for octets in pushes(&mut bench, one.address) {
+        if !taken.contains(&octets) {
+            one.take(&bench, &octets);
+            taken.push(octets);
+        }
+    }
+    assert_eq!((one.kek.spi, one.last), bench.seq(), "every push that waited, in order");
+}
+
+#[test]
+fn a_signing_key_that_cannot_be_made_or_read_is_tried_again() {
+    let mut bench = Bench::with(settings());
+    bench.failing = 2;
+    bench.drain();
+    bench.pass(Duration::from_secs(4));
+    assert_eq!((bench.count("group_failed"), bench.count("group_created")), (2, 1));
+    let one = joined(&mut bench, 1);
+    bench.failing = 2;
+    bench.restart();
+    bench.pass(Duration::from_secs(4));
+    assert_eq!((bench.count("group_failed"), bench.seq().0), (4, one.kek.spi), "the same key and KEK");
+    bench.rekey(false);
+    // One that stays unreadable is replaced, and with it the rekey SA.
+    bench.failing = 5;
+    bench.restart();
+    bench.pass(Duration::from_secs(60));
+    assert_ne!(joined(&mut bench, 1).public_key, one.public_key);
+}
+
+#[test]
+fn a_signature_that_takes_longer_than_its_kek_is_kept_makes_no_timer_of_the_past() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    bench.hold = |job| matches!(job, Job::Sign { .. });
+    bench.rekey(true);
+    bench.set(bench.now.at + Duration::from_secs(70));
+    bench.server.handle(bench.now, Input::Timeout);
+    bench.drain();
+    let next = bench.server.groups()["g1"].poll_timeout().expect("keys end");
+    assert!(next.at > bench.now.at, "{next:?} would be due for ever");
+    let request = bench.held.pop().expect("a signature is being made");
+    let done = run(bench.provider.as_ref(), request.job);
+    bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+    bench.drain();
+    let octets = pushes(&mut bench, one.address).pop().expect("a push");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_millis(1));
+    assert_eq!(bench.server.groups()["g1"].kek_spis().count(), 1, "the old KEK goes with its last push");
+}
