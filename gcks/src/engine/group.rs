@@ -173,6 +173,8 @@ pub struct Group {
     pub(super) wanted: super::rekey::Wanted,
     /// Since when the store refuses writes: nothing is sent, so that nobody is counted as silent.
     pub(super) frozen: Option<Instant>,
+    /// TEK SPIs of all groups of the server, lent to whoever makes TEKs: a member of several has one data plane.
+    pub(super) spis: BTreeSet<Spi>,
     /// Jobs of the signing key that failed in a row, and when it is tried again.
     pub(super) failures: u32,
     pub(super) retry: Option<Instant>,
@@ -204,6 +206,7 @@ impl Group {
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             frozen: None,
+            spis: BTreeSet::new(),
             failures: 0,
             retry: None,
             out: VecDeque::new(),

@@ -6,6 +6,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
@@ -23,6 +24,9 @@ use super::settings::Acknowledgement;
 
 /// Delivered PUSHes kept for members that are registering, at most.
 const DELIVERED: usize = 256;
+
+/// After the last copy, before a member counts as missing that was asked to acknowledge and need not.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a PUSH, or what a member knows, stands among all PUSHes of a group: later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -165,7 +169,11 @@ impl Group {
                 continue;
             }
             *copies += 1;
-            *due = now.at + communication.retransmission_period;
+            // RFC 8263 section 6: who was only asked is not missing before 10 s.
+            let last = *copies > communication.retransmissions
+                && communication.acknowledgement == Acknowledgement::Requested;
+            let patience = if last { PATIENCE } else { Duration::ZERO };
+            *due = now.at + communication.retransmission_period.max(patience);
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
             for number in delivery.outstanding.iter() {

@@ -191,12 +191,18 @@ impl Group {
         }
     }
 
-    fn new_tek(&self, now: Now, sa: &SaSettings, activates_in: Duration, entropy: &mut dyn Entropy) -> Tek {
+    fn new_tek(
+        &mut self,
+        now: Now,
+        sa: &SaSettings,
+        activates_in: Duration,
+        entropy: &mut dyn Entropy,
+    ) -> Tek {
         let mut spi = [0; 4];
         loop {
             entropy.fill(&mut spi);
             let candidate = u32::from_be_bytes(spi);
-            if candidate > 255 && !self.teks.iter().any(|tek| tek.spi == Spi(candidate)) {
+            if candidate > 255 && self.spis.insert(Spi(candidate)) {
                 break;
             }
         }
@@ -282,6 +288,9 @@ impl Group {
             std::mem::take(&mut self.teks).into_iter().partition(|tek| tek.life(now.at).is_zero());
         self.teks = live;
         changes.extend(ended.iter().map(|tek| self.tek_gone(tek.spi)));
+        for tek in &ended {
+            self.spis.remove(&tek.spi);
+        }
         let in_use: BTreeSet<KekSpi> = self.deliveries.iter().map(|delivery| delivery.kek_spi).collect();
         let (ended, live): (Vec<Kek>, Vec<Kek>) =
             std::mem::take(&mut self.old_keks).into_iter().partition(|kek| {
@@ -484,8 +493,11 @@ impl Group {
     fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
         self.counters.rekeys += 1;
         self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
-        let mut changes: Vec<Change> =
-            std::mem::take(&mut self.teks).iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        let ended = std::mem::take(&mut self.teks);
+        let mut changes: Vec<Change> = ended.iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        for tek in &ended {
+            self.spis.remove(&tek.spi);
+        }
         let communication = self.settings.communication.clone();
         let successor = communication
             .as_ref()

@@ -111,3 +111,58 @@ fn a_signature_that_takes_longer_than_its_kek_is_kept_makes_no_timer_of_the_past
     bench.pass(Duration::from_millis(1));
     assert_eq!(bench.server.groups()["g1"].kek_spis().count(), 1, "the old KEK goes with its last push");
 }
+
+#[test]
+fn a_member_that_was_only_asked_to_acknowledge_is_missing_after_10_s_and_not_before() {
+    let mut settings = settings();
+    let communication = settings.groups[0].communication.as_mut().expect("rekeying");
+    communication.acknowledgement = Acknowledgement::Requested;
+    (communication.retransmissions, communication.retransmission_period) = (1, Duration::from_secs(2));
+    let mut bench = Bench::with(settings);
+    bench.drain();
+    let mut one = joined(&mut bench, 1);
+    bench.rekey(false);
+    bench.pass(Duration::from_millis(11_900));
+    let copies = pushes(&mut bench, one.address);
+    assert_eq!((copies.len(), bench.count("rekey_completed")), (2, 0));
+    let ack = one.take(&bench, &copies[0]);
+    bench.tell(one.address, ack);
+    let Some(Event::RekeyCompleted { acknowledged: 1, missing, .. }) = bench.events.last() else {
+        panic!("{:?}", bench.events.last())
+    };
+    assert!(missing.is_empty());
+    bench.rekey(false);
+    bench.pass(Duration::from_millis(12_100));
+    assert_eq!((bench.count("rekey_completed"), bench.members()), (2, 1));
+}
+
+/// Octets of a small cycle: what is drawn for a TEK SPI comes again and again.
+struct Cycle(u8);
+
+impl Entropy for Cycle {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0 = self.0 % 6 + 1;
+        out.fill(self.0);
+    }
+}
+
+#[test]
+fn no_two_groups_of_a_server_share_the_spi_of_a_tek() {
+    let mut settings = settings();
+    let mut second = settings.groups[0].clone();
+    (second.name, second.id) = ("g2".to_owned(), GroupId::number(2));
+    settings.groups.push(second);
+    for group in &mut settings.groups {
+        group.communication = None;
+    }
+    let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
+    let mut server = KeyServer::new(settings, Vec::new(), now, Box::new(Cycle(0))).expect("no rows");
+    for _ in 0..4 {
+        let command = Command::Rekey { group: "g2".to_owned(), tek: true, kek: false };
+        server.handle(now, Input::Command { ticket: 1, command });
+    }
+    let spis: Vec<Spi> =
+        server.groups().values().flat_map(|group| group.teks().iter().map(|tek| tek.spi)).collect();
+    assert_eq!(spis.len(), 6);
+    assert_eq!(spis.iter().collect::<BTreeSet<_>>().len(), 6, "{spis:?}");
+}
