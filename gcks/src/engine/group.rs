@@ -440,6 +440,7 @@ impl Group {
             changes.extend(self.forget_member(&other, "its address registered another identity"));
         }
         self.members.put(asker.identity.clone(), member);
+        changes.extend(self.returned(asker.peer));
         for delivered in missed {
             changes.push(self.deliver_again(now, delivered));
         }
@@ -473,15 +474,6 @@ impl Group {
             reason: reason.to_owned(),
         });
         Some(self.member_gone(key))
-    }
-
-    /// Forgets every member: they register again.
-    pub fn clear_members(&mut self, reason: &str) -> usize {
-        let keys: Vec<MemberKey> = self.members.iter().map(|(key, _)| key.clone()).collect();
-        for key in &keys {
-            self.remove_member(key, reason);
-        }
-        keys.len()
     }
 
     /// Takes a member out of the list and ends its IKE SA.

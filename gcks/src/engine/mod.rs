@@ -216,10 +216,14 @@ impl KeyServer {
                     .command(&group, |group, entropy| group.rekey_now(now, tek, kek, "operator", entropy))?;
                 Ok((started.text, started.seq.map(|seq| seq.0)))
             }
-            Command::ClearMembers { group } => {
-                let count = find(&mut self.groups, &group)?.clear_members("cleared by the operator");
-                Ok((format!("{count} members cleared; they register again"), None))
-            }
+            Command::ClearMembers { group } => self.command(&group, |group, entropy| {
+                let (count, seq) = group.clear_members(now, "cleared by the operator", entropy);
+                let how = match seq {
+                    Some(seq) => format!("rekey SEQ {seq} tells them to register again"),
+                    None => "they register again before their keys end".to_owned(),
+                };
+                Ok((format!("{count} members cleared; {how}"), seq.map(|seq| seq.0)))
+            }),
             Command::Expel { group, member } => self.command(&group, |group, entropy| {
                 let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
                 group.expel(&key);

@@ -58,6 +58,8 @@ pub struct Delivery {
     again: bool,
     /// Members that did not acknowledge.
     pub outstanding: NumberSet,
+    /// Addresses it goes to that are no members any more: `(local, peer)`.
+    pub farewell: Vec<(SocketAddr, SocketAddr)>,
     /// Members it was sent to.
     pub addressed: usize,
     /// When the rekey began.
@@ -81,7 +83,18 @@ impl Delivery {
         let addressed = members.len();
         let stage = Stage::Unsigned { unsigned, asked: false };
         let seq = SeqNumber(mark.seq);
-        Delivery { kek_spi, seq, mark, again: false, outstanding: members, addressed, started, stage }
+        let (outstanding, farewell) = (members, Vec::new());
+        Delivery { kek_spi, seq, mark, again: false, outstanding, farewell, addressed, started, stage }
+    }
+
+    pub(super) fn with_farewell(mut self, farewell: Vec<(SocketAddr, SocketAddr)>) -> Delivery {
+        self.addressed += farewell.len();
+        Delivery { farewell, ..self }
+    }
+
+    /// True when nobody is left that it must reach.
+    fn is_answered(&self) -> bool {
+        self.outstanding.is_empty() && self.farewell.is_empty()
     }
 
     /// True until the signature is there.
@@ -164,7 +177,8 @@ impl Group {
             if *due > now.at {
                 continue;
             }
-            if *copies > communication.retransmissions || delivery.outstanding.is_empty() {
+            let answered = delivery.outstanding.is_empty() && delivery.farewell.is_empty();
+            if *copies > communication.retransmissions || answered {
                 closed.push(index);
                 continue;
             }
@@ -182,6 +196,7 @@ impl Group {
                     to.push((member.local, member.peer));
                 }
             }
+            to.extend(&delivery.farewell);
             let members = to.len() as u64;
             self.counters.pushes_sent += members;
             if attempt > 1 {
@@ -214,13 +229,19 @@ impl Group {
         }
         let missing: Vec<String> = match acknowledgement {
             Acknowledgement::None => Vec::new(),
-            _ => self.names(&delivery.outstanding),
+            _ => {
+                let gone = delivery.farewell.iter().map(|(_, peer)| peer.to_string());
+                self.names(&delivery.outstanding).into_iter().chain(gone).collect()
+            }
         };
         if !delivery.again {
             self.event(Event::RekeyCompleted {
                 group: self.settings.name.clone(),
                 seq: u64::from(delivery.seq.0),
-                acknowledged: (delivery.addressed.saturating_sub(delivery.outstanding.len())) as u64,
+                acknowledged: delivery
+                    .addressed
+                    .saturating_sub(delivery.outstanding.len() + delivery.farewell.len())
+                    as u64,
                 missing,
                 seconds: now.at.since(delivery.started).as_secs_f64(),
             });
@@ -327,6 +348,9 @@ impl Group {
     /// It answers older PUSHes too: a member takes no number below the last, and acknowledges copies of its last only.
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
         let Some(number) = self.members.at(peer) else {
+            if self.takes_leave(now, peer, &ack, output_length) {
+                return;
+            }
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
@@ -345,16 +369,10 @@ impl Group {
             self.counters.acks_duplicate += 1;
             return;
         }
-        let kek = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi);
-        let verified = kek.and_then(|kek| {
-            let plain = kek.ack_key.as_ref().and_then(|ack_key| ack_key.verify(ack.clone()).ok());
-            plain.or_else(|| kek.ack_key_output.as_ref().filter(|_| output_length)?.verify(ack).ok())
-        });
-        let Some(ack) = verified else {
+        if !self.is_genuine(&ack, output_length) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "HASH mismatch");
-        };
-        let ack = ack.into_inner();
+        }
         self.counters.acks += 1;
         for older in &mut self.deliveries[..index] {
             older.outstanding.remove(number);
@@ -376,6 +394,45 @@ impl Group {
         self.close_answered(now);
     }
 
+    fn is_genuine(&self, ack: &Ack, output_length: bool) -> bool {
+        let Some(kek) = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == ack.spi) else {
+            return false;
+        };
+        let other = kek.ack_key_output.as_ref().filter(|_| output_length);
+        kek.ack_key.iter().chain(other).any(|key| key.verify(ack.clone()).is_ok())
+    }
+
+    /// A PUSH that told a former member to come again is acknowledged: it needs no more copies.
+    fn takes_leave(&mut self, now: Now, peer: SocketAddr, ack: &Ack, output_length: bool) -> bool {
+        if ack.address() != Some(peer.ip()) || !self.is_genuine(ack, output_length) {
+            return false;
+        }
+        let sent = |d: &&mut Delivery| d.kek_spi == ack.spi && d.seq == ack.seq && !d.is_unsigned();
+        let Some(delivery) = self.deliveries.iter_mut().find(sent) else { return false };
+        let before = delivery.farewell.len();
+        delivery.farewell.retain(|(_, address)| *address != peer);
+        let counts = delivery.farewell.len() < before;
+        self.counters.acks += u64::from(counts);
+        self.close_answered(now);
+        counts
+    }
+
+    /// A former member is back: what told it to come must not reach it any more.
+    pub(super) fn returned(&mut self, peer: SocketAddr) -> Vec<Change> {
+        let mut back = Vec::new();
+        for (delivery, index) in self.deliveries.iter_mut().zip(0..) {
+            let before = delivery.farewell.len();
+            delivery.farewell.retain(|(_, address)| *address != peer);
+            if delivery.farewell.len() < before {
+                back.push(index);
+            }
+        }
+        back.into_iter()
+            .filter_map(|index: usize| self.deliveries.get(index))
+            .map(|it| self.push_row(it))
+            .collect()
+    }
+
     /// Closes what everybody acknowledged.
     fn close_answered(&mut self, now: Now) {
         let Some(communication) = &self.settings.communication else { return };
@@ -383,9 +440,8 @@ impl Group {
             return;
         }
         let (acknowledgement, missed) = (communication.acknowledgement, communication.missed_rekeys);
-        let answered = |delivery: &Delivery| {
-            !delivery.is_unsigned() && delivery.copies() > 0 && delivery.outstanding.is_empty()
-        };
+        let answered =
+            |delivery: &Delivery| !delivery.is_unsigned() && delivery.copies() > 0 && delivery.is_answered();
         while let Some(index) = self.deliveries.iter().position(answered) {
             self.close(now, index, acknowledgement, missed);
         }

@@ -9,6 +9,7 @@
 //! and never another one under that number.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,13 +27,19 @@ use std::sync::Arc;
 
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
+use super::member::MemberKey;
 use super::pull;
 use super::push::{Delivery, Mark, Stage};
+use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
-use super::settings::SaSettings;
+use super::settings::{CommunicationSettings, SaSettings};
 
 /// Failures to read a signing key that this server made, before it makes another.
 const OWN_KEY_TRIES: u32 = 5;
+
+/// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
+/// due at once (RFC 6407 section 4).
+const LAST_NUMBERS: u32 = u32::MAX - 0xffff;
 
 /// Rekeys asked for while another was being signed.
 #[derive(Debug, Default)]
@@ -162,14 +169,7 @@ impl Group {
     fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
         if let (Some(communication), None) = (&self.settings.communication, &self.kek) {
-            let kek = new_kek(
-                now,
-                communication.lifetime,
-                communication.cipher.key_len(),
-                communication.ack_request(),
-                entropy,
-            );
-            if let Some(mut kek) = kek {
+            if let Some(mut kek) = communication.new_kek(now, entropy) {
                 kek.generation = self.next_generation();
                 self.event(Event::GroupCreated {
                     group: self.settings.name.clone(),
@@ -241,7 +241,9 @@ impl Group {
     /// When the KEK must be replaced, like [`Group::tek_due`].
     fn kek_due(&self) -> Option<Instant> {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
-        let fits = kek.key.len() == communication.cipher.key_len() && kek.ack == communication.ack_request();
+        let fits = kek.key.len() == communication.cipher.key_len()
+            && kek.ack == communication.ack_request()
+            && kek.seq.0 < LAST_NUMBERS;
         Some(if fits { kek.ends - communication.margin } else { Instant::default() })
     }
 
@@ -369,17 +371,22 @@ impl Group {
     ) -> Started {
         self.counters.rekeys += 1;
         let communication = self.settings.communication.clone();
-        let tell = communication.is_some() && !self.members.is_empty();
-        let (atd, dtd) = communication.as_ref().filter(|_| tell).map_or((0, 0), |communication| {
-            (u64::from(communication.activation_delay), u64::from(communication.deactivation_delay))
-        });
+        // Nothing is known of members that were cleared, or that this server's former life forgot, and they still hold keys:
+        // the overlap is kept with nobody in the list too.
+        let seq = self.kek.as_ref().map_or(0, |kek| kek.seq.0);
+        let mute = !self.members.is_empty() && seq == u32::MAX;
+        let tell = communication.is_some() && !self.members.is_empty() && !mute;
+        let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
         let mut changes = Vec::new();
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
             let old = self.current_tek(&sa.name).map(|tek| tek.ends);
-            let (activates_in, overlap) = match (&communication, old) {
-                (Some(_), _) => (Duration::from_secs(atd), Duration::from_secs(dtd)),
-                // Nobody is told: members fetch the successor before the old one ends, each at its own time, and may
+            let (activates_in, overlap) = match (communication.as_ref().filter(|_| !mute), old) {
+                (Some(communication), _) => (
+                    Duration::from_secs(u64::from(communication.activation_delay)),
+                    Duration::from_secs(u64::from(communication.deactivation_delay)),
+                ),
+                // Nobody can be told: members fetch the successor before the old one ends, each at its own time, and may
                 // send on it when the last one has it.
                 (None, Some(ends)) => {
                     (ends.since(now.at).saturating_sub(sa.lifetime / 64), ends.since(now.at))
@@ -400,7 +407,7 @@ impl Group {
         let mut successor = communication
             .as_ref()
             .filter(|_| new_kek_wanted)
-            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+            .and_then(|communication| communication.new_kek(now, entropy));
         if let Some(kek) = &mut successor {
             kek.generation = self.next_generation();
         }
@@ -436,7 +443,9 @@ impl Group {
         }
         if let Some(mut successor) = successor {
             // Deviation `kek-old-spi`: such members count on under the new KEK.
-            if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
+            if let (true, Some(seq)) =
+                (self.settings.push_dialect.kek_old_spi, started.seq.filter(|seq| seq.0 < LAST_NUMBERS))
+            {
                 successor.seq = seq;
             }
             self.succeed(now, successor, &mut changes);
@@ -453,7 +462,21 @@ impl Group {
         now: Now,
         seq: SeqNumber,
         unsigned: Unsigned,
+        about: (&[String], &Option<String>, &str),
+        changes: &mut Vec<Change>,
+    ) {
+        let to = (self.members.numbers(), Vec::new());
+        self.dispatch_to(now, seq, unsigned, about, to, changes);
+    }
+
+    /// The same to some members, and to addresses that are no members any more.
+    fn dispatch_to(
+        &mut self,
+        now: Now,
+        seq: SeqNumber,
+        unsigned: Unsigned,
         (teks, new_kek, why): (&[String], &Option<String>, &str),
+        (members, farewell): (NumberSet, Vec<(SocketAddr, SocketAddr)>),
         changes: &mut Vec<Change>,
     ) {
         let Some(protecting) = self.kek.as_mut() else { return };
@@ -462,7 +485,8 @@ impl Group {
         changes.push(self.kek_row(&protecting));
         let octets = unsigned.datagram_len();
         let mark = Mark { generation: protecting.generation, seq: seq.0 };
-        let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
+        let addressed = members.len() + farewell.len();
+        let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
         changes.push(self.push_row(&delivery));
         self.deliveries.push(delivery);
         self.event(Event::RekeyStarted {
@@ -471,7 +495,7 @@ impl Group {
             kek_spi: protecting.spi.to_string(),
             teks: teks.to_vec(),
             new_kek: new_kek.clone(),
-            members: self.members.len() as u64,
+            members: addressed as u64,
             octets: octets as u64,
             why: why.to_owned(),
         });
@@ -488,6 +512,51 @@ impl Group {
         }
     }
 
+    /// Forgets every member. A Delete of the rekey SA tells them, so that they register again within seconds and keep
+    /// their TEKs until then (RFC 6407 section 5.9). A Delete of the IKE SA would not: it is gone a minute after a registration,
+    /// and one that is deleted then says nothing of the membership.
+    ///
+    /// Who is removed alone learns of it otherwise: an expelled member by a TEK that ends, one that expired for silence
+    /// cannot be reached and finds out the same way.
+    ///
+    /// Gives how many, and the number of that PUSH.
+    pub fn clear_members(
+        &mut self,
+        now: Now,
+        reason: &str,
+        entropy: &mut dyn Entropy,
+    ) -> (usize, Option<SeqNumber>) {
+        let members: Vec<(MemberKey, (SocketAddr, SocketAddr))> =
+            self.members.iter().map(|(key, member)| (key.clone(), (member.local, member.peer))).collect();
+        let mut told = None;
+        let mut changes = Vec::new();
+        let communication = self.settings.communication.clone().filter(|_| !members.is_empty());
+        if let (Some(communication), Some(kek)) = (communication, &self.kek)
+            && let Some(seq) = kek.seq.next()
+            && let Some(mut successor) = communication.new_kek(now, entropy)
+        {
+            let deletes = vec![delete_everything(0, 16)];
+            let content = PushContent { seq, deletes, keys: None };
+            let length = communication.signature.octets(communication.signature_key_bits);
+            let unsigned = Unsigned::new(kek.spi, &content, length);
+            let to = (NumberSet::default(), members.iter().map(|(_, address)| *address).collect());
+            self.dispatch_to(now, seq, unsigned, (&[], &None, "members cleared"), to, &mut changes);
+            successor.generation = self.next_generation();
+            self.succeed(now, successor, &mut changes);
+            told = Some(seq);
+        }
+        self.untold += 1;
+        for (key, _) in &members {
+            changes.extend(self.forget_member(key, reason));
+        }
+        self.out.push_back(GroupOutput::Persist(changes));
+        for (key, _) in &members {
+            self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
+        }
+        self.sign_next();
+        (members.len(), told)
+    }
+
     /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
     /// 6407 section 3.5). What was offered to registrations under way is void.
     fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
@@ -499,19 +568,11 @@ impl Group {
             self.spis.remove(&tek.spi);
         }
         let communication = self.settings.communication.clone();
-        let successor = communication
-            .as_ref()
-            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+        let successor = communication.as_ref().and_then(|communication| communication.new_kek(now, entropy));
         if let (Some(c), Some(kek)) = (&communication, self.kek.as_ref().filter(|_| !self.members.is_empty()))
             && let Some(seq) = kek.seq.next()
         {
-            let everything = |protocol, spi_size: u8| Delete {
-                doi: Doi::Gdoi,
-                protocol,
-                spi_size,
-                spis: vec![vec![0; usize::from(spi_size)]],
-            };
-            let deletes = vec![everything(TekProtocol::Esp.number(), 4), everything(0, 16)];
+            let deletes = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
             let content = PushContent { seq, deletes, keys: None };
             let length = c.signature.octets(c.signature_key_bits);
             let unsigned = Unsigned::new(kek.spi, &content, length);
@@ -637,23 +698,25 @@ impl Group {
     }
 }
 
-/// A fresh rekey SA with counter 0.
-fn new_kek(
-    now: Now,
-    lifetime: Duration,
-    key_len: usize,
-    ack: Option<gdoi_proto::policy::AckRequest>,
-    entropy: &mut dyn Entropy,
-) -> Option<Kek> {
-    let mut spi = [0; 16];
-    while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
-        entropy.fill(&mut spi);
+/// Everything of a kind goes: SPI 0 (RFC 6407 section 5.9).
+fn delete_everything(protocol: u8, spi_size: u8) -> Delete {
+    Delete { doi: Doi::Gdoi, protocol, spi_size, spis: vec![vec![0; usize::from(spi_size)]] }
+}
+
+impl CommunicationSettings {
+    /// A fresh rekey SA with counter 0; none when the key has no AES length.
+    fn new_kek(&self, now: Now, entropy: &mut dyn Entropy) -> Option<Kek> {
+        let mut spi = [0; 16];
+        while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
+            entropy.fill(&mut spi);
+        }
+        let mut iv = [0; 16];
+        entropy.fill(&mut iv);
+        let key = fresh_secret(self.cipher.key_len(), entropy);
+        let ends_unix = now.unix_seconds + self.lifetime.as_secs();
+        let life = (now.at, now.at + self.lifetime, ends_unix);
+        make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, self.ack_request())
     }
-    let mut iv = [0; 16];
-    entropy.fill(&mut iv);
-    let key = fresh_secret(key_len, entropy);
-    let ends_unix = now.unix_seconds + lifetime.as_secs();
-    make_kek(KekSpi(spi), iv, key, SeqNumber(0), (now.at, now.at + lifetime, ends_unix), ack)
 }
 
 /// A rekey SA from its parts; none when the key has no AES length.

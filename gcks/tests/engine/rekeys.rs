@@ -166,3 +166,79 @@ fn no_two_groups_of_a_server_share_the_spi_of_a_tek() {
     assert_eq!(spis.len(), 6);
     assert_eq!(spis.iter().collect::<BTreeSet<_>>().len(), 6, "{spis:?}");
 }
+
+/// The server starts again with this SEQ under its KEK; members are told of it.
+fn numbered(bench: &mut Bench, member: &mut Member, seq: u32) {
+    let rows = bench.rows.iter_mut().filter(|((kind, _), _)| *kind == Kind::Kek);
+    for (_, row) in rows {
+        let body = std::str::from_utf8(row.body.expose()).expect("JSON");
+        assert!(body.contains("\"seq\":0"), "{body}");
+        let body = body.replace("\"seq\":0", &format!("\"seq\":{seq}"));
+        row.body = SecretBytes::copy(body.as_bytes());
+    }
+    bench.restart();
+    member.last = SeqNumber(seq);
+}
+
+#[test]
+fn a_kek_whose_numbers_end_is_replaced_while_it_can_still_tell() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    numbered(&mut bench, &mut one, u32::MAX - 1);
+    bench.pass(Duration::from_millis(1));
+    let octets = pushes(&mut bench, one.address).pop().expect("a new KEK at once");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    assert_eq!((one.kek.spi, one.last), bench.seq());
+    assert_eq!(bench.rekey(false), 1, "and then the next");
+    let octets = pushes(&mut bench, one.address).pop().expect("a push");
+    one.take(&bench, &octets);
+}
+
+#[test]
+fn a_kek_without_numbers_changes_no_tek_under_its_members() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    numbered(&mut bench, &mut one, u32::MAX);
+    let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+    assert_eq!(bench.command(command).expect("a rekey").1, None);
+    bench.pass(Duration::from_secs(600));
+    let two = joined(&mut bench, 2);
+    assert_eq!(two.teks[0], one.teks[0], "the old TEK is still there for who was not told");
+}
+
+#[test]
+fn cleared_members_are_told_to_come_again_and_a_rekey_meanwhile_keeps_the_overlap() {
+    let mut bench = Bench::new();
+    let (mut one, two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    let command = Command::ClearMembers { group: "g1".to_owned() };
+    let (text, seq) = bench.command(command).expect("cleared");
+    assert!(text.starts_with("2 members cleared"), "{text}");
+    assert_eq!((seq, bench.members()), (Some(1), 0));
+    let octets = pushes(&mut bench, one.address).pop().expect("a push that tells them");
+    let header = Header::decode(&octets).expect("a header");
+    let opened =
+        push::open(&one.cipher, one.last, &header, &octets, Dialect::STRICT).expect("under their KEK");
+    let content = opened.verified().into_inner();
+    assert!(content.keys.is_none());
+    assert_eq!(content.deletes.len(), 1);
+    assert_eq!((content.deletes[0].protocol, &content.deletes[0].spis), (0, &vec![vec![0; 16]]));
+
+    let rekey = Command::Rekey { group: "g1".to_owned(), tek: true, kek: false };
+    assert_eq!(bench.command(rekey).expect("a rekey").1, None);
+    bench.restart();
+    bench.pass(Duration::from_secs(20));
+    let copies = pushes(&mut bench, one.address);
+    assert_eq!((copies.len(), &copies[0]), (3, &octets), "also after a restart");
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    let back = joined(&mut bench, 1);
+    assert_eq!((back.teks.len(), &back.teks[0]), (2, &one.teks[0]), "who is not back yet encrypts with it");
+    let again = joined(&mut bench, 2);
+    bench.pass(Duration::from_secs(60));
+    assert!(pushes(&mut bench, back.address).is_empty(), "who is back is not told any more");
+    assert!(pushes(&mut bench, again.address).is_empty());
+    assert_eq!((bench.count("member_expired"), bench.count("ack_refused"), bench.members()), (0, 0, 2));
+    assert!(bench.server.groups()["g1"].deliveries().is_empty());
+    assert_eq!(two.teks, one.teks);
+}
