@@ -13,7 +13,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Output};
+use gcks::engine::io::{Command, Input, Outcome, Output};
 use gcks::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
 };
@@ -202,7 +202,10 @@ impl Bench {
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result),
+                Output::Reply { result, .. } => {
+                    let told = |outcome: Outcome| (outcome.text, outcome.push.map(|(_, seq)| seq.0));
+                    self.replies.push(result.map(told));
+                }
             }
         }
     }

@@ -171,6 +171,8 @@ pub struct Group {
     /// Rows that mean nothing any more, found by restore.
     pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
+    /// Rekeys so far, for who follows one.
+    pub(super) rekeys: u64,
     /// Since when the store refuses writes: nothing is sent, so that nobody is counted as silent.
     pub(super) frozen: Option<Instant>,
     /// TEK SPIs of all groups of the server, lent to whoever makes TEKs: a member of several has one data plane.
@@ -205,6 +207,7 @@ impl Group {
             untold: 0,
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
+            rekeys: 0,
             frozen: None,
             spis: BTreeSet::new(),
             failures: 0,

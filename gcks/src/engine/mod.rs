@@ -26,7 +26,7 @@ use ike::protect::ack::Ack;
 
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
-use io::{Command, Input, Output};
+use io::{Command, Input, Outcome, Output};
 use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
 pub use rows::RestoreError;
 use settings::Settings;
@@ -209,43 +209,35 @@ impl KeyServer {
         self.lend(&name, act).unwrap_or_else(|| Err(format!("no group {name}")))
     }
 
-    fn obey(&mut self, now: Now, command: Command) -> Result<(String, Option<u32>), String> {
+    fn obey(&mut self, now: Now, command: Command) -> Result<Outcome, String> {
         match command {
             Command::Rekey { group, tek, kek } => {
-                let started = self
-                    .command(&group, |group, entropy| group.rekey_now(now, tek, kek, "operator", entropy))?;
-                Ok((started.text, started.seq.map(|seq| seq.0)))
+                self.command(&group, |group, entropy| group.rekey_now(now, tek, kek, "operator", entropy))
             }
             Command::ClearMembers { group } => self.command(&group, |group, entropy| {
-                let (count, seq) = group.clear_members(now, "cleared by the operator", entropy);
-                let how = match seq {
-                    Some(seq) => format!("rekey SEQ {seq} tells them to register again"),
-                    None => "they register again before their keys end".to_owned(),
-                };
-                Ok((format!("{count} members cleared; {how}"), seq.map(|seq| seq.0)))
+                Ok(group.clear_members(now, "cleared by the operator", entropy))
             }),
             Command::Expel { group, member } => self.command(&group, |group, entropy| {
                 let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
                 group.expel(&key);
                 if !group.settings.rekey_on_leave {
-                    return Ok((
-                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end"),
-                        None,
-                    ));
+                    let text =
+                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end");
+                    return Ok(text.into());
                 }
                 let started = group.rekey_now(now, true, true, "member expelled", entropy)?;
-                Ok((format!("{key} expelled; {}", started.text), started.seq.map(|seq| seq.0)))
+                Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
             }),
             Command::ClearStatistics { group: Some(group) } => {
                 find(&mut self.groups, &group)?.counters = group::GroupCounters::default();
-                Ok(("statistics cleared".to_owned(), None))
+                Ok("statistics cleared".to_owned().into())
             }
             Command::ClearStatistics { group: None } => {
                 for group in self.groups.values_mut() {
                     group.counters = group::GroupCounters::default();
                 }
                 self.peers.counters = peers::PeerCounters::default();
-                Ok(("statistics cleared".to_owned(), None))
+                Ok("statistics cleared".to_owned().into())
             }
         }
     }

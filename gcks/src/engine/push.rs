@@ -189,6 +189,7 @@ impl Group {
             let patience = if last { PATIENCE } else { Duration::ZERO };
             *due = now.at + communication.retransmission_period.max(patience);
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
+            let kek_spi = delivery.kek_spi;
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
             for number in delivery.outstanding.iter() {
                 if let Some(member) = self.members.get_mut(number) {
@@ -203,10 +204,11 @@ impl Group {
                 self.counters.retransmissions += members;
             }
             self.out.push_back(GroupOutput::Fanout(datagram, to));
-            let group = self.settings.name.clone();
+            let (group, kek_spi) = (self.settings.name.clone(), kek_spi.to_string());
             self.event(Event::PushSent {
                 group,
                 seq: u64::from(seq.0),
+                kek_spi,
                 attempt: u64::from(attempt),
                 members,
             });
@@ -238,6 +240,7 @@ impl Group {
             self.event(Event::RekeyCompleted {
                 group: self.settings.name.clone(),
                 seq: u64::from(delivery.seq.0),
+                kek_spi: delivery.kek_spi.to_string(),
                 acknowledged: delivery
                     .addressed
                     .saturating_sub(delivery.outstanding.len() + delivery.farewell.len())
@@ -389,6 +392,7 @@ impl Group {
             group: self.settings.name.clone(),
             member: self.members.key(number).map(ToString::to_string).unwrap_or_default(),
             seq: u64::from(ack.seq.0),
+            kek_spi: spi.to_string(),
             milliseconds,
         });
         self.close_answered(now);

@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
+use super::io::Outcome;
 use super::member::MemberKey;
 use super::pull;
 use super::push::{Delivery, Mark, Stage};
@@ -47,15 +48,28 @@ pub struct Wanted {
     tek: BTreeSet<String>,
     kek: bool,
     why: Option<&'static str>,
+    /// Its number.
+    rekey: u64,
 }
 
-/// What one rekey will do, for the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Started {
-    /// Its number under the KEK that protects it; none when there was nobody to tell.
-    pub seq: Option<SeqNumber>,
-    /// One line.
-    pub text: String,
+/// What an event of a PUSH says of its rekey.
+struct Cause {
+    rekey: u64,
+    pushes: u64,
+    why: &'static str,
+}
+
+/// Who a PUSH is for: members, and addresses that are no members any more.
+type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
+
+/// One PUSH of a rekey, laid out.
+struct Part {
+    seq: SeqNumber,
+    unsigned: Unsigned,
+    /// SPIs of new TEKs in it.
+    teks: Vec<String>,
+    /// SPI of the new KEK in it.
+    new_kek: Option<String>,
 }
 
 impl Group {
@@ -318,7 +332,8 @@ impl Group {
             if !due.is_empty() || kek_due(now.at) {
                 let teks = self.due_sas(now.at + span);
                 let kek = kek_due(now.at + span);
-                self.rekey(now, teks, kek, "before keys end", entropy);
+                let rekey = self.next_rekey();
+                self.rekey(now, teks, kek, (rekey, "before keys end"), entropy);
             }
         }
     }
@@ -334,7 +349,7 @@ impl Group {
         kek: bool,
         why: &'static str,
         entropy: &mut dyn Entropy,
-    ) -> Result<Started, String> {
+    ) -> Result<Outcome, String> {
         if self.settings.communication.is_some() && self.signer.is_none() {
             return Err("the group's signing key is not ready".to_owned());
         }
@@ -344,20 +359,29 @@ impl Group {
         if self.deliveries.iter().any(Delivery::is_unsigned) {
             self.wanted.tek.extend(sas);
             self.wanted.kek |= kek;
-            self.wanted.why = Some(why);
-            return Ok(Started {
-                seq: None,
+            if self.wanted.why.replace(why).is_none() {
+                self.wanted.rekey = self.next_rekey();
+            }
+            return Ok(Outcome {
                 text: "queued behind the rekey that is being signed".to_owned(),
+                rekey: Some(self.wanted.rekey),
+                push: None,
             });
         }
-        Ok(self.rekey(now, sas, kek, why, entropy))
+        let rekey = self.next_rekey();
+        Ok(self.rekey(now, sas, kek, (rekey, why), entropy))
     }
 
     fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let wanted = std::mem::take(&mut self.wanted);
         if let Some(why) = wanted.why {
-            self.rekey(now, wanted.tek, wanted.kek, why, entropy);
+            self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), entropy);
         }
+    }
+
+    fn next_rekey(&mut self) -> u64 {
+        self.rekeys += 1;
+        self.rekeys
     }
 
     /// Makes the new keys and lays out the PUSH that carries them.
@@ -366,9 +390,9 @@ impl Group {
         now: Now,
         sas: BTreeSet<String>,
         new_kek_wanted: bool,
-        why: &'static str,
+        (rekey, why): (u64, &'static str),
         entropy: &mut dyn Entropy,
-    ) -> Started {
+    ) -> Outcome {
         self.counters.rekeys += 1;
         let communication = self.settings.communication.clone();
         // Nothing is known of members that were cleared, or that this server's former life forgot, and they still hold keys:
@@ -411,40 +435,40 @@ impl Group {
         if let Some(kek) = &mut successor {
             kek.generation = self.next_generation();
         }
-        let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
-        let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
-        let mut started = Started {
-            seq: None,
-            text: format!(
-                "new TEKs [{}], new KEK {}, no member to tell",
-                spis.join(" "),
-                new_spi.as_deref().unwrap_or("none")
-            ),
-        };
-        let message = communication
-            .as_ref()
-            .filter(|_| tell)
-            .and_then(|_| self.lay_out(now, &teks, successor.as_ref()));
-        if let Some((seq, unsigned)) = message {
-            let octets = unsigned.datagram_len();
-            self.dispatch(now, seq, unsigned, (&spis, &new_spi, why), &mut changes);
-            started = Started {
-                seq: Some(seq),
+        let parts = if tell { self.lay_out(now, &teks, successor.as_ref()) } else { Vec::new() };
+        let keys = format!(
+            "new TEKs [{}], new KEK {}",
+            teks.iter().map(|tek| tek.spi.to_string()).collect::<Vec<_>>().join(" "),
+            successor.as_ref().map_or("none".to_owned(), |kek| kek.spi.to_string())
+        );
+        let cause = Cause { rekey, pushes: parts.len() as u64, why };
+        let mut outcome = Outcome { text: format!("{keys}, no member to tell"), rekey: None, push: None };
+        if let (Some(first), Some(last), Some(kek)) = (parts.first(), parts.last(), &self.kek) {
+            let octets: usize = parts.iter().map(|part| part.unsigned.datagram_len()).sum();
+            let numbers = match parts.len() {
+                1 => format!("{}", first.seq),
+                _ => format!("{} to {}", first.seq, last.seq),
+            };
+            outcome = Outcome {
                 text: format!(
-                    "rekey SEQ {seq}: new TEKs [{}], new KEK {}, {octets} octets to {} members",
-                    spis.join(" "),
-                    new_spi.as_deref().unwrap_or("none"),
+                    "rekey SEQ {numbers}: {keys}, {octets} octets to {} members",
                     self.members.len()
                 ),
+                rekey: Some(rekey),
+                push: Some((kek.spi, last.seq)),
             };
-        }
-        if started.seq.is_none() {
+        } else {
             self.untold += 1;
         }
+        for part in parts {
+            let members = (self.members.numbers(), Vec::new());
+            self.dispatch(now, part, &cause, members, &mut changes);
+        }
         if let Some(mut successor) = successor {
+            let last = outcome.push.map(|(_, seq)| seq);
             // Deviation `kek-old-spi`: such members count on under the new KEK.
             if let (true, Some(seq)) =
-                (self.settings.push_dialect.kek_old_spi, started.seq.filter(|seq| seq.0 < LAST_NUMBERS))
+                (self.settings.push_dialect.kek_old_spi, last.filter(|seq| seq.0 < LAST_NUMBERS))
             {
                 successor.seq = seq;
             }
@@ -453,32 +477,19 @@ impl Group {
         self.teks.extend(teks);
         self.out.push_back(GroupOutput::Persist(changes));
         self.sign_next();
-        started
+        outcome
     }
 
-    /// A PUSH begins its way to every member: its number and content are among `changes`.
+    /// A PUSH begins its way: its number and content are among `changes`.
     fn dispatch(
         &mut self,
         now: Now,
-        seq: SeqNumber,
-        unsigned: Unsigned,
-        about: (&[String], &Option<String>, &str),
+        part: Part,
+        cause: &Cause,
+        (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
-        let to = (self.members.numbers(), Vec::new());
-        self.dispatch_to(now, seq, unsigned, about, to, changes);
-    }
-
-    /// The same to some members, and to addresses that are no members any more.
-    fn dispatch_to(
-        &mut self,
-        now: Now,
-        seq: SeqNumber,
-        unsigned: Unsigned,
-        (teks, new_kek, why): (&[String], &Option<String>, &str),
-        (members, farewell): (NumberSet, Vec<(SocketAddr, SocketAddr)>),
-        changes: &mut Vec<Change>,
-    ) {
+        let Part { seq, unsigned, teks, new_kek } = part;
         let Some(protecting) = self.kek.as_mut() else { return };
         protecting.seq = seq;
         let protecting = protecting.clone();
@@ -491,13 +502,15 @@ impl Group {
         self.deliveries.push(delivery);
         self.event(Event::RekeyStarted {
             group: self.settings.name.clone(),
+            rekey: cause.rekey,
+            pushes: cause.pushes,
             seq: u64::from(seq.0),
             kek_spi: protecting.spi.to_string(),
-            teks: teks.to_vec(),
-            new_kek: new_kek.clone(),
+            teks,
+            new_kek,
             members: addressed as u64,
             octets: octets as u64,
-            why: why.to_owned(),
+            why: cause.why.to_owned(),
         });
     }
 
@@ -519,31 +532,30 @@ impl Group {
     /// Who is removed alone learns of it otherwise: an expelled member by a TEK that ends, one that expired for silence
     /// cannot be reached and finds out the same way.
     ///
-    /// Gives how many, and the number of that PUSH.
-    pub fn clear_members(
-        &mut self,
-        now: Now,
-        reason: &str,
-        entropy: &mut dyn Entropy,
-    ) -> (usize, Option<SeqNumber>) {
+    pub fn clear_members(&mut self, now: Now, reason: &str, entropy: &mut dyn Entropy) -> Outcome {
         let members: Vec<(MemberKey, (SocketAddr, SocketAddr))> =
             self.members.iter().map(|(key, member)| (key.clone(), (member.local, member.peer))).collect();
-        let mut told = None;
+        let count = members.len();
+        let text = format!("{count} members cleared; they register again before their keys end");
+        let mut outcome = Outcome::from(text);
         let mut changes = Vec::new();
         let communication = self.settings.communication.clone().filter(|_| !members.is_empty());
-        if let (Some(communication), Some(kek)) = (communication, &self.kek)
-            && let Some(seq) = kek.seq.next()
+        if let Some(communication) = communication
+            && let Some(part) = self.lay_out_delete(&communication, vec![delete_everything(0, 16)])
+            && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
             && let Some(mut successor) = communication.new_kek(now, entropy)
         {
-            let deletes = vec![delete_everything(0, 16)];
-            let content = PushContent { seq, deletes, keys: None };
-            let length = communication.signature.octets(communication.signature_key_bits);
-            let unsigned = Unsigned::new(kek.spi, &content, length);
+            let rekey = self.next_rekey();
+            outcome = Outcome {
+                text: format!("{count} members cleared; rekey SEQ {} tells them to register again", part.seq),
+                rekey: Some(rekey),
+                push: Some((spi, part.seq)),
+            };
+            let cause = Cause { rekey, pushes: 1, why: "members cleared" };
             let to = (NumberSet::default(), members.iter().map(|(_, address)| *address).collect());
-            self.dispatch_to(now, seq, unsigned, (&[], &None, "members cleared"), to, &mut changes);
+            self.dispatch(now, part, &cause, to, &mut changes);
             successor.generation = self.next_generation();
             self.succeed(now, successor, &mut changes);
-            told = Some(seq);
         }
         self.untold += 1;
         for (key, _) in &members {
@@ -554,7 +566,7 @@ impl Group {
             self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
         }
         self.sign_next();
-        (members.len(), told)
+        outcome
     }
 
     /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
@@ -569,14 +581,13 @@ impl Group {
         }
         let communication = self.settings.communication.clone();
         let successor = communication.as_ref().and_then(|communication| communication.new_kek(now, entropy));
-        if let (Some(c), Some(kek)) = (&communication, self.kek.as_ref().filter(|_| !self.members.is_empty()))
-            && let Some(seq) = kek.seq.next()
+        let everything = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
+        if let Some(communication) = communication.as_ref().filter(|_| !self.members.is_empty())
+            && let Some(part) = self.lay_out_delete(communication, everything)
         {
-            let deletes = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
-            let content = PushContent { seq, deletes, keys: None };
-            let length = c.signature.octets(c.signature_key_bits);
-            let unsigned = Unsigned::new(kek.spi, &content, length);
-            self.dispatch(now, seq, unsigned, (&[], &None, "sender-ids end"), &mut changes);
+            let cause = Cause { rekey: self.next_rekey(), pushes: 1, why: "sender-ids end" };
+            let members = (self.members.numbers(), Vec::new());
+            self.dispatch(now, part, &cause, members, &mut changes);
         }
         if let Some(mut successor) = successor {
             successor.generation = self.next_generation();
@@ -633,14 +644,32 @@ impl Group {
         self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
     }
 
-    fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
-        let communication = self.settings.communication.clone()?;
+    /// A PUSH that only deletes; none without a KEK or a number.
+    fn lay_out_delete(&self, communication: &CommunicationSettings, deletes: Vec<Delete>) -> Option<Part> {
+        let kek = self.kek.as_ref()?;
+        let seq = kek.seq.next()?;
+        let content = PushContent { seq, deletes, keys: None };
+        let length = communication.signature.octets(communication.signature_key_bits);
+        let unsigned = Unsigned::new(kek.spi, &content, length);
+        Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
+    }
+
+    /// The PUSHes that carry these keys; none without a KEK or a number.
+    fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
+        self.kek
+            .as_ref()
+            .and_then(|kek| self.lay_out_part(now, kek.seq.next()?, teks, successor))
+            .into_iter()
+            .collect()
+    }
+
+    fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
+        let communication = self.settings.communication.as_ref()?;
         let protecting = self.kek.as_ref()?;
-        let seq = protecting.seq.next()?;
         let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
-                self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
+                self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
             }),
             activation_delay: communication.activation_delay,
             deactivation_delay: Some(communication.deactivation_delay),
@@ -660,7 +689,12 @@ impl Group {
             )),
         };
         let signature_len = communication.signature.octets(communication.signature_key_bits);
-        Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
+        Some(Part {
+            seq,
+            unsigned: Unsigned::new(protecting.spi, &content, signature_len),
+            teks: teks.iter().map(|tek| tek.spi.to_string()).collect(),
+            new_kek: successor.map(|kek| kek.spi.to_string()),
+        })
     }
 
     /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.

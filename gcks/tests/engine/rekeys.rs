@@ -242,3 +242,57 @@ fn cleared_members_are_told_to_come_again_and_a_rekey_meanwhile_keeps_the_overla
     assert!(bench.server.groups()["g1"].deliveries().is_empty());
     assert_eq!(two.teks, one.teks);
 }
+
+#[test]
+fn two_rekeys_in_one_moment_are_told_apart_by_their_number_and_their_kek() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    let rekey = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+    bench.hold = |job| matches!(job, Job::Sign { .. });
+    for ticket in [1, 2] {
+        bench.server.handle(bench.now, Input::Command { ticket, command: rekey.clone() });
+        while let Some(output) = bench.server.poll() {
+            match output {
+                Output::Reply { result, .. } => {
+                    let outcome = result.expect("a rekey");
+                    assert_eq!((outcome.rekey, outcome.push.is_some()), (Some(ticket), ticket == 1));
+                }
+                Output::Job(request) => bench.held.push(request),
+                Output::Event(event) => bench.events.push(event),
+                Output::Persist(changes) => bench.persist(changes),
+                Output::Transmit(_) | Output::Fanout { .. } => {}
+            }
+        }
+    }
+    bench.hold = |_| false;
+    let request = bench.held.pop().expect("the first is being signed, the second is queued");
+    let done = run(bench.provider.as_ref(), request.job);
+    bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+    bench.drain();
+    for octets in pushes(&mut bench, one.address) {
+        let ack = one.take(&bench, &octets);
+        bench.tell(one.address, ack);
+    }
+    let names = |of: fn(&Event) -> Option<(u64, &String)>| -> Vec<(u64, String)> {
+        bench.events.iter().filter_map(of).map(|(seq, spi)| (seq, spi.clone())).collect()
+    };
+    let started = names(|event| match event {
+        Event::RekeyStarted { rekey: 1 | 2, seq, kek_spi, .. } => Some((*seq, kek_spi)),
+        _ => None,
+    });
+    assert_eq!((started.len(), started[0].0, started[1].0), (2, 1, 1));
+    assert_ne!(started[0].1, started[1].1);
+    let sent = names(|event| match event {
+        Event::PushSent { seq, kek_spi, .. } => Some((*seq, kek_spi)),
+        _ => None,
+    });
+    let acked = names(|event| match event {
+        Event::AckReceived { seq, kek_spi, .. } => Some((*seq, kek_spi)),
+        _ => None,
+    });
+    let completed = names(|event| match event {
+        Event::RekeyCompleted { seq, kek_spi, .. } => Some((*seq, kek_spi)),
+        _ => None,
+    });
+    assert_eq!((&sent, &acked, &completed), (&started, &started, &started));
+}
