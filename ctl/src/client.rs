@@ -183,21 +183,18 @@ mod tests {
         let server = Served::by(|mut stream| {
             let request: Request = read(&mut stream).unwrap().unwrap();
             let Request::Rekey { group, .. } = request else { panic!("not a rekey") };
-            stream
-                .get_mut()
-                .write_all(&to_line(&Reply::Done { text: group, seq: Some(1) }).unwrap())
-                .unwrap();
+            stream.get_mut().write_all(&to_line(&Reply::done(group)).unwrap()).unwrap();
         });
         let mut client = Client::connect(&server.0).unwrap();
         let reply = client.ask(&Request::Rekey { group: "g1".to_owned(), tek: true, kek: true }).unwrap();
-        assert_eq!(reply, Reply::Done { text: "g1".to_owned(), seq: Some(1) });
+        assert_eq!(reply, Reply::done("g1"));
     }
 
     #[test]
     fn watching_yields_events_until_the_daemon_ends() {
         let server = Served::by(|mut stream| {
             assert_eq!(read::<Request>(&mut stream).unwrap(), Some(Request::Watch));
-            let watching = Reply::Done { text: "watching".to_owned(), seq: None };
+            let watching = Reply::done("watching".to_owned());
             stream.get_mut().write_all(&to_line(&watching).unwrap()).unwrap();
             stream.get_mut().write_all(&to_line(&Stamped::new(0, Event::LabMode)).unwrap()).unwrap();
             stream.get_mut().write_all(b"{\"time\":\"\",\"event\":\"from_the_future\"}\n").unwrap();

@@ -76,14 +76,27 @@ pub enum Reply {
     Done {
         /// A line for the operator.
         text: String,
-        /// Number of the PUSH it started, if one.
+        /// Number of the last PUSH it started, if one.
         seq: Option<u32>,
+        /// SPI of the KEK that protects that PUSH.
+        #[serde(default)]
+        kek_spi: Option<String>,
+        /// Key server: the rekey it started or queued, as [`crate::event::Event::RekeyStarted`] counts it.
+        #[serde(default)]
+        rekey: Option<u64>,
     },
     /// It is not done.
     Refused {
         /// Why.
         reason: String,
     },
+}
+
+impl Reply {
+    /// Done, and no rekey began.
+    pub fn done(text: impl Into<String>) -> Reply {
+        Reply::Done { text: text.into(), seq: None, kek_spi: None, rekey: None }
+    }
 }
 
 /// `message` as one line with its end.
@@ -134,7 +147,12 @@ mod tests {
     fn every_reply_survives_its_line() {
         for reply in [
             Reply::Snapshot(Box::new(Snapshot::Gm(GmSnapshot::default()))),
-            Reply::Done { text: "done".to_owned(), seq: Some(4) },
+            Reply::Done {
+                text: "done".to_owned(),
+                seq: Some(4),
+                kek_spi: Some("0x0a".to_owned()),
+                rekey: Some(2),
+            },
             Reply::Refused { reason: "no such group".to_owned() },
         ] {
             assert_eq!(from_line::<Reply>(&to_line(&reply).unwrap()).unwrap(), reply);

@@ -274,7 +274,7 @@ events! {
         /// SPI of its KEK.
         kek_spi: String,
     } => ("{group}: first keys made, KEK {kek_spi}");
-    /// A group cannot go on by itself.
+    /// A group's signing key cannot be made, read or used; it is tried again.
     GroupFailed "group_failed" Error {
         /// Group.
         group: String,
@@ -285,6 +285,10 @@ events! {
     RekeyStarted "rekey_started" Info {
         /// Group.
         group: String,
+        /// Which rekey of the group, counted since the server started.
+        rekey: u64,
+        /// PUSHes it takes; each has an event like this one.
+        pushes: u64,
         /// Number of its PUSH.
         seq: u64,
         /// SPI of the KEK that protects the PUSH.
@@ -309,6 +313,8 @@ events! {
         group: String,
         /// Number of its PUSH.
         seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
         /// Members that acknowledged.
         acknowledged: u64,
         /// Identities of those that did not.
@@ -322,6 +328,8 @@ events! {
         group: String,
         /// Number of the PUSH.
         seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
         /// 1 for the first round.
         attempt: u64,
         /// Members addressed.
@@ -335,6 +343,8 @@ events! {
         member: String,
         /// Number of the PUSH.
         seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
         /// Since the rekey began.
         milliseconds: u64,
     } => ("{group}: {member} acknowledged SEQ {seq} after {milliseconds} ms");
@@ -546,6 +556,8 @@ mod tests {
     fn rekey() -> Event {
         Event::RekeyStarted {
             group: "g1".to_owned(),
+            rekey: 3,
+            pushes: 1,
             seq: 7,
             kek_spi: "0x0a".to_owned(),
             teks: vec!["0x00000100".to_owned(), "0x00000101".to_owned()],
@@ -565,6 +577,7 @@ mod tests {
             Event::RekeyCompleted {
                 group: "g1".to_owned(),
                 seq: 7,
+                kek_spi: "0x0a".to_owned(),
                 acknowledged: 1,
                 missing: vec!["gm2".to_owned()],
                 seconds: 20.5,

@@ -35,7 +35,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::convert;
-use crate::engine::io::{Command, Input, Output};
+use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
 use crate::pace::Pace;
@@ -389,7 +389,12 @@ impl Daemon {
                     if let Some(reply) = self.waiting.remove(&ticket) {
                         // Who asked may be gone.
                         let _ = reply.send(match result {
-                            Ok((text, seq)) => Reply::Done { text, seq },
+                            Ok(Outcome { text, rekey, push }) => Reply::Done {
+                                text,
+                                seq: push.map(|(_, seq)| seq.0),
+                                kek_spi: push.map(|(spi, _)| spi.to_string()),
+                                rekey,
+                            },
                             Err(reason) => Reply::Refused { reason },
                         });
                     }
@@ -436,7 +441,7 @@ impl Daemon {
             }
             Request::Version => {
                 let text = format!("gcksd {}", env!("CARGO_PKG_VERSION"));
-                return drop(reply.send(Reply::Done { text, seq: None }));
+                return drop(reply.send(Reply::done(text)));
             }
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
             // The local sockets answer it themselves.

@@ -352,7 +352,7 @@ impl Run {
                     else {
                         break;
                     };
-                    if let Reply::Done { text, seq: Some(_) } = reply {
+                    if let Reply::Done { text, seq: Some(_), .. } = reply {
                         told.push(text);
                     }
                     std::thread::sleep(operator.moment(20));

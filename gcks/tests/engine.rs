@@ -1,6 +1,9 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
+#[path = "engine/rekeys.rs"]
+mod rekeys;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +13,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Output};
+use gcks::engine::io::{Command, Input, Outcome, Output};
 use gcks::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
 };
@@ -24,7 +27,7 @@ use gdoi_proto::policy::{
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{Job, Provider, Verification, default_provider, run};
+use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
@@ -132,8 +135,10 @@ struct Bench {
     lives_for: Option<u32>,
     dead: bool,
     settings: Settings,
-    /// The job that makes the signing key waits.
-    hold_signer: bool,
+    /// Jobs that wait.
+    hold: fn(&Job) -> bool,
+    /// Jobs of the signing key that fail from now on.
+    failing: u32,
     held: Vec<JobRequest>,
 }
 
@@ -162,7 +167,8 @@ impl Bench {
             lives_for: None,
             dead: false,
             settings,
-            hold_signer: false,
+            hold: |_| false,
+            failing: 0,
             held: Vec::new(),
         }
     }
@@ -180,15 +186,26 @@ impl Bench {
                     }
                 }
                 Output::Persist(changes) => self.persist(changes),
-                Output::Job(request) if self.hold_signer && matches!(request.job, Job::MakeSigner { .. }) => {
-                    self.held.push(request);
-                }
+                Output::Job(request) if (self.hold)(&request.job) => self.held.push(request),
                 Output::Job(request) => {
-                    let done = run(self.provider.as_ref(), request.job);
+                    let error = CryptoError::Library("told to fail");
+                    let done = match request.job {
+                        Job::Sign { .. } if self.failing > 0 => Done::Signed(Err(error)),
+                        Job::MakeSigner { .. } | Job::LoadSigner { .. } if self.failing > 0 => {
+                            Done::Signer(Err(error))
+                        }
+                        job => run(self.provider.as_ref(), job),
+                    };
+                    if matches!(done, Done::Signed(Err(_)) | Done::Signer(Err(_))) {
+                        self.failing -= 1;
+                    }
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result),
+                Output::Reply { result, .. } => {
+                    let told = |outcome: Outcome| (outcome.text, outcome.push.map(|(_, seq)| seq.0));
+                    self.replies.push(result.map(told));
+                }
             }
         }
     }
@@ -436,6 +453,13 @@ impl Member {
         }
         ack
     }
+}
+
+/// PUSHes sent to `address`, in order.
+fn pushes(bench: &mut Bench, address: SocketAddr) -> Vec<Bytes> {
+    let push =
+        |octets: &Bytes| Header::decode(octets).expect("a header").exchange == ExchangeType::GroupkeyPush;
+    bench.received(address).into_iter().filter(push).collect()
 }
 
 fn address(last: u8) -> SocketAddr {
@@ -816,7 +840,7 @@ fn keys_that_ended_while_nobody_ran_do_not_come_back_when_the_clock_is_set_back(
 #[test]
 fn who_registers_while_the_signing_key_is_made_is_served_by_its_next_repeat() {
     let mut bench = Bench::with(settings());
-    bench.hold_signer = true;
+    bench.hold = |job| matches!(job, Job::MakeSigner { .. });
     bench.drain();
     let mut sa = phase1(&mut bench, address(1)).expect("phase 1");
     let mut random = Random(bench.provider.clone());

@@ -46,11 +46,26 @@ fn unanswered(member: &mut Member, events: &mut Events, name: &str) -> String {
     })
 }
 
-/// A disk that fills while a rekey is asked for: nothing of it leaves before it is written, and then all of it does.
+/// Between the only copy of a PUSH and the end of its rekey, in seconds.
+const PERIOD: u64 = 8;
+
+/// A site where each PUSH has one copy, so that a silent member is soon expired.
+fn impatient() -> Site {
+    let site = Site::new();
+    let hash = "sig-hash-algorithm = \"sha-256\"\n";
+    let once = format!("{hash}number-of-retransmission = 0\nretransmission-period = {PERIOD}\n");
+    site.configure(hash, &once);
+    site
+}
+
+/// A disk that fills while a PUSH is delivered and another rekey is asked for: nothing of that leaves before it is
+/// written, and then all of it does; nobody is expired for what could not be sent, however long it takes.
 fn full_disk(daemon: &Daemon, fill: impl FnOnce(), free: impl FnOnce()) {
     let mut member = Member::new(daemon.address());
     let mut registration = member.register();
     let mut events = watch(daemon);
+    assert_eq!(daemon.rekey(false), Some(1));
+    let unanswered = member.push();
     fill();
     let rekey = Request::Rekey { group: "g1".to_owned(), tek: true, kek: false };
     let (control, first) = (daemon.control(), rekey.clone());
@@ -60,20 +75,31 @@ fn full_disk(daemon: &Daemon, fill: impl FnOnce(), free: impl FnOnce()) {
     let Reply::Refused { reason } = daemon.ask(&rekey) else { panic!("a rekey that cannot be kept") };
     assert!(reason.starts_with("the state cannot be written: "), "{reason}");
     let group = daemon.snapshot().groups.remove(0);
-    assert_eq!((group.members.len(), group.kek.unwrap().seq), (1, 1), "it answers and keeps everything");
+    assert_eq!((group.members.len(), group.kek.unwrap().seq), (1, 2), "it answers and keeps everything");
+    std::thread::sleep(Duration::from_secs(PERIOD + 1));
     assert!(member.look_now().is_none() && !waiting.is_finished(), "nothing leaves before it is written");
     free();
     told(&mut events, "store_recovered");
-    let Reply::Done { seq: Some(1), .. } = waiting.join().unwrap() else { panic!("the rekey is done now") };
-    let push = member.push();
-    let taken = member.take(&mut registration.kek, &push).expect("the next push");
-    member.send(&taken.ack);
-    told(&mut events, "rekey_completed");
+    let Reply::Done { seq: Some(2), .. } = waiting.join().unwrap() else { panic!("the rekey is done now") };
+    let again = member.push();
+    assert_eq!(again, unanswered, "the same octets");
+    for push in [again, member.push()] {
+        let taken = member.take(&mut registration.kek, &push).expect("the next push");
+        member.send(&taken.ack);
+    }
+    for expected in [1, 2] {
+        let Event::RekeyCompleted { seq, acknowledged, missing, .. } = told(&mut events, "rekey_completed")
+        else {
+            panic!("another event of that name");
+        };
+        assert_eq!((seq, acknowledged, missing.len()), (expected, 1, 0));
+    }
+    assert_eq!(daemon.snapshot().groups[0].members.len(), 1);
 }
 
 #[test]
 fn a_full_disk_stops_what_must_be_written_and_loses_nothing() {
-    let site = Site::new();
+    let site = impatient();
     fs::create_dir(site.path("state")).unwrap();
     // A file system of its own, in a mount namespace of its own.
     let mut command = Command::new("unshare");
@@ -105,7 +131,7 @@ fn a_full_disk_stops_what_must_be_written_and_loses_nothing() {
 
 #[test]
 fn a_disk_that_takes_no_more_is_written_to_again_and_a_restart_finds_all_of_it() {
-    let site = Site::new();
+    let site = impatient();
     let mut command = Command::new("sh");
     command.args(["-c", r#"trap "" XFSZ; exec "$0" "$@""#]);
     let gcksd = PathBuf::from(env!("CARGO_BIN_EXE_gcksd"));

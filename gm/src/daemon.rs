@@ -252,7 +252,7 @@ impl Daemon {
                     if let Some(reply) = self.waiting.remove(&ticket) {
                         // Who asked may be gone.
                         let _ = reply.send(match result {
-                            Ok(text) => Reply::Done { text, seq: None },
+                            Ok(text) => Reply::done(text),
                             Err(reason) => Reply::Refused { reason },
                         });
                     }
@@ -289,7 +289,7 @@ impl Daemon {
             }
             Request::Version => {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
-                return drop(reply.send(Reply::Done { text, seq: None }));
+                return drop(reply.send(Reply::done(text)));
             }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.

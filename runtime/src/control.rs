@@ -88,7 +88,7 @@ async fn watch(
 ) -> std::io::Result<()> {
     // Subscribed before the reply: what happens after the client knows is never missed.
     let mut lines = hub.subscribe();
-    send(&mut write, &to_line(&Reply::Done { text: "watching".to_owned(), seq: None })?).await?;
+    send(&mut write, &to_line(&Reply::done("watching".to_owned()))?).await?;
     let mut octet = [0];
     loop {
         tokio::select! {
@@ -121,7 +121,7 @@ mod tests {
         tokio::spawn(async move {
             while let Some(Asked { request, reply }) = asked.recv().await {
                 if request != Request::Snapshot {
-                    let _ = reply.send(Reply::Done { text: format!("{request:?}"), seq: None });
+                    let _ = reply.send(Reply::done(format!("{request:?}")));
                 }
             }
         });
@@ -142,8 +142,8 @@ mod tests {
                 .map(|r| client.ask(&r).unwrap())
         });
         let [first, second, third] = replies.await;
-        assert_eq!(first, Reply::Done { text: "Version".to_owned(), seq: None });
-        assert_eq!(second, Reply::Done { text: "Register { vpn: None }".to_owned(), seq: None });
+        assert_eq!(first, Reply::done("Version".to_owned()));
+        assert_eq!(second, Reply::done("Register { vpn: None }".to_owned()));
         assert_eq!(third, Reply::Refused { reason: "the daemon is stopping".to_owned() });
     }
 

@@ -1,5 +1,6 @@
 //! Commands that change something.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ctl::client::ClientError;
@@ -75,18 +76,18 @@ pub fn rekey(daemon: &Daemon, group: &str, only: (bool, bool), json: bool) -> Re
     let events = daemon.watch()?;
     let (tek, kek) = if only == (false, false) { (true, true) } else { only };
     let reply = daemon.ask(&Request::Rekey { group: view.name.clone(), tek, kek })?;
-    let Reply::Done { text, seq } = &reply else {
+    let Reply::Done { text, rekey, .. } = &reply else {
         return Err(Failure::Refused("the daemon answered something else".to_owned()));
     };
     say(&if json { watch::json_line(&reply)? } else { format!("{}\n", ctl::event::printable(text)) })?;
-    // Without a PUSH there is nothing to follow: nobody to tell, or no KEK.
-    let Some(seq) = seq.map(u64::from) else { return Ok(()) };
+    // Without one there is nothing to follow: nobody to tell, or no KEK.
+    let Some(rekey) = *rekey else { return Ok(()) };
     let span = view
         .communication
         .as_ref()
         .map_or(120, |it| it.retransmission_period * (it.number_of_retransmission + 1));
     events.set_timeout(Some(Duration::from_secs(span + 30)))?;
-    let mut progress = Progress { group: view.name.clone(), seq, members: 0, acknowledged: 0 };
+    let mut progress = Progress::new(view.name.clone(), rekey);
     for event in events {
         let stamped = match event {
             Ok(stamped) => stamped,
@@ -108,48 +109,78 @@ pub fn rekey(daemon: &Daemon, group: &str, only: (bool, bool), json: bool) -> Re
     Err(Failure::Refused("the daemon stopped before the rekey was over".to_owned()))
 }
 
-/// One rekey, followed.
+/// One rekey, followed from its start, which a queued one has later than the reply.
 struct Progress {
     group: String,
-    seq: u64,
-    members: u64,
-    acknowledged: u64,
+    rekey: u64,
+    /// How many PUSHes it takes.
+    pushes: u64,
+    /// Those PUSHes by KEK and SEQ: members they went to, and acknowledgements.
+    under_way: BTreeMap<(String, u64), (u64, u64)>,
+    completed: u64,
 }
 
 impl Progress {
+    fn new(group: String, rekey: u64) -> Progress {
+        Progress { group, rekey, pushes: 0, under_way: BTreeMap::new(), completed: 0 }
+    }
+
     /// What to print for an event of this rekey, and whether it is the last.
     fn on(&mut self, stamped: &Stamped) -> Option<(String, bool)> {
         match &stamped.event {
-            Event::PushSent { group, seq, attempt, members } if self.is(group, *seq) => {
-                if *attempt == 1 {
-                    self.members = *members;
-                }
-                Some((format!("sent to {members} members, attempt {attempt}"), false))
+            Event::RekeyStarted { group, rekey, pushes, kek_spi, seq, .. }
+                if *group == self.group && *rekey == self.rekey =>
+            {
+                self.pushes = *pushes;
+                self.under_way.insert((kek_spi.clone(), *seq), (0, 0));
+                None
             }
-            Event::AckReceived { group, member, seq, milliseconds } if self.is(group, *seq) => {
-                self.acknowledged += 1;
-                let bar = bar(self.acknowledged, self.members);
+            Event::PushSent { group, seq, kek_spi, attempt, members } => {
+                let which = self.which(*seq);
+                let (all, _) = self.ours(group, kek_spi, *seq)?;
+                if *attempt == 1 {
+                    *all = *members;
+                }
+                Some((format!("{which}sent to {members} members, attempt {attempt}"), false))
+            }
+            Event::AckReceived { group, member, seq, kek_spi, milliseconds } => {
+                let which = self.which(*seq);
+                let (all, done) = self.ours(group, kek_spi, *seq)?;
+                *done += 1;
+                let bar = bar(*done, *all);
                 let member = ctl::event::printable(member);
-                Some((format!("{bar} {member} acknowledged after {milliseconds} ms"), false))
+                Some((format!("{which}{bar} {member} acknowledged after {milliseconds} ms"), false))
             }
             Event::MemberExpired { group, .. } if *group == self.group => {
                 Some((stamped.event.to_string(), false))
             }
-            Event::RekeyCompleted { group, seq, acknowledged, missing, seconds } if self.is(group, *seq) => {
+            Event::RekeyCompleted { group, seq, kek_spi, acknowledged, missing, seconds } => {
+                self.ours(group, kek_spi, *seq)?;
+                self.completed += 1;
                 let missing: Vec<String> =
                     missing.iter().map(|member| ctl::event::printable(member)).collect();
                 let end = match missing.as_slice() {
                     [] => "nobody is missing".to_owned(),
                     some => format!("{} did not answer: {}", some.len(), some.join(", ")),
                 };
-                Some((format!("done in {seconds:.1} s, {acknowledged} acknowledged, {end}"), true))
+                let which = self.which(*seq);
+                let line = format!("{which}done in {seconds:.1} s, {acknowledged} acknowledged, {end}");
+                Some((line, self.completed == self.pushes))
             }
             _ => None,
         }
     }
 
-    fn is(&self, group: &str, seq: u64) -> bool {
-        group == self.group && seq == self.seq
+    fn ours(&mut self, group: &str, kek_spi: &str, seq: u64) -> Option<&mut (u64, u64)> {
+        if group != self.group {
+            return None;
+        }
+        self.under_way.get_mut(&(kek_spi.to_owned(), seq))
+    }
+
+    /// The number, where there are several.
+    fn which(&self, seq: u64) -> String {
+        if self.pushes > 1 { format!("SEQ {seq}: ") } else { String::new() }
     }
 }
 
@@ -163,26 +194,66 @@ fn bar(done: u64, all: u64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_rekey_is_followed_to_its_end_and_others_are_not_ours() {
-        let mut progress = Progress { group: "g1".to_owned(), seq: 4, members: 0, acknowledged: 0 };
-        let mut on = |event| progress.on(&Stamped::new(0, event));
-        let (group, member) = ("g1".to_owned(), "gm1".to_owned());
-        let (line, end) =
-            on(Event::PushSent { group: group.clone(), seq: 4, attempt: 1, members: 2 }).unwrap();
-        assert_eq!((line.as_str(), end), ("sent to 2 members, attempt 1", false));
-        let ack = |seq| Event::AckReceived {
+    fn started(rekey: u64, kek_spi: &str, seq: u64, pushes: u64) -> Event {
+        Event::RekeyStarted {
             group: "g1".to_owned(),
-            member: member.clone(),
+            rekey,
+            pushes,
             seq,
-            milliseconds: 12,
-        };
-        assert_eq!(on(ack(3)), None);
-        assert_eq!(on(ack(4)).unwrap().0, "[##########..........] 1/2 gm1 acknowledged after 12 ms");
-        let missing = vec!["gm2".to_owned()];
-        let (line, end) =
-            on(Event::RekeyCompleted { group, seq: 4, acknowledged: 1, missing, seconds: 30.0 }).unwrap();
+            kek_spi: kek_spi.to_owned(),
+            teks: Vec::new(),
+            new_kek: None,
+            members: 2,
+            octets: 300,
+            why: "operator".to_owned(),
+        }
+    }
+
+    fn sent(kek_spi: &str, seq: u64) -> Event {
+        Event::PushSent { group: "g1".to_owned(), seq, kek_spi: kek_spi.to_owned(), attempt: 1, members: 2 }
+    }
+
+    fn ack(kek_spi: &str, seq: u64) -> Event {
+        let (group, member, kek_spi) = ("g1".to_owned(), "gm1".to_owned(), kek_spi.to_owned());
+        Event::AckReceived { group, member, seq, kek_spi, milliseconds: 12 }
+    }
+
+    fn completed(kek_spi: &str, seq: u64) -> Event {
+        Event::RekeyCompleted {
+            group: "g1".to_owned(),
+            seq,
+            kek_spi: kek_spi.to_owned(),
+            acknowledged: 1,
+            missing: vec!["gm2".to_owned()],
+            seconds: 30.0,
+        }
+    }
+
+    #[test]
+    fn a_rekey_is_followed_to_its_end_and_one_with_the_same_number_under_another_kek_is_not_ours() {
+        let mut progress = Progress::new("g1".to_owned(), 8);
+        let mut on = |event| progress.on(&Stamped::new(0, event));
+        for event in [started(7, "0x0a", 1, 1), sent("0x0a", 1), started(8, "0x0b", 1, 1)] {
+            assert_eq!(on(event), None);
+        }
+        let (line, end) = on(sent("0x0b", 1)).unwrap();
+        assert_eq!((line.as_str(), end), ("sent to 2 members, attempt 1", false));
+        assert_eq!(on(ack("0x0a", 1)), None);
+        assert_eq!(on(ack("0x0b", 1)).unwrap().0, "[##########..........] 1/2 gm1 acknowledged after 12 ms");
+        assert_eq!(on(completed("0x0a", 1)), None);
+        let (line, end) = on(completed("0x0b", 1)).unwrap();
         assert_eq!((line.as_str(), end), ("done in 30.0 s, 1 acknowledged, 1 did not answer: gm2", true));
+    }
+
+    #[test]
+    fn a_rekey_of_several_pushes_ends_with_the_last_of_them() {
+        let mut progress = Progress::new("g1".to_owned(), 8);
+        let mut on = |event| progress.on(&Stamped::new(0, event));
+        on(started(8, "0x0b", 4, 2));
+        on(started(8, "0x0b", 5, 2));
+        assert_eq!(on(sent("0x0b", 4)).unwrap().0, "SEQ 4: sent to 2 members, attempt 1");
+        assert!(!on(completed("0x0b", 5)).unwrap().1);
+        assert!(on(completed("0x0b", 4)).unwrap().1);
     }
 
     #[test]

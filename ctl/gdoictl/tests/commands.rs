@@ -61,23 +61,44 @@ fn answer(request: Request) -> Reply {
                 ..GcksSnapshot::default()
             })))
         }
-        Request::Rekey { group, tek: true, kek: false } if group == "g1" => {
-            Reply::Done { text: "rekey SEQ 4: the plan".to_owned(), seq: Some(4) }
-        }
+        Request::Rekey { group, tek: true, kek: false } if group == "g1" => Reply::Done {
+            text: "rekey SEQ 4: the plan".to_owned(),
+            seq: Some(4),
+            kek_spi: Some("0x0b".to_owned()),
+            rekey: Some(3),
+        },
         Request::Expel { group, member } if group == "g1" && member == "gm2" => {
-            Reply::Done { text: "gm2 expelled".to_owned(), seq: None }
+            Reply::done("gm2 expelled".to_owned())
         }
         _ => Reply::Refused { reason: "no such member".to_owned() },
     }
 }
 
-fn events() -> [Event; 3] {
-    let (group, member) = ("g1".to_owned(), "gm1".to_owned());
+fn events() -> [Event; 4] {
+    let (group, member, kek_spi) = ("g1".to_owned(), "gm1".to_owned(), "0x0b".to_owned());
     let missing = vec!["gm2".to_owned()];
     [
-        Event::PushSent { group: group.clone(), seq: 4, attempt: 1, members: 2 },
-        Event::AckReceived { group: group.clone(), member, seq: 4, milliseconds: 5 },
-        Event::RekeyCompleted { group, seq: 4, acknowledged: 1, missing, seconds: 20.0 },
+        Event::RekeyStarted {
+            group: group.clone(),
+            rekey: 3,
+            pushes: 1,
+            seq: 4,
+            kek_spi: kek_spi.clone(),
+            teks: Vec::new(),
+            new_kek: None,
+            members: 2,
+            octets: 300,
+            why: "operator".to_owned(),
+        },
+        Event::PushSent { group: group.clone(), seq: 4, kek_spi: kek_spi.clone(), attempt: 1, members: 2 },
+        Event::AckReceived {
+            group: group.clone(),
+            member,
+            seq: 4,
+            kek_spi: kek_spi.clone(),
+            milliseconds: 5,
+        },
+        Event::RekeyCompleted { group, seq: 4, kek_spi, acknowledged: 1, missing, seconds: 20.0 },
     ]
 }
 

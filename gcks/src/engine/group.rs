@@ -171,6 +171,15 @@ pub struct Group {
     /// Rows that mean nothing any more, found by restore.
     pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
+    /// Rekeys so far, for who follows one.
+    pub(super) rekeys: u64,
+    /// Since when the store refuses writes: nothing is sent, so that nobody is counted as silent.
+    pub(super) frozen: Option<Instant>,
+    /// TEK SPIs of all groups of the server, lent to whoever makes TEKs: a member of several has one data plane.
+    pub(super) spis: BTreeSet<Spi>,
+    /// Jobs of the signing key that failed in a row, and when it is tried again.
+    pub(super) failures: u32,
+    pub(super) retry: Option<Instant>,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -198,6 +207,11 @@ impl Group {
             untold: 0,
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
+            rekeys: 0,
+            frozen: None,
+            spis: BTreeSet::new(),
+            failures: 0,
+            retry: None,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }
@@ -429,6 +443,7 @@ impl Group {
             changes.extend(self.forget_member(&other, "its address registered another identity"));
         }
         self.members.put(asker.identity.clone(), member);
+        changes.extend(self.returned(asker.peer));
         for delivered in missed {
             changes.push(self.deliver_again(now, delivered));
         }
@@ -462,15 +477,6 @@ impl Group {
             reason: reason.to_owned(),
         });
         Some(self.member_gone(key))
-    }
-
-    /// Forgets every member: they register again.
-    pub fn clear_members(&mut self, reason: &str) -> usize {
-        let keys: Vec<MemberKey> = self.members.iter().map(|(key, _)| key.clone()).collect();
-        for key in &keys {
-            self.remove_member(key, reason);
-        }
-        keys.len()
     }
 
     /// Takes a member out of the list and ends its IKE SA.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use ctl::event::Event;
+use gdoi_proto::ids::{KekSpi, SeqNumber};
 use ike::io::{Datagram, JobRequest, JobResult};
 
 use super::durable::Change;
@@ -60,6 +61,23 @@ pub enum Command {
     },
 }
 
+/// What a command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// A line for the operator.
+    pub text: String,
+    /// The rekey it started or queued, counted in its group since the server started.
+    pub rekey: Option<u64>,
+    /// KEK and number of the last PUSH it started; none when it is queued, or there was nobody to tell.
+    pub push: Option<(KekSpi, SeqNumber)>,
+}
+
+impl From<String> for Outcome {
+    fn from(text: String) -> Outcome {
+        Outcome { text, rekey: None, push: None }
+    }
+}
+
 /// What the key server wants.
 #[derive(Debug)]
 pub enum Output {
@@ -82,7 +100,7 @@ pub enum Output {
     Reply {
         /// From the command.
         ticket: u64,
-        /// Done with a line for the operator and the SEQ of the rekey it started, or refused with the reason.
-        result: Result<(String, Option<u32>), String>,
+        /// Done, or refused with the reason.
+        result: Result<Outcome, String>,
     },
 }

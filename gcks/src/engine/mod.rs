@@ -14,11 +14,11 @@ pub mod sender_id;
 pub mod settings;
 mod snapshot;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ctl::event::Event;
 use gdoi_proto::header::Header;
-use gdoi_proto::ids::{CookiePair, GroupId};
+use gdoi_proto::ids::{CookiePair, GroupId, Spi};
 use gdoi_proto::registry::{ExchangeType, NotifyType};
 use ike::crypto::provider::Job;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
@@ -26,7 +26,7 @@ use ike::protect::ack::Ack;
 
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
-use io::{Command, Input, Output};
+use io::{Command, Input, Outcome, Output};
 use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
 pub use rows::RestoreError;
 use settings::Settings;
@@ -35,6 +35,8 @@ use settings::Settings;
 pub struct KeyServer {
     peers: Peers,
     groups: BTreeMap<String, Group>,
+    /// Of every TEK.
+    spis: BTreeSet<Spi>,
     by_id: BTreeMap<GroupId, String>,
     jobs: BTreeMap<JobId, Owner>,
     next_job: u64,
@@ -87,6 +89,7 @@ impl KeyServer {
         let members = groups.values().map(|group| group.members().count() as u64).sum();
         let mut server = KeyServer {
             peers,
+            spis: groups.values().flat_map(|group| group.teks().iter().map(|tek| tek.spi)).collect(),
             by_id,
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -100,9 +103,10 @@ impl KeyServer {
             let groups = server.groups.len() as u64;
             server.out.push_back(Output::Event(Event::StateRestored { groups, members }));
         }
-        for group in server.groups.values_mut() {
-            group.restored();
-            group.start(now, server.entropy.as_mut());
+        server.groups.values_mut().for_each(Group::restored);
+        let names: Vec<String> = server.groups.keys().cloned().collect();
+        for name in names {
+            server.lend(&name, |group, entropy| group.start(now, entropy));
         }
         server.settle(now);
         Ok(server)
@@ -116,6 +120,15 @@ impl KeyServer {
     /// Phase 1.
     pub fn peers(&self) -> &Peers {
         &self.peers
+    }
+
+    /// Lets a group do what may make or end TEKs.
+    fn lend<T>(&mut self, name: &str, act: impl FnOnce(&mut Group, &mut dyn Entropy) -> T) -> Option<T> {
+        let group = self.groups.get_mut(name)?;
+        group.spis = std::mem::take(&mut self.spis);
+        let result = act(group, self.entropy.as_mut());
+        self.spis = std::mem::take(&mut group.spis);
+        Some(result)
     }
 
     fn on_datagram(&mut self, now: Now, datagram: &Datagram) {
@@ -170,9 +183,8 @@ impl KeyServer {
                 self.peers.on_done(now, cookies, result.done, self.entropy.as_mut())
             }
             Some(Owner::Group(name)) => {
-                let Some(group) = self.groups.get_mut(&name) else { return };
-                if let Err(error) = group.on_done(now, result.done, self.entropy.as_mut()) {
-                    let reason = format!("group {name}: {error}");
+                let told = self.lend(&name, |group, entropy| group.on_done(now, result.done, entropy));
+                if let Some(Err(reason)) = told {
                     self.out.push_back(Output::Event(Event::GroupFailed { group: name, reason }));
                 }
             }
@@ -187,41 +199,45 @@ impl KeyServer {
         self.out.push_back(Output::Reply { ticket, result });
     }
 
-    fn obey(&mut self, now: Now, command: Command) -> Result<(String, Option<u32>), String> {
-        let entropy = self.entropy.as_mut();
+    /// The group of a command does it.
+    fn command<T>(
+        &mut self,
+        name: &str,
+        act: impl FnOnce(&mut Group, &mut dyn Entropy) -> Result<T, String>,
+    ) -> Result<T, String> {
+        let name = find(&mut self.groups, name)?.settings.name.clone();
+        self.lend(&name, act).unwrap_or_else(|| Err(format!("no group {name}")))
+    }
+
+    fn obey(&mut self, now: Now, command: Command) -> Result<Outcome, String> {
         match command {
             Command::Rekey { group, tek, kek } => {
-                let started =
-                    find(&mut self.groups, &group)?.rekey_now(now, tek, kek, "operator", entropy)?;
-                Ok((started.text, started.seq.map(|seq| seq.0)))
+                self.command(&group, |group, entropy| group.rekey_now(now, tek, kek, "operator", entropy))
             }
-            Command::ClearMembers { group } => {
-                let count = find(&mut self.groups, &group)?.clear_members("cleared by the operator");
-                Ok((format!("{count} members cleared; they register again"), None))
-            }
-            Command::Expel { group, member } => {
-                let group = find(&mut self.groups, &group)?;
+            Command::ClearMembers { group } => self.command(&group, |group, entropy| {
+                Ok(group.clear_members(now, "cleared by the operator", entropy))
+            }),
+            Command::Expel { group, member } => self.command(&group, |group, entropy| {
                 let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
                 group.expel(&key);
                 if !group.settings.rekey_on_leave {
-                    return Ok((
-                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end"),
-                        None,
-                    ));
+                    let text =
+                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end");
+                    return Ok(text.into());
                 }
                 let started = group.rekey_now(now, true, true, "member expelled", entropy)?;
-                Ok((format!("{key} expelled; {}", started.text), started.seq.map(|seq| seq.0)))
-            }
+                Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
+            }),
             Command::ClearStatistics { group: Some(group) } => {
                 find(&mut self.groups, &group)?.counters = group::GroupCounters::default();
-                Ok(("statistics cleared".to_owned(), None))
+                Ok("statistics cleared".to_owned().into())
             }
             Command::ClearStatistics { group: None } => {
                 for group in self.groups.values_mut() {
                     group.counters = group::GroupCounters::default();
                 }
                 self.peers.counters = peers::PeerCounters::default();
-                Ok(("statistics cleared".to_owned(), None))
+                Ok("statistics cleared".to_owned().into())
             }
         }
     }
@@ -371,15 +387,25 @@ impl Machine for KeyServer {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {
                 self.peers.on_timeout(now.at, self.entropy.as_mut());
-                for group in self.groups.values_mut() {
-                    if group.poll_timeout().is_some_and(|wakeup| wakeup.at <= now.at) {
-                        group.on_timeout(now, self.entropy.as_mut());
-                    }
+                let due = |group: &Group| group.poll_timeout().is_some_and(|wakeup| wakeup.at <= now.at);
+                let names: Vec<String> = self
+                    .groups
+                    .iter()
+                    .filter(|(_, group)| due(group))
+                    .map(|(name, _)| name.clone())
+                    .collect();
+                for name in names {
+                    self.lend(&name, |group, entropy| group.on_timeout(now, entropy));
                 }
             }
             Input::Job(result) => self.on_job(now, result),
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
-            Input::StoreFailing(failing) => self.store_failing = failing,
+            Input::StoreFailing(failing) => {
+                self.store_failing = failing;
+                for group in self.groups.values_mut() {
+                    group.on_store(now.at, failing);
+                }
+            }
         }
         self.settle(now);
     }

@@ -6,6 +6,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
@@ -23,6 +24,9 @@ use super::settings::Acknowledgement;
 
 /// Delivered PUSHes kept for members that are registering, at most.
 const DELIVERED: usize = 256;
+
+/// After the last copy, before a member counts as missing that was asked to acknowledge and need not.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a PUSH, or what a member knows, stands among all PUSHes of a group: later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -54,6 +58,8 @@ pub struct Delivery {
     again: bool,
     /// Members that did not acknowledge.
     pub outstanding: NumberSet,
+    /// Addresses it goes to that are no members any more: `(local, peer)`.
+    pub farewell: Vec<(SocketAddr, SocketAddr)>,
     /// Members it was sent to.
     pub addressed: usize,
     /// When the rekey began.
@@ -77,7 +83,18 @@ impl Delivery {
         let addressed = members.len();
         let stage = Stage::Unsigned { unsigned, asked: false };
         let seq = SeqNumber(mark.seq);
-        Delivery { kek_spi, seq, mark, again: false, outstanding: members, addressed, started, stage }
+        let (outstanding, farewell) = (members, Vec::new());
+        Delivery { kek_spi, seq, mark, again: false, outstanding, farewell, addressed, started, stage }
+    }
+
+    pub(super) fn with_farewell(mut self, farewell: Vec<(SocketAddr, SocketAddr)>) -> Delivery {
+        self.addressed += farewell.len();
+        Delivery { farewell, ..self }
+    }
+
+    /// True when nobody is left that it must reach.
+    fn is_answered(&self) -> bool {
+        self.outstanding.is_empty() && self.farewell.is_empty()
     }
 
     /// True until the signature is there.
@@ -131,8 +148,27 @@ impl Group {
             .min_by_key(|wakeup| wakeup.at)
     }
 
+    /// The store refuses writes or takes them again. What is written meanwhile leaves only afterwards: time that passes
+    /// until then counts for no copy and ends no key, and what is on its way begins its whole schedule anew.
+    pub fn on_store(&mut self, at: Instant, failing: bool) {
+        if failing {
+            self.frozen.get_or_insert(at);
+            return;
+        }
+        let Some(since) = self.frozen.take() else { return };
+        for delivery in &mut self.deliveries {
+            if let Stage::Signed { copies, due, .. } = &mut delivery.stage {
+                (*copies, *due) = (0, at);
+            }
+        }
+        self.postpone(since, at.since(since));
+    }
+
     /// Sends copies that are due and closes deliveries whose last copy had its time.
     pub(super) fn send_due(&mut self, now: Now) {
+        if self.frozen.is_some() {
+            return;
+        }
         let Some(communication) = self.settings.communication.clone() else { return };
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
@@ -141,13 +177,19 @@ impl Group {
             if *due > now.at {
                 continue;
             }
-            if *copies > communication.retransmissions || delivery.outstanding.is_empty() {
+            let answered = delivery.outstanding.is_empty() && delivery.farewell.is_empty();
+            if *copies > communication.retransmissions || answered {
                 closed.push(index);
                 continue;
             }
             *copies += 1;
-            *due = now.at + communication.retransmission_period;
+            // RFC 8263 section 6: who was only asked is not missing before 10 s.
+            let last = *copies > communication.retransmissions
+                && communication.acknowledgement == Acknowledgement::Requested;
+            let patience = if last { PATIENCE } else { Duration::ZERO };
+            *due = now.at + communication.retransmission_period.max(patience);
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
+            let kek_spi = delivery.kek_spi;
             let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
             for number in delivery.outstanding.iter() {
                 if let Some(member) = self.members.get_mut(number) {
@@ -155,16 +197,18 @@ impl Group {
                     to.push((member.local, member.peer));
                 }
             }
+            to.extend(&delivery.farewell);
             let members = to.len() as u64;
             self.counters.pushes_sent += members;
             if attempt > 1 {
                 self.counters.retransmissions += members;
             }
             self.out.push_back(GroupOutput::Fanout(datagram, to));
-            let group = self.settings.name.clone();
+            let (group, kek_spi) = (self.settings.name.clone(), kek_spi.to_string());
             self.event(Event::PushSent {
                 group,
                 seq: u64::from(seq.0),
+                kek_spi,
                 attempt: u64::from(attempt),
                 members,
             });
@@ -187,13 +231,20 @@ impl Group {
         }
         let missing: Vec<String> = match acknowledgement {
             Acknowledgement::None => Vec::new(),
-            _ => self.names(&delivery.outstanding),
+            _ => {
+                let gone = delivery.farewell.iter().map(|(_, peer)| peer.to_string());
+                self.names(&delivery.outstanding).into_iter().chain(gone).collect()
+            }
         };
         if !delivery.again {
             self.event(Event::RekeyCompleted {
                 group: self.settings.name.clone(),
                 seq: u64::from(delivery.seq.0),
-                acknowledged: (delivery.addressed.saturating_sub(delivery.outstanding.len())) as u64,
+                kek_spi: delivery.kek_spi.to_string(),
+                acknowledged: delivery
+                    .addressed
+                    .saturating_sub(delivery.outstanding.len() + delivery.farewell.len())
+                    as u64,
                 missing,
                 seconds: now.at.since(delivery.started).as_secs_f64(),
             });
@@ -300,6 +351,9 @@ impl Group {
     /// It answers older PUSHes too: a member takes no number below the last, and acknowledges copies of its last only.
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
         let Some(number) = self.members.at(peer) else {
+            if self.takes_leave(now, peer, &ack, output_length) {
+                return;
+            }
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
@@ -318,16 +372,10 @@ impl Group {
             self.counters.acks_duplicate += 1;
             return;
         }
-        let kek = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi);
-        let verified = kek.and_then(|kek| {
-            let plain = kek.ack_key.as_ref().and_then(|ack_key| ack_key.verify(ack.clone()).ok());
-            plain.or_else(|| kek.ack_key_output.as_ref().filter(|_| output_length)?.verify(ack).ok())
-        });
-        let Some(ack) = verified else {
+        if !self.is_genuine(&ack, output_length) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "HASH mismatch");
-        };
-        let ack = ack.into_inner();
+        }
         self.counters.acks += 1;
         for older in &mut self.deliveries[..index] {
             older.outstanding.remove(number);
@@ -344,9 +392,49 @@ impl Group {
             group: self.settings.name.clone(),
             member: self.members.key(number).map(ToString::to_string).unwrap_or_default(),
             seq: u64::from(ack.seq.0),
+            kek_spi: spi.to_string(),
             milliseconds,
         });
         self.close_answered(now);
+    }
+
+    fn is_genuine(&self, ack: &Ack, output_length: bool) -> bool {
+        let Some(kek) = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == ack.spi) else {
+            return false;
+        };
+        let other = kek.ack_key_output.as_ref().filter(|_| output_length);
+        kek.ack_key.iter().chain(other).any(|key| key.verify(ack.clone()).is_ok())
+    }
+
+    /// A PUSH that told a former member to come again is acknowledged: it needs no more copies.
+    fn takes_leave(&mut self, now: Now, peer: SocketAddr, ack: &Ack, output_length: bool) -> bool {
+        if ack.address() != Some(peer.ip()) || !self.is_genuine(ack, output_length) {
+            return false;
+        }
+        let sent = |d: &&mut Delivery| d.kek_spi == ack.spi && d.seq == ack.seq && !d.is_unsigned();
+        let Some(delivery) = self.deliveries.iter_mut().find(sent) else { return false };
+        let before = delivery.farewell.len();
+        delivery.farewell.retain(|(_, address)| *address != peer);
+        let counts = delivery.farewell.len() < before;
+        self.counters.acks += u64::from(counts);
+        self.close_answered(now);
+        counts
+    }
+
+    /// A former member is back: what told it to come must not reach it any more.
+    pub(super) fn returned(&mut self, peer: SocketAddr) -> Vec<Change> {
+        let mut back = Vec::new();
+        for (delivery, index) in self.deliveries.iter_mut().zip(0..) {
+            let before = delivery.farewell.len();
+            delivery.farewell.retain(|(_, address)| *address != peer);
+            if delivery.farewell.len() < before {
+                back.push(index);
+            }
+        }
+        back.into_iter()
+            .filter_map(|index: usize| self.deliveries.get(index))
+            .map(|it| self.push_row(it))
+            .collect()
     }
 
     /// Closes what everybody acknowledged.
@@ -356,9 +444,8 @@ impl Group {
             return;
         }
         let (acknowledgement, missed) = (communication.acknowledgement, communication.missed_rekeys);
-        let answered = |delivery: &Delivery| {
-            !delivery.is_unsigned() && delivery.copies() > 0 && delivery.outstanding.is_empty()
-        };
+        let answered =
+            |delivery: &Delivery| !delivery.is_unsigned() && delivery.copies() > 0 && delivery.is_answered();
         while let Some(index) = self.deliveries.iter().position(answered) {
             self.close(now, index, acknowledgement, missed);
         }
@@ -374,12 +461,17 @@ impl Group {
 
     /// Timers of keys and deliveries.
     pub fn on_timeout(&mut self, now: Now, entropy: &mut dyn Entropy) {
+        self.try_again(now.at);
         self.send_due(now);
         self.on_key_timers(now, entropy);
     }
 
-    /// The group's next timer.
+    /// The group's next timer; none while the store refuses writes.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
-        Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup())
+        if self.frozen.is_some() {
+            return None;
+        }
+        let retry = self.retry.map(|at| Wakeup { at, why: "a signing key that failed" });
+        Wakeup::earlier(retry, Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup()))
     }
 }

@@ -9,6 +9,7 @@
 //! and never another one under that number.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,10 +27,20 @@ use std::sync::Arc;
 
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
+use super::io::Outcome;
+use super::member::MemberKey;
 use super::pull;
 use super::push::{Delivery, Mark, Stage};
+use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
-use super::settings::SaSettings;
+use super::settings::{CommunicationSettings, SaSettings};
+
+/// Failures to read a signing key that this server made, before it makes another.
+const OWN_KEY_TRIES: u32 = 5;
+
+/// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
+/// due at once (RFC 6407 section 4).
+const LAST_NUMBERS: u32 = u32::MAX - 0xffff;
 
 /// Rekeys asked for while another was being signed.
 #[derive(Debug, Default)]
@@ -37,45 +48,71 @@ pub struct Wanted {
     tek: BTreeSet<String>,
     kek: bool,
     why: Option<&'static str>,
+    /// Its number.
+    rekey: u64,
 }
 
-/// What one rekey will do, for the operator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Started {
-    /// Its number under the KEK that protects it; none when there was nobody to tell.
-    pub seq: Option<SeqNumber>,
-    /// One line.
-    pub text: String,
+/// What an event of a PUSH says of its rekey.
+struct Cause {
+    rekey: u64,
+    pushes: u64,
+    why: &'static str,
+}
+
+/// Who a PUSH is for: members, and addresses that are no members any more.
+type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
+
+/// One PUSH of a rekey, laid out.
+struct Part {
+    seq: SeqNumber,
+    unsigned: Unsigned,
+    /// SPIs of new TEKs in it.
+    teks: Vec<String>,
+    /// SPI of the new KEK in it.
+    new_kek: Option<String>,
 }
 
 impl Group {
     /// Loads or makes the signing key; everything else waits for it. Called once after restore.
     pub fn start(&mut self, now: Now, entropy: &mut dyn Entropy) {
-        let Some(communication) = self.settings.communication.clone() else {
+        if self.settings.communication.is_none() {
             self.fill_keys(now, entropy);
             return;
-        };
+        }
+        self.ask_for_signer();
+    }
+
+    fn ask_for_signer(&mut self) {
+        let Some(communication) = &self.settings.communication else { return };
         let algorithm = communication.signature;
-        let stored = communication.signing_key.clone().or_else(|| self.signing_key.clone());
+        // One of our own that cannot be read again and again is given up for a new one.
+        let own = self.signing_key.as_ref().filter(|_| self.failures < OWN_KEY_TRIES);
+        let stored = communication.signing_key.as_ref().or(own).cloned();
         self.out.push_back(GroupOutput::Job(match stored {
             Some(pkcs8) => Job::LoadSigner { algorithm, pkcs8 },
             None => Job::MakeSigner { algorithm, key_bits: communication.signature_key_bits },
         }));
     }
 
-    /// A job of this group is done. `Err` says why the group cannot work.
-    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), CryptoError> {
+    /// A job of this group is done.
+    ///
+    /// # Errors
+    /// Why it failed, and when it is tried again.
+    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), String> {
         match done {
-            Done::Signer(result) => {
-                let (signer, pkcs8) = result?;
+            Done::Signer(Ok((signer, pkcs8))) => {
+                self.failures = 0;
                 self.on_signer(now, signer, pkcs8, entropy);
                 Ok(())
             }
-            Done::Signed(result) => {
-                self.on_signed(now, &result?);
+            Done::Signed(Ok(signature)) => {
+                self.failures = 0;
+                self.on_signed(now, &signature);
                 self.want_more(now, entropy);
                 Ok(())
             }
+            Done::Signer(Err(error)) => Err(self.on_failure(now.at, "the signing key", &error)),
+            Done::Signed(Err(error)) => Err(self.on_failure(now.at, "signing a push", &error)),
             Done::DhKey(_)
             | Done::Shared(_)
             | Done::Responded(_)
@@ -83,6 +120,42 @@ impl Group {
             | Done::Phase1Signed(_)
             | Done::Phase1Verified(_) => Ok(()),
         }
+    }
+
+    /// A job of the signing key failed: again after 1, 2, 4 .. 60 s. What counts from the PUSH waits with it.
+    fn on_failure(&mut self, at: Instant, what: &str, error: &CryptoError) -> String {
+        let delay = Duration::from_secs((1 << self.failures.min(6)).min(60));
+        self.failures += 1;
+        self.retry = Some(at + delay);
+        let mut since = None;
+        for delivery in &mut self.deliveries {
+            if let Stage::Unsigned { asked, .. } = &mut delivery.stage {
+                *asked = false;
+                since.get_or_insert(delivery.started);
+            }
+        }
+        if let Some(since) = since {
+            self.postpone(since, delay);
+        }
+        format!("{what} failed, again in {} s: {error}", delay.as_secs())
+    }
+
+    /// Asks once more for what failed.
+    pub(super) fn try_again(&mut self, at: Instant) {
+        if self.retry.is_none_or(|retry| retry > at) {
+            return;
+        }
+        self.retry = None;
+        match self.signer {
+            Some(_) => self.sign_next(),
+            None => self.ask_for_signer(),
+        }
+    }
+
+    /// True when the next rekey waits for a signature. One that fails holds nothing up: keys get their successors, and
+    /// the PUSHes are signed in order when that works again.
+    fn is_signing(&self) -> bool {
+        self.failures == 0 && self.deliveries.iter().any(Delivery::is_unsigned)
     }
 
     fn on_signer(
@@ -110,14 +183,7 @@ impl Group {
     fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
         if let (Some(communication), None) = (&self.settings.communication, &self.kek) {
-            let kek = new_kek(
-                now,
-                communication.lifetime,
-                communication.cipher.key_len(),
-                communication.ack_request(),
-                entropy,
-            );
-            if let Some(mut kek) = kek {
+            if let Some(mut kek) = communication.new_kek(now, entropy) {
                 kek.generation = self.next_generation();
                 self.event(Event::GroupCreated {
                     group: self.settings.name.clone(),
@@ -139,12 +205,18 @@ impl Group {
         }
     }
 
-    fn new_tek(&self, now: Now, sa: &SaSettings, activates_in: Duration, entropy: &mut dyn Entropy) -> Tek {
+    fn new_tek(
+        &mut self,
+        now: Now,
+        sa: &SaSettings,
+        activates_in: Duration,
+        entropy: &mut dyn Entropy,
+    ) -> Tek {
         let mut spi = [0; 4];
         loop {
             entropy.fill(&mut spi);
             let candidate = u32::from_be_bytes(spi);
-            if candidate > 255 && !self.teks.iter().any(|tek| tek.spi == Spi(candidate)) {
+            if candidate > 255 && self.spis.insert(Spi(candidate)) {
                 break;
             }
         }
@@ -183,7 +255,9 @@ impl Group {
     /// When the KEK must be replaced, like [`Group::tek_due`].
     fn kek_due(&self) -> Option<Instant> {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
-        let fits = kek.key.len() == communication.cipher.key_len() && kek.ack == communication.ack_request();
+        let fits = kek.key.len() == communication.cipher.key_len()
+            && kek.ack == communication.ack_request()
+            && kek.seq.0 < LAST_NUMBERS;
         Some(if fits { kek.ends - communication.margin } else { Instant::default() })
     }
 
@@ -195,7 +269,7 @@ impl Group {
 
     /// The next rekey, retirement or end, when nothing is being signed.
     pub(super) fn rekey_wakeup(&self) -> Option<Wakeup> {
-        let signing = self.deliveries.iter().any(|delivery| delivery.is_unsigned());
+        let signing = self.is_signing();
         let ready = self.settings.communication.is_none() || self.signer.is_some();
         let rekeys = self
             .settings
@@ -211,7 +285,13 @@ impl Group {
             .teks
             .iter()
             .map(|tek| tek.retires.map_or(tek.ends, |retires| retires.min(tek.ends)))
-            .chain(self.old_keks.iter().filter_map(|kek| kek.replaced_until))
+            // One that a delivery still needs goes with it, see `on_key_timers`.
+            .chain(
+                self.old_keks
+                    .iter()
+                    .filter(|kek| !self.deliveries.iter().any(|delivery| delivery.kek_spi == kek.spi))
+                    .filter_map(|kek| kek.replaced_until),
+            )
             .min()
             .map(|at| Wakeup { at, why: "end of a key" });
         Wakeup::earlier(rekeys, ends)
@@ -224,6 +304,9 @@ impl Group {
             std::mem::take(&mut self.teks).into_iter().partition(|tek| tek.life(now.at).is_zero());
         self.teks = live;
         changes.extend(ended.iter().map(|tek| self.tek_gone(tek.spi)));
+        for tek in &ended {
+            self.spis.remove(&tek.spi);
+        }
         let in_use: BTreeSet<KekSpi> = self.deliveries.iter().map(|delivery| delivery.kek_spi).collect();
         let (ended, live): (Vec<Kek>, Vec<Kek>) =
             std::mem::take(&mut self.old_keks).into_iter().partition(|kek| {
@@ -235,7 +318,7 @@ impl Group {
             self.out.push_back(GroupOutput::Persist(changes));
         }
         let ready = self.settings.communication.is_none() || self.signer.is_some();
-        if ready && !self.deliveries.iter().any(Delivery::is_unsigned) {
+        if ready && !self.is_signing() {
             if self.sids_end() {
                 self.clean_slate(now, entropy);
                 return;
@@ -249,7 +332,8 @@ impl Group {
             if !due.is_empty() || kek_due(now.at) {
                 let teks = self.due_sas(now.at + span);
                 let kek = kek_due(now.at + span);
-                self.rekey(now, teks, kek, "before keys end", entropy);
+                let rekey = self.next_rekey();
+                self.rekey(now, teks, kek, (rekey, "before keys end"), entropy);
             }
         }
     }
@@ -265,7 +349,7 @@ impl Group {
         kek: bool,
         why: &'static str,
         entropy: &mut dyn Entropy,
-    ) -> Result<Started, String> {
+    ) -> Result<Outcome, String> {
         if self.settings.communication.is_some() && self.signer.is_none() {
             return Err("the group's signing key is not ready".to_owned());
         }
@@ -275,20 +359,29 @@ impl Group {
         if self.deliveries.iter().any(Delivery::is_unsigned) {
             self.wanted.tek.extend(sas);
             self.wanted.kek |= kek;
-            self.wanted.why = Some(why);
-            return Ok(Started {
-                seq: None,
+            if self.wanted.why.replace(why).is_none() {
+                self.wanted.rekey = self.next_rekey();
+            }
+            return Ok(Outcome {
                 text: "queued behind the rekey that is being signed".to_owned(),
+                rekey: Some(self.wanted.rekey),
+                push: None,
             });
         }
-        Ok(self.rekey(now, sas, kek, why, entropy))
+        let rekey = self.next_rekey();
+        Ok(self.rekey(now, sas, kek, (rekey, why), entropy))
     }
 
     fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let wanted = std::mem::take(&mut self.wanted);
         if let Some(why) = wanted.why {
-            self.rekey(now, wanted.tek, wanted.kek, why, entropy);
+            self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), entropy);
         }
+    }
+
+    fn next_rekey(&mut self) -> u64 {
+        self.rekeys += 1;
+        self.rekeys
     }
 
     /// Makes the new keys and lays out the PUSH that carries them.
@@ -297,22 +390,27 @@ impl Group {
         now: Now,
         sas: BTreeSet<String>,
         new_kek_wanted: bool,
-        why: &'static str,
+        (rekey, why): (u64, &'static str),
         entropy: &mut dyn Entropy,
-    ) -> Started {
+    ) -> Outcome {
         self.counters.rekeys += 1;
         let communication = self.settings.communication.clone();
-        let tell = communication.is_some() && !self.members.is_empty();
-        let (atd, dtd) = communication.as_ref().filter(|_| tell).map_or((0, 0), |communication| {
-            (u64::from(communication.activation_delay), u64::from(communication.deactivation_delay))
-        });
+        // Nothing is known of members that were cleared, or that this server's former life forgot, and they still hold keys:
+        // the overlap is kept with nobody in the list too.
+        let seq = self.kek.as_ref().map_or(0, |kek| kek.seq.0);
+        let mute = !self.members.is_empty() && seq == u32::MAX;
+        let tell = communication.is_some() && !self.members.is_empty() && !mute;
+        let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
         let mut changes = Vec::new();
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
             let old = self.current_tek(&sa.name).map(|tek| tek.ends);
-            let (activates_in, overlap) = match (&communication, old) {
-                (Some(_), _) => (Duration::from_secs(atd), Duration::from_secs(dtd)),
-                // Nobody is told: members fetch the successor before the old one ends, each at its own time, and may
+            let (activates_in, overlap) = match (communication.as_ref().filter(|_| !mute), old) {
+                (Some(communication), _) => (
+                    Duration::from_secs(u64::from(communication.activation_delay)),
+                    Duration::from_secs(u64::from(communication.deactivation_delay)),
+                ),
+                // Nobody can be told: members fetch the successor before the old one ends, each at its own time, and may
                 // send on it when the last one has it.
                 (None, Some(ends)) => {
                     (ends.since(now.at).saturating_sub(sa.lifetime / 64), ends.since(now.at))
@@ -333,43 +431,45 @@ impl Group {
         let mut successor = communication
             .as_ref()
             .filter(|_| new_kek_wanted)
-            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
+            .and_then(|communication| communication.new_kek(now, entropy));
         if let Some(kek) = &mut successor {
             kek.generation = self.next_generation();
         }
-        let spis: Vec<String> = teks.iter().map(|tek| tek.spi.to_string()).collect();
-        let new_spi = successor.as_ref().map(|kek| kek.spi.to_string());
-        let mut started = Started {
-            seq: None,
-            text: format!(
-                "new TEKs [{}], new KEK {}, no member to tell",
-                spis.join(" "),
-                new_spi.as_deref().unwrap_or("none")
-            ),
-        };
-        let message = communication
-            .as_ref()
-            .filter(|_| tell)
-            .and_then(|_| self.lay_out(now, &teks, successor.as_ref()));
-        if let Some((seq, unsigned)) = message {
-            let octets = unsigned.datagram_len();
-            self.dispatch(now, seq, unsigned, (&spis, &new_spi, why), &mut changes);
-            started = Started {
-                seq: Some(seq),
+        let parts = if tell { self.lay_out(now, &teks, successor.as_ref()) } else { Vec::new() };
+        let keys = format!(
+            "new TEKs [{}], new KEK {}",
+            teks.iter().map(|tek| tek.spi.to_string()).collect::<Vec<_>>().join(" "),
+            successor.as_ref().map_or("none".to_owned(), |kek| kek.spi.to_string())
+        );
+        let cause = Cause { rekey, pushes: parts.len() as u64, why };
+        let mut outcome = Outcome { text: format!("{keys}, no member to tell"), rekey: None, push: None };
+        if let (Some(first), Some(last), Some(kek)) = (parts.first(), parts.last(), &self.kek) {
+            let octets: usize = parts.iter().map(|part| part.unsigned.datagram_len()).sum();
+            let numbers = match parts.len() {
+                1 => format!("{}", first.seq),
+                _ => format!("{} to {}", first.seq, last.seq),
+            };
+            outcome = Outcome {
                 text: format!(
-                    "rekey SEQ {seq}: new TEKs [{}], new KEK {}, {octets} octets to {} members",
-                    spis.join(" "),
-                    new_spi.as_deref().unwrap_or("none"),
+                    "rekey SEQ {numbers}: {keys}, {octets} octets to {} members",
                     self.members.len()
                 ),
+                rekey: Some(rekey),
+                push: Some((kek.spi, last.seq)),
             };
-        }
-        if started.seq.is_none() {
+        } else {
             self.untold += 1;
         }
+        for part in parts {
+            let members = (self.members.numbers(), Vec::new());
+            self.dispatch(now, part, &cause, members, &mut changes);
+        }
         if let Some(mut successor) = successor {
+            let last = outcome.push.map(|(_, seq)| seq);
             // Deviation `kek-old-spi`: such members count on under the new KEK.
-            if let (true, Some(seq)) = (self.settings.push_dialect.kek_old_spi, started.seq) {
+            if let (true, Some(seq)) =
+                (self.settings.push_dialect.kek_old_spi, last.filter(|seq| seq.0 < LAST_NUMBERS))
+            {
                 successor.seq = seq;
             }
             self.succeed(now, successor, &mut changes);
@@ -377,36 +477,40 @@ impl Group {
         self.teks.extend(teks);
         self.out.push_back(GroupOutput::Persist(changes));
         self.sign_next();
-        started
+        outcome
     }
 
-    /// A PUSH begins its way to every member: its number and content are among `changes`.
+    /// A PUSH begins its way: its number and content are among `changes`.
     fn dispatch(
         &mut self,
         now: Now,
-        seq: SeqNumber,
-        unsigned: Unsigned,
-        (teks, new_kek, why): (&[String], &Option<String>, &str),
+        part: Part,
+        cause: &Cause,
+        (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
+        let Part { seq, unsigned, teks, new_kek } = part;
         let Some(protecting) = self.kek.as_mut() else { return };
         protecting.seq = seq;
         let protecting = protecting.clone();
         changes.push(self.kek_row(&protecting));
         let octets = unsigned.datagram_len();
         let mark = Mark { generation: protecting.generation, seq: seq.0 };
-        let delivery = Delivery::new(protecting.spi, mark, unsigned, self.members.numbers(), now.at);
+        let addressed = members.len() + farewell.len();
+        let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
         changes.push(self.push_row(&delivery));
         self.deliveries.push(delivery);
         self.event(Event::RekeyStarted {
             group: self.settings.name.clone(),
+            rekey: cause.rekey,
+            pushes: cause.pushes,
             seq: u64::from(seq.0),
             kek_spi: protecting.spi.to_string(),
-            teks: teks.to_vec(),
-            new_kek: new_kek.clone(),
-            members: self.members.len() as u64,
+            teks,
+            new_kek,
+            members: addressed as u64,
             octets: octets as u64,
-            why: why.to_owned(),
+            why: cause.why.to_owned(),
         });
     }
 
@@ -421,31 +525,69 @@ impl Group {
         }
     }
 
+    /// Forgets every member. A Delete of the rekey SA tells them, so that they register again within seconds and keep
+    /// their TEKs until then (RFC 6407 section 5.9). A Delete of the IKE SA would not: it is gone a minute after a registration,
+    /// and one that is deleted then says nothing of the membership.
+    ///
+    /// Who is removed alone learns of it otherwise: an expelled member by a TEK that ends, one that expired for silence
+    /// cannot be reached and finds out the same way.
+    ///
+    pub fn clear_members(&mut self, now: Now, reason: &str, entropy: &mut dyn Entropy) -> Outcome {
+        let members: Vec<(MemberKey, (SocketAddr, SocketAddr))> =
+            self.members.iter().map(|(key, member)| (key.clone(), (member.local, member.peer))).collect();
+        let count = members.len();
+        let text = format!("{count} members cleared; they register again before their keys end");
+        let mut outcome = Outcome::from(text);
+        let mut changes = Vec::new();
+        let communication = self.settings.communication.clone().filter(|_| !members.is_empty());
+        if let Some(communication) = communication
+            && let Some(part) = self.lay_out_delete(&communication, vec![delete_everything(0, 16)])
+            && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
+            && let Some(mut successor) = communication.new_kek(now, entropy)
+        {
+            let rekey = self.next_rekey();
+            outcome = Outcome {
+                text: format!("{count} members cleared; rekey SEQ {} tells them to register again", part.seq),
+                rekey: Some(rekey),
+                push: Some((spi, part.seq)),
+            };
+            let cause = Cause { rekey, pushes: 1, why: "members cleared" };
+            let to = (NumberSet::default(), members.iter().map(|(_, address)| *address).collect());
+            self.dispatch(now, part, &cause, to, &mut changes);
+            successor.generation = self.next_generation();
+            self.succeed(now, successor, &mut changes);
+        }
+        self.untold += 1;
+        for (key, _) in &members {
+            changes.extend(self.forget_member(key, reason));
+        }
+        self.out.push_back(GroupOutput::Persist(changes));
+        for (key, _) in &members {
+            self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
+        }
+        self.sign_next();
+        outcome
+    }
+
     /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
     /// 6407 section 3.5). What was offered to registrations under way is void.
     fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
         self.counters.rekeys += 1;
         self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
-        let mut changes: Vec<Change> =
-            std::mem::take(&mut self.teks).iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        let ended = std::mem::take(&mut self.teks);
+        let mut changes: Vec<Change> = ended.iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        for tek in &ended {
+            self.spis.remove(&tek.spi);
+        }
         let communication = self.settings.communication.clone();
-        let successor = communication
-            .as_ref()
-            .and_then(|c| new_kek(now, c.lifetime, c.cipher.key_len(), c.ack_request(), entropy));
-        if let (Some(c), Some(kek)) = (&communication, self.kek.as_ref().filter(|_| !self.members.is_empty()))
-            && let Some(seq) = kek.seq.next()
+        let successor = communication.as_ref().and_then(|communication| communication.new_kek(now, entropy));
+        let everything = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
+        if let Some(communication) = communication.as_ref().filter(|_| !self.members.is_empty())
+            && let Some(part) = self.lay_out_delete(communication, everything)
         {
-            let everything = |protocol, spi_size: u8| Delete {
-                doi: Doi::Gdoi,
-                protocol,
-                spi_size,
-                spis: vec![vec![0; usize::from(spi_size)]],
-            };
-            let deletes = vec![everything(TekProtocol::Esp.number(), 4), everything(0, 16)];
-            let content = PushContent { seq, deletes, keys: None };
-            let length = c.signature.octets(c.signature_key_bits);
-            let unsigned = Unsigned::new(kek.spi, &content, length);
-            self.dispatch(now, seq, unsigned, (&[], &None, "sender-ids end"), &mut changes);
+            let cause = Cause { rekey: self.next_rekey(), pushes: 1, why: "sender-ids end" };
+            let members = (self.members.numbers(), Vec::new());
+            self.dispatch(now, part, &cause, members, &mut changes);
         }
         if let Some(mut successor) = successor {
             successor.generation = self.next_generation();
@@ -474,18 +616,60 @@ impl Group {
         (span + Duration::from_secs(10)).max(pull::LIFE)
     }
 
+    /// PUSHes that were to leave from `since` on leave `delay` later: so do the moments that count from them.
+    pub(super) fn postpone(&mut self, since: Instant, delay: Duration) {
+        let mut moved: Vec<Spi> = Vec::new();
+        for tek in &mut self.teks {
+            let before = (tek.activates, tek.retires);
+            if tek.activates >= since {
+                tek.activates = tek.activates + delay;
+            }
+            tek.retires =
+                tek.retires.map(|at| if at >= since { (at + delay).min(tek.ends.max(at)) } else { at });
+            if before != (tek.activates, tek.retires) {
+                moved.push(tek.spi);
+            }
+        }
+        for kek in &mut self.old_keks {
+            kek.replaced_until = kek.replaced_until.map(|at| if at >= since { at + delay } else { at });
+        }
+        let changes: Vec<Change> =
+            self.teks.iter().filter(|tek| moved.contains(&tek.spi)).map(|tek| self.tek_row(tek)).collect();
+        if !changes.is_empty() {
+            self.out.push_back(GroupOutput::Persist(changes));
+        }
+    }
+
     fn next_generation(&self) -> u64 {
         self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
     }
 
-    fn lay_out(&mut self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Option<(SeqNumber, Unsigned)> {
-        let communication = self.settings.communication.clone()?;
+    /// A PUSH that only deletes; none without a KEK or a number.
+    fn lay_out_delete(&self, communication: &CommunicationSettings, deletes: Vec<Delete>) -> Option<Part> {
+        let kek = self.kek.as_ref()?;
+        let seq = kek.seq.next()?;
+        let content = PushContent { seq, deletes, keys: None };
+        let length = communication.signature.octets(communication.signature_key_bits);
+        let unsigned = Unsigned::new(kek.spi, &content, length);
+        Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
+    }
+
+    /// The PUSHes that carry these keys; none without a KEK or a number.
+    fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
+        self.kek
+            .as_ref()
+            .and_then(|kek| self.lay_out_part(now, kek.seq.next()?, teks, successor))
+            .into_iter()
+            .collect()
+    }
+
+    fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
+        let communication = self.settings.communication.as_ref()?;
         let protecting = self.kek.as_ref()?;
-        let seq = protecting.seq.next()?;
         let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
-                self.kek_policy(&communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
+                self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
             }),
             activation_delay: communication.activation_delay,
             deactivation_delay: Some(communication.deactivation_delay),
@@ -505,11 +689,19 @@ impl Group {
             )),
         };
         let signature_len = communication.signature.octets(communication.signature_key_bits);
-        Some((seq, Unsigned::new(protecting.spi, &content, signature_len)))
+        Some(Part {
+            seq,
+            unsigned: Unsigned::new(protecting.spi, &content, signature_len),
+            teks: teks.iter().map(|tek| tek.spi.to_string()).collect(),
+            new_kek: successor.map(|kek| kek.spi.to_string()),
+        })
     }
 
     /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.
     pub(super) fn sign_next(&mut self) {
+        if self.retry.is_some() {
+            return;
+        }
         let (Some(signer), Some(communication)) = (self.signer.clone(), &self.settings.communication) else {
             return;
         };
@@ -540,23 +732,25 @@ impl Group {
     }
 }
 
-/// A fresh rekey SA with counter 0.
-fn new_kek(
-    now: Now,
-    lifetime: Duration,
-    key_len: usize,
-    ack: Option<gdoi_proto::policy::AckRequest>,
-    entropy: &mut dyn Entropy,
-) -> Option<Kek> {
-    let mut spi = [0; 16];
-    while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
-        entropy.fill(&mut spi);
+/// Everything of a kind goes: SPI 0 (RFC 6407 section 5.9).
+fn delete_everything(protocol: u8, spi_size: u8) -> Delete {
+    Delete { doi: Doi::Gdoi, protocol, spi_size, spis: vec![vec![0; usize::from(spi_size)]] }
+}
+
+impl CommunicationSettings {
+    /// A fresh rekey SA with counter 0; none when the key has no AES length.
+    fn new_kek(&self, now: Now, entropy: &mut dyn Entropy) -> Option<Kek> {
+        let mut spi = [0; 16];
+        while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
+            entropy.fill(&mut spi);
+        }
+        let mut iv = [0; 16];
+        entropy.fill(&mut iv);
+        let key = fresh_secret(self.cipher.key_len(), entropy);
+        let ends_unix = now.unix_seconds + self.lifetime.as_secs();
+        let life = (now.at, now.at + self.lifetime, ends_unix);
+        make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, self.ack_request())
     }
-    let mut iv = [0; 16];
-    entropy.fill(&mut iv);
-    let key = fresh_secret(key_len, entropy);
-    let ends_unix = now.unix_seconds + lifetime.as_secs();
-    make_kek(KekSpi(spi), iv, key, SeqNumber(0), (now.at, now.at + lifetime, ends_unix), ack)
 }
 
 /// A rekey SA from its parts; none when the key has no AES length.

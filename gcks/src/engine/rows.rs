@@ -90,6 +90,9 @@ struct PushBody {
     unsigned: Option<Hex>,
     signature_len: usize,
     datagram: Option<Hex>,
+    /// Where it goes besides the members.
+    #[serde(default)]
+    farewell: Vec<(SocketAddr, SocketAddr)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -251,6 +254,7 @@ impl Group {
             unsigned,
             signature_len,
             datagram,
+            farewell: delivery.farewell.clone(),
         };
         row(Kind::Push, self.push_key_name(delivery.kek_spi, delivery.seq), &body)
     }
@@ -407,6 +411,7 @@ impl Group {
         let mut delivery =
             Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
+        delivery.farewell = body.farewell;
         self.deliveries.push(delivery);
         Ok(())
     }
@@ -445,7 +450,7 @@ impl Group {
     pub(super) fn restored(&mut self) {
         for delivery in &mut self.deliveries {
             delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
-            delivery.addressed = delivery.outstanding.len();
+            delivery.addressed = delivery.outstanding.len() + delivery.farewell.len();
         }
         self.deliveries.sort_by_key(|delivery| delivery.mark);
         // Rows come by SPI; the order of TEKs is their age.

@@ -364,7 +364,9 @@ impl World {
                     }
                 }
                 ServerOutput::Event(event) => self.trace.event(self.now, "gcks", &event),
-                ServerOutput::Reply { result, .. } => self.replies.push(result),
+                ServerOutput::Reply { result, .. } => {
+                    self.replies.push(result.map(|done| (done.text, done.push.map(|(_, seq)| seq.0))));
+                }
             }
         }
     }
