@@ -324,9 +324,11 @@ impl Daemon {
         }
     }
 
-    /// Writes what waits; what waited for that still leaves, so that nobody misses an answer that is true.
+    /// Ends the IKE SAs and writes what waits; what waited for that still leaves, so that nobody misses an answer that is
+    /// true.
     fn stop(mut self, mut reports: mpsc::UnboundedReceiver<Report>) {
         self.publish(&Event::DaemonStopping);
+        self.tell(Input::Stop);
         self.writer.finish();
         while let Ok(report) = reports.try_recv() {
             match report {

@@ -63,7 +63,7 @@ impl KeyServer {
         now: Now,
         mut entropy: Box<dyn Entropy>,
     ) -> Result<KeyServer, RestoreError> {
-        let peers = Peers::new(&settings, entropy.as_mut());
+        let mut peers = Peers::new(&settings, entropy.as_mut());
         let mut groups: BTreeMap<String, Group> = settings
             .groups
             .into_iter()
@@ -77,6 +77,7 @@ impl KeyServer {
                 }
             }
         }
+        groups.values().flat_map(Group::members).for_each(|(_, member)| peers.acquaint(member.peer.ip()));
         let by_id = groups
             .values()
             .flat_map(|group| {
@@ -201,7 +202,7 @@ impl KeyServer {
             }
             Command::Expel { group, member } => {
                 let group = find(&mut self.groups, &group)?;
-                let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
+                let key = group.find_member(&member)?;
                 group.expel(&key);
                 if !group.settings.rekey_on_leave {
                     return Ok((
@@ -380,6 +381,7 @@ impl Machine for KeyServer {
             Input::Job(result) => self.on_job(now, result),
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
             Input::StoreFailing(failing) => self.store_failing = failing,
+            Input::Stop => self.peers.delete_all("the key server stops", self.entropy.as_mut()),
         }
         self.settle(now);
     }
