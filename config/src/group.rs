@@ -50,8 +50,17 @@ pub(crate) fn read_groups(
     let report = root.report();
     let proposals = ipsec::read_proposals(root, options);
     let mut ids: Vec<(GroupId, &str)> = Vec::new();
+    let mut addresses: Vec<(IpAddr, &str)> = Vec::new();
     let mut groups = Vec::new();
     for (name, table) in root.named_tables("group") {
+        // The name heads the keys of the group's stored rows, and stands in logs.
+        if name.is_empty() || name.contains(|letter: char| letter == '/' || letter.is_control()) {
+            report.problem(
+                &table.place,
+                "the name of a group is empty, or has a / or a control character",
+                "",
+            );
+        }
         let id = read_group_id(&table);
         if let Some(id) = &id {
             match ids.iter().find(|(other, _)| other == id) {
@@ -63,7 +72,18 @@ pub(crate) fn read_groups(
                 None => ids.push((id.clone(), name)),
             }
         }
-        groups.push(read_group(name, id, &table, gateways, &proposals, options));
+        let group = read_group(name, id, &table, gateways, &proposals, options);
+        if let Some(address) = group.as_ref().and_then(|group| group.address) {
+            match addresses.iter().find(|(other, _)| *other == address) {
+                Some((_, other)) => report.problem(
+                    &table.place_of("group-address"),
+                    format!("{address} is the address of group.{other} already"),
+                    "an address of its own for every group",
+                ),
+                None => addresses.push((address, name)),
+            }
+        }
+        groups.push(group);
     }
     groups.into_iter().collect()
 }

@@ -634,6 +634,28 @@ fn a_group_may_have_an_address_for_old_members() {
     let text = change(GOOD, "group-id = 1", "group-id = 1\ngroup-address = \"239.192.0.1\"");
     let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(loaded.config.groups[0].address, Some("239.192.0.1".parse().unwrap()));
+    let second = format!(
+        "{text}[group.H]\ngroup-id = 2\ngroup-address = \"239.192.0.1\"\nike-gateways = [\"gw\"]\n[group.H.ipsec-sa.S]\nproposal = \"esp\"\n[[group.H.ipsec-sa.S.match-policy]]\nname = \"m\"\nsource = \"10.0.0.0/8\"\ndestination = \"10.0.0.0/8\"\n"
+    );
+    assert_eq!(
+        problems(&second),
+        [
+            "32:1: group.H.group-address: 239.192.0.1 is the address of group.G already (an address of its own for every group)"
+        ]
+    );
+}
+
+#[test]
+fn the_name_of_a_group_fits_into_the_keys_of_its_rows() {
+    for name in ["", "a/b", "a\\u0007"] {
+        let text = GOOD.replace("group.G", &format!("group.\"{name}\""));
+        let found = problems(&text);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].ends_with("the name of a group is empty, or has a / or a control character"),
+            "{found:?}"
+        );
+    }
 }
 
 /// A second dynamic gateway after `gw`.

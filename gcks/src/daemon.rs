@@ -38,6 +38,7 @@ use crate::convert;
 use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
+use crate::inbox::Inbox;
 use crate::pace::Pace;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
@@ -187,6 +188,8 @@ struct Daemon {
     gate: Gate<Output>,
     writer: Writer,
     sockets: Sockets,
+    /// Datagrams on their way in.
+    inbox: Inbox,
     /// Pushes on their way out.
     pace: Pace,
     /// Datagrams told to the engine.
@@ -233,6 +236,7 @@ impl Daemon {
             engine,
             gate: Gate::new(),
             writer,
+            inbox: Inbox::default(),
             pace: Pace::new(sockets.receive_buffer()),
             taken: 0,
             sockets,
@@ -260,7 +264,9 @@ impl Daemon {
     async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
         self.drain();
         loop {
-            let sleep = self.on_timers(inlets.datagrams.is_empty());
+            let sleep = self.on_timers(inlets.datagrams.is_empty() && self.inbox.is_empty());
+            let waits = !self.inbox.is_empty() && self.gate.held() < HELD;
+            let sleep = if waits { Duration::ZERO } else { sleep };
             tokio::select! {
                 // What finishes something goes before what begins something.
                 biased;
@@ -280,15 +286,15 @@ impl Daemon {
                     }
                 }
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
-                Some(datagram) = inlets.datagrams.recv(), if self.gate.held() < HELD => {
-                    self.on_datagram(datagram);
-                    for _ in 1..BATCH {
-                        let true = self.gate.held() < HELD else { break };
+                Some(datagram) = inlets.datagrams.recv(), if self.gate.held() < HELD && self.inbox.has_room() => {
+                    self.inbox.put(datagram);
+                    while self.inbox.has_room() {
                         let Ok(datagram) = inlets.datagrams.try_recv() else { break };
-                        self.on_datagram(datagram);
+                        self.inbox.put(datagram);
                     }
+                    self.on_datagrams();
                 }
-                () = std::future::ready(()), if sleep.is_zero() => {}
+                () = std::future::ready(()), if sleep.is_zero() => self.on_datagrams(),
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -324,9 +330,11 @@ impl Daemon {
         }
     }
 
-    /// Writes what waits; what waited for that still leaves, so that nobody misses an answer that is true.
+    /// Ends the IKE SAs and writes what waits; what waited for that still leaves, so that nobody misses an answer that is
+    /// true.
     fn stop(mut self, mut reports: mpsc::UnboundedReceiver<Report>) {
         self.publish(&Event::DaemonStopping);
+        self.tell(Input::Stop);
         self.writer.finish();
         while let Ok(report) = reports.try_recv() {
             match report {
@@ -345,9 +353,20 @@ impl Daemon {
         self.hub.publish(self.clock.now().unix_seconds, event);
     }
 
-    fn on_datagram(&mut self, datagram: Datagram) {
-        self.taken += 1;
-        self.tell(Input::Datagram(datagram));
+    /// Tells the engine of some datagrams that wait.
+    fn on_datagrams(&mut self) {
+        for _ in 0..BATCH {
+            let true = self.gate.held() < HELD else { break };
+            let Some(datagram) = self.inbox.take() else { break };
+            self.taken += 1;
+            self.tell(Input::Datagram(datagram));
+        }
+    }
+
+    /// Counters of the sockets; what the inbox dropped is dropped because the engine was behind.
+    fn counters(&self) -> UdpCounters {
+        let counters = self.sockets.counters();
+        UdpCounters { overflowed: counters.overflowed + self.inbox.shed(), ..counters }
     }
 
     fn tell(&mut self, input: Input) {
@@ -448,7 +467,7 @@ impl Daemon {
             Request::Watch => return refuse(reply, "not on this way"),
             Request::ClearStatistics { group } => {
                 if group.is_none() {
-                    self.cleared = self.sockets.counters();
+                    self.cleared = self.counters();
                 }
                 Command::ClearStatistics { group }
             }
@@ -468,7 +487,7 @@ impl Daemon {
     fn snapshot(&self) -> GcksSnapshot {
         let show_keys = self.options.show_keys || self.options.lab;
         let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
-        let (counters, cleared) = (self.sockets.counters(), &self.cleared);
+        let (counters, cleared) = (self.counters(), &self.cleared);
         let statistics = &mut snapshot.statistics;
         statistics.datagrams_received = counters.received - cleared.received;
         statistics.datagrams_sent = counters.sent - cleared.sent;

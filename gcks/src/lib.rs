@@ -9,6 +9,8 @@ pub mod daemon;
 /// The sans-IO key server.
 pub mod engine;
 #[cfg(feature = "daemon")]
+mod inbox;
+#[cfg(feature = "daemon")]
 pub mod pace;
 #[cfg(feature = "daemon")]
 pub mod store;

@@ -492,15 +492,28 @@ impl Group {
     }
 
     /// A member by identity, address, or address and port, as `show` prints them.
-    pub fn find_member(&self, text: &str) -> Option<MemberKey> {
-        self.members
+    ///
+    /// # Errors
+    /// For the operator: nobody is meant, or several are, and how each of these is named alone.
+    pub fn find_member(&self, text: &str) -> Result<MemberKey, String> {
+        let found: Vec<(&MemberKey, &Member)> = self
+            .members
             .iter()
-            .find(|(key, member)| {
+            .filter(|(key, member)| {
                 key.to_string() == text
                     || member.peer.to_string() == text
                     || member.peer.ip().to_string() == text
             })
-            .map(|(key, _)| key.clone())
+            .collect();
+        match found.as_slice() {
+            [] => Err(format!("no member {text}")),
+            [(key, _)] => Ok((*key).clone()),
+            several => {
+                let names: Vec<String> =
+                    several.iter().map(|(key, member)| format!("{} ({key})", member.peer)).collect();
+                Err(format!("{text} means several members, say which: {}", names.join(", ")))
+            }
+        }
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Input {
     },
     /// The store refuses writes (`true`) or takes them again (`false`): registrations wait meanwhile.
     StoreFailing(bool),
+    /// The daemon ends: peers are told that their IKE SAs do. Memberships and keys live on.
+    Stop,
 }
 
 /// An operator's wish.

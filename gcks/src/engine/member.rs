@@ -5,12 +5,23 @@ use std::sync::Arc;
 
 use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
+use gdoi_proto::registry::IdType;
 use ike::io::Instant;
 
 use super::push::Mark;
 
-/// Names a member within its group: the authenticated phase 1 identity.
+/// Names a member within its group: the authenticated phase 1 identity in the form of [`member_key`].
 pub type MemberKey = Identification;
+
+/// The one form of an identity that peers write in several: protocol and port 0 (17/500 says no more, RFC 2407 section
+/// 4.6.2), host and mail names in lower case.
+pub fn member_key(mut identity: Identification) -> MemberKey {
+    (identity.protocol, identity.port) = (0, 0);
+    if matches!(identity.id_type, IdType::Fqdn | IdType::UserFqdn) {
+        identity.data.make_ascii_lowercase();
+    }
+    identity
+}
 
 /// A registered member.
 #[derive(Debug, Clone)]

@@ -65,7 +65,7 @@ impl KeyServer {
         now: Now,
         mut entropy: Box<dyn Entropy>,
     ) -> Result<KeyServer, RestoreError> {
-        let peers = Peers::new(&settings, entropy.as_mut());
+        let mut peers = Peers::new(&settings, entropy.as_mut());
         let mut groups: BTreeMap<String, Group> = settings
             .groups
             .into_iter()
@@ -79,6 +79,7 @@ impl KeyServer {
                 }
             }
         }
+        groups.values().flat_map(Group::members).for_each(|(_, member)| peers.acquaint(member.peer.ip()));
         let by_id = groups
             .values()
             .flat_map(|group| {
@@ -218,7 +219,7 @@ impl KeyServer {
                 Ok(group.clear_members(now, "cleared by the operator", entropy))
             }),
             Command::Expel { group, member } => self.command(&group, |group, entropy| {
-                let key = group.find_member(&member).ok_or_else(|| format!("no member {member}"))?;
+                let key = group.find_member(&member)?;
                 group.expel(&key);
                 if !group.settings.rekey_on_leave {
                     let text =
@@ -406,6 +407,7 @@ impl Machine for KeyServer {
                     group.on_store(now.at, failing);
                 }
             }
+            Input::Stop => self.peers.delete_all("the key server stops", self.entropy.as_mut()),
         }
         self.settle(now);
     }

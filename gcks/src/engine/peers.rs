@@ -1,41 +1,45 @@
 //! Phase 1 negotiations in flight and established, and the exchanges under them. Knows nothing of groups: it asks
 //! ([`Ask`]) and is answered, so that peers can be spread over threads while a group stays in one place.
 //! [`shard_of`] says which peer table a datagram belongs to.
+//!
+//! Negotiations and their limits are in `peers/half_open.rs`, what runs under an SA in `peers/exchanges.rs`.
+
+mod established;
+mod exchanges;
+mod half_open;
+mod notify_limit;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::header::{Flags, Header};
 use gdoi_proto::ids::{Cookie, CookiePair, GroupId, MessageId};
 use gdoi_proto::message::Message;
-use gdoi_proto::payload::{Identification, KeyDownload};
+use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
 use ike::io::{Entropy, Instant, Now, Wakeup};
-use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
-use ike::protect::notify::{self, Informational};
+use ike::phase1::{FirstAggressive, Mode, Refusal, Responder, Step};
+use ike::protect::notify;
 use ike::sa::IkeSa;
 
 use super::group::Terms;
-use super::pull::{self, Pull, Wish};
+use super::member::member_key;
 use super::settings::{GatewaySettings, Settings};
+use established::{ANSWER_LIFE, Established};
+use half_open::{Acquaintances, HalfOpen, HalfOpenTable, Room};
+use notify_limit::NotifyLimit;
 
-/// Message 6 is repeated on request this long after phase 1.
-const ANSWER_LIFE: Duration = Duration::from_secs(60);
-/// An SA is deleted this long after its last PULL: members that come again negotiate anew, and a hundred thousand idle
-/// SAs would hold more memory than their members.
-const IDLE_LIFE: Duration = Duration::from_secs(60);
-/// PULLs under way per SA.
-const MAX_PULLS: usize = 8;
-/// Clear notifications per second, in all.
-const NOTIFIES_PER_SECOND: u32 = 10;
+/// Clear notifications per second: in all, and to one address.
+const CLEAR_NOTIFIES: (u32, u32) = (10, 1);
+/// Protected refusals per second: in all, and to one address.
+const REFUSALS: (u32, u32) = (100, 4);
 
 /// Names one PULL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,67 +111,20 @@ pub struct PeerCounters {
     pub limited: u64,
 }
 
-struct HalfOpen {
-    responder: Responder,
-    gateway: Arc<GatewaySettings>,
-    local: SocketAddr,
-    peer: SocketAddr,
-    started: Instant,
-    ends: Instant,
-}
-
-struct Established {
-    sa: IkeSa,
-    gateway: Arc<GatewaySettings>,
-    local: SocketAddr,
-    peer: SocketAddr,
-    answered: Option<Answered>,
-    since: Instant,
-    /// Last valid message of a PULL; before the first, the same as `since`.
-    used: Instant,
-    watch: Option<Watch>,
-    /// Its moment in the timers: never after [`Established::due`].
-    timer: Instant,
-    pulls: BTreeMap<MessageId, Pull>,
-}
-
-impl Established {
-    /// When it ends by itself: its life is over, or nobody needs it.
-    fn ends(&self) -> Instant {
-        self.sa.expires.min(self.used + IDLE_LIFE)
-    }
-
-    /// When to look at it again.
-    fn due(&self) -> Instant {
-        let ends = self.ends();
-        self.watch.as_ref().and_then(Watch::due).map_or(ends, |due| due.min(ends))
-    }
-
-    fn heard(&mut self) {
-        if let Some(watch) = &mut self.watch {
-            watch.heard();
-        }
-    }
-}
-
 /// The peer table.
 pub struct Peers {
     gateways: Vec<Arc<GatewaySettings>>,
     /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
     dynamic: Option<Arc<GatewaySettings>>,
-    limit: usize,
-    limit_per_address: usize,
-    timeout: Duration,
     secret: [u8; 32],
     counter: u64,
-    half_open: BTreeMap<CookiePair, Box<HalfOpen>>,
-    by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
-    per_address: BTreeMap<IpAddr, usize>,
+    half_open: HalfOpenTable,
+    acquaintances: Acquaintances,
     established: BTreeMap<CookiePair, Box<Established>>,
     by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
-    notify_window: (u64, u32),
-    notified: BTreeMap<IpAddr, u64>,
+    notifies: NotifyLimit,
+    refusals: NotifyLimit,
     out: VecDeque<PeerOutput>,
     /// Counters.
     pub counters: PeerCounters,
@@ -190,19 +147,15 @@ impl Peers {
         Peers {
             gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
             dynamic: joint(&settings.gateways).map(Arc::new),
-            limit: settings.half_open_limit,
-            limit_per_address: settings.half_open_limit_per_address,
-            timeout: settings.half_open_timeout,
             secret,
             counter: 0,
-            half_open: BTreeMap::new(),
-            by_first: BTreeMap::new(),
-            per_address: BTreeMap::new(),
+            half_open: HalfOpenTable::new(settings),
+            acquaintances: Acquaintances::default(),
             established: BTreeMap::new(),
             by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
-            notify_window: (0, 0),
-            notified: BTreeMap::new(),
+            notifies: NotifyLimit::new(CLEAR_NOTIFIES.0, CLEAR_NOTIFIES.1),
+            refusals: NotifyLimit::new(REFUSALS.0, REFUSALS.1),
             out: VecDeque::new(),
             counters: PeerCounters::default(),
         }
@@ -226,6 +179,11 @@ impl Peers {
     /// True when the gateway that covers `address` may use the short L in acknowledgements (`ack-l-output`).
     pub fn takes_short_l(&self, address: IpAddr) -> bool {
         self.gateway_for(address).is_some_and(|gateway| gateway.policy.dialect.ack_l_output)
+    }
+
+    /// Somebody at this address was a member before the restart: the address keeps its part of the half-open table.
+    pub fn acquaint(&mut self, address: IpAddr) {
+        self.acquaintances.meet(address);
     }
 
     /// Negotiations under way.
@@ -292,6 +250,7 @@ impl Peers {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
             let result = half.responder.on_message(now, header, octets, entropy);
+            self.half_open.settle(&header.cookies);
             return self.on_steps(now.at, header.cookies, result, entropy);
         }
         let repeat = self
@@ -313,10 +272,9 @@ impl Peers {
         octets: &[u8],
         entropy: &mut dyn Entropy,
     ) {
-        let first = (header.cookies.initiator, peer);
-        if let Some(known) = self.by_first.get(&first) {
+        if let Some(known) = self.half_open.by_first(header.cookies.initiator, peer) {
             let repeat =
-                self.half_open.get_mut(known).and_then(|half| half.responder.answered().repeat(octets));
+                self.half_open.get_mut(&known).and_then(|half| half.responder.answered().repeat(octets));
             match repeat {
                 Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
                 None => self.drop_message(peer, "a first message for a negotiation under way"),
@@ -338,7 +296,8 @@ impl Peers {
         let Some(gateway) = gateway else {
             return self.drop_message(peer, "no gateway covers this address or identity");
         };
-        if !self.make_room(peer) {
+        let known = gateway.is_one_address() || self.acquaintances.knows(peer.ip());
+        if !self.make_room(now.at, peer, known) {
             return;
         }
         let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
@@ -351,11 +310,7 @@ impl Peers {
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                let ends = now.at + self.timeout;
-                let half = HalfOpen { responder, gateway, local, peer, started: now.at, ends };
-                self.half_open.insert(cookies, Box::new(half));
-                self.by_first.insert(first, cookies);
-                *self.per_address.entry(peer.ip()).or_default() += 1;
+                let ends = self.half_open.insert(now.at, (local, peer), responder, gateway, known);
                 self.timers.insert((ends, cookies));
                 self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
@@ -380,27 +335,17 @@ impl Peers {
         }
     }
 
-    /// Keeps the half-open limits: evicts the oldest negotiation that showed no return routability, else refuses.
-    fn make_room(&mut self, peer: SocketAddr) -> bool {
-        let here = self.per_address.get(&peer.ip()).copied().unwrap_or(0);
-        let crowded_here = here >= self.limit_per_address;
-        if !crowded_here && self.half_open.len() < self.limit {
+    /// Keeps the half-open limits: true when a negotiation may begin.
+    fn make_room(&mut self, now: Instant, peer: SocketAddr, known: bool) -> bool {
+        let room = self.half_open.room(now, peer, known);
+        if room == Room::Free {
             return true;
         }
         self.counters.limited += 1;
         self.out.push_back(PeerOutput::Event(Event::HalfOpenLimit { peer: peer.to_string() }));
-        let victim = self
-            .half_open
-            .iter()
-            .filter(|(_, half)| !half.responder.returned() && (!crowded_here || half.peer.ip() == peer.ip()))
-            .min_by_key(|(_, half)| half.started)
-            .map(|(cookies, _)| *cookies);
-        match victim {
-            Some(cookies) => {
-                self.forget_half_open(cookies);
-                true
-            }
-            None => false,
+        match room {
+            Room::Instead(cookies) => self.forget_half_open(cookies).is_some(),
+            Room::Free | Room::None => false,
         }
     }
 
@@ -422,7 +367,7 @@ impl Peers {
             let Some(head) = mac.expose().first_chunk::<8>() else { continue };
             let cookie = Cookie(*head);
             let pair = CookiePair { initiator, responder: cookie };
-            let taken = self.half_open.contains_key(&pair) || self.established.contains_key(&pair);
+            let taken = self.half_open.contains(&pair) || self.established.contains_key(&pair);
             if !cookie.is_zero() && cookie != initiator && !taken {
                 return cookie;
             }
@@ -433,6 +378,7 @@ impl Peers {
     pub fn on_done(&mut self, now: Now, cookies: CookiePair, done: Done, entropy: &mut dyn Entropy) {
         if let Some(half) = self.half_open.get_mut(&cookies) {
             let result = half.responder.on_done(now, done, entropy);
+            self.half_open.settle(&cookies);
             self.on_steps(now.at, cookies, result, entropy);
         }
     }
@@ -489,7 +435,7 @@ impl Peers {
         &mut self,
         now: Instant,
         cookies: CookiePair,
-        sa: IkeSa,
+        mut sa: IkeSa,
         initial_contact: bool,
         entropy: &mut dyn Entropy,
     ) {
@@ -501,6 +447,10 @@ impl Peers {
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
+        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
+        // From here on an identity is a name to look up by: one form for one peer.
+        sa.peer_identity = member_key(sa.peer_identity);
+        self.acquaintances.meet(half.peer.ip());
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
             for old in self.named(&sa.peer_identity) {
@@ -508,26 +458,23 @@ impl Peers {
             }
         }
         self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);
-        let timer = sa.expires.min(now + IDLE_LIFE);
-        self.timers.insert((timer, cookies));
-        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
         let answered = Some(half.responder.into_answered());
         let asks = half.gateway.dead_peer_detection.filter(|_| sa.peer_does_dpd);
-        self.established.insert(
-            cookies,
-            Box::new(Established {
-                sa,
-                watch: asks.map(|settings| Watch::new(settings, entropy)),
-                gateway,
-                local: half.local,
-                peer: half.peer,
-                answered,
-                since: now,
-                used: now,
-                timer,
-                pulls: BTreeMap::new(),
-            }),
-        );
+        let mut known = Box::new(Established {
+            sa,
+            watch: asks.map(|settings| Watch::new(settings, entropy)),
+            gateway,
+            local: half.local,
+            peer: half.peer,
+            answered,
+            since: now,
+            used: now,
+            timer: now,
+            pulls: BTreeMap::new(),
+        });
+        known.timer = known.due();
+        self.timers.insert((known.timer, cookies));
+        self.established.insert(cookies, known);
     }
 
     /// An SA's timer moves when it must come earlier; one that may come later is looked at again when it fires.
@@ -544,13 +491,6 @@ impl Peers {
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
         self.timers.remove(&(half.ends, cookies));
-        self.by_first.remove(&(cookies.initiator, half.peer));
-        if let Some(count) = self.per_address.get_mut(&half.peer.ip()) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_address.remove(&half.peer.ip());
-            }
-        }
         Some(half)
     }
 
@@ -583,6 +523,14 @@ impl Peers {
         }
     }
 
+    /// Ends every SA with a Delete (RFC 2408 section 5.15).
+    pub fn delete_all(&mut self, reason: &str, entropy: &mut dyn Entropy) {
+        let all: Vec<CookiePair> = self.established.keys().copied().collect();
+        for cookies in all {
+            self.delete(cookies, reason, entropy);
+        }
+    }
+
     fn delete(&mut self, cookies: CookiePair, reason: &str, entropy: &mut dyn Entropy) {
         if let Some(known) = self.established.get_mut(&cookies) {
             let octets = notify::seal(&mut known.sa, &[notify::delete_isakmp(cookies)], entropy);
@@ -609,9 +557,6 @@ impl Peers {
                 self.on_sa_timer(now, cookies, entropy);
             }
         }
-        // Once a second at most of these is remembered; old ones say nothing any more.
-        let second = now.0 / 1_000_000;
-        self.notified.retain(|_, last| *last == second);
     }
 
     /// The life of an SA, or a peer that owes us a word.
@@ -621,6 +566,7 @@ impl Peers {
             let reason = if known.sa.expires <= now { "lifetime ended" } else { "idle since its last PULL" };
             return self.delete(cookies, reason, entropy);
         }
+        known.prune(now);
         match known.watch.as_mut().map(|watch| watch.on_timeout(now)) {
             Some(Verdict::Ask(number)) => {
                 let question = notify::dpd(cookies, NotifyType::RUThere, number);
@@ -636,150 +582,6 @@ impl Peers {
         self.timers.insert((known.timer, cookies));
     }
 
-    /// Exchange 5: informational.
-    pub fn on_informational(
-        &mut self,
-        peer: SocketAddr,
-        header: &Header,
-        octets: &[u8],
-        entropy: &mut dyn Entropy,
-    ) {
-        let Some(known) = self.established.get_mut(&header.cookies) else {
-            return self.drop_message(peer, "informational without a phase 1");
-        };
-        let said = match notify::open(&mut known.sa, header, octets) {
-            Ok(said) => said.into_inner(),
-            Err(error) => return self.drop_message(peer, error),
-        };
-        known.heard();
-        for said in said {
-            let Some(known) = self.established.get_mut(&header.cookies) else { return };
-            match said {
-                Informational::DeleteIsakmp => self.forget_established(header.cookies, "deleted by the peer"),
-                Informational::RUThere(number)
-                    if known.sa.peer_does_dpd && known.sa.questions.take(number) =>
-                {
-                    let answer = notify::dpd(header.cookies, NotifyType::RUThereAck, number);
-                    let octets = notify::seal(&mut known.sa, &[answer], entropy);
-                    self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
-                }
-                Informational::RUThere(_) | Informational::RUThereAck(_) | Informational::InitialContact => {}
-                Informational::Notified(kind) => {
-                    self.out.push_back(PeerOutput::Event(Event::NotifyReceived {
-                        peer: peer.to_string(),
-                        kind: kind.to_string(),
-                        protected: true,
-                    }))
-                }
-            }
-        }
-    }
-
-    /// Exchange 32: GROUPKEY-PULL.
-    pub fn on_pull(&mut self, now: Instant, peer: SocketAddr, header: &Header, octets: &[u8]) {
-        let Some(known) = self.established.get_mut(&header.cookies) else {
-            return self.drop_message(peer, "PULL without a phase 1");
-        };
-        if known.peer != peer {
-            return self.drop_message(peer, "PULL from another address than its phase 1");
-        }
-        known.pulls.retain(|_, pull| now.since(pull.started) < pull::LIFE);
-        let asker = Asker {
-            identity: known.sa.peer_identity.clone(),
-            gateway: known.gateway.clone(),
-            peer: known.peer,
-            local: known.local,
-        };
-        let name = PullName { sa: header.cookies, message_id: header.message_id };
-        let under_way = known.pulls.len();
-        let wish = match known.pulls.get_mut(&header.message_id) {
-            Some(pull) => pull.on_message(&known.sa, header, octets),
-            None if header.message_id.0 == 0 => return self.drop_message(peer, "PULL with message ID 0"),
-            None if known.sa.was_seen(header.message_id) => return self.drop_message(peer, "replayed PULL"),
-            None if under_way >= MAX_PULLS => return self.drop_message(peer, "too many PULLs under way"),
-            None => Pull::start(&known.sa, now, header, octets).map(|(pull, wish)| {
-                known.sa.remember(header.message_id);
-                known.pulls.insert(header.message_id, pull);
-                wish
-            }),
-        };
-        match wish {
-            Ok(Wish::Policy { group }) => {
-                known.used = now;
-                known.heard();
-                self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
-            }
-            Ok(Wish::Join { group, terms, sender_ids }) => {
-                known.used = now;
-                known.heard();
-                self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
-            }
-            Ok(Wish::Repeat(answer)) => {
-                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
-            }
-            Err(error) => return self.drop_message(peer, error),
-        }
-        self.hasten(header.cookies);
-    }
-
-    /// Message 2, a refusal, or nothing.
-    pub fn answer_policy(
-        &mut self,
-        now: Instant,
-        name: PullName,
-        group: GroupId,
-        answer: PolicyAnswer,
-        entropy: &mut dyn Entropy,
-    ) {
-        let Some(known) = self.established.get_mut(&name.sa) else { return };
-        match answer {
-            PolicyAnswer::Terms(terms) => {
-                let octets = known
-                    .pulls
-                    .get_mut(&name.message_id)
-                    .and_then(|pull| pull.offer(&known.sa, group, terms, entropy));
-                if let Some(octets) = octets {
-                    self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
-                    if let Some(watch) = &mut known.watch {
-                        watch.expect(now);
-                    }
-                }
-            }
-            PolicyAnswer::Refused(kind) => {
-                known.pulls.remove(&name.message_id);
-                let octets = notify::seal(&mut known.sa, &[notify::notification(name.sa, kind)], entropy);
-                self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets));
-                self.out.push_back(PeerOutput::Event(Event::NotifySent {
-                    peer: known.peer.to_string(),
-                    kind: kind.to_string(),
-                }));
-            }
-            PolicyAnswer::Later => {
-                known.pulls.remove(&name.message_id);
-                known.sa.forget(name.message_id);
-            }
-            PolicyAnswer::Silence => {
-                known.pulls.remove(&name.message_id);
-            }
-        }
-        self.hasten(name.sa);
-    }
-
-    /// Message 4, or nothing.
-    pub fn answer_join(&mut self, name: PullName, keys: Option<KeyDownload>) {
-        let Some(known) = self.established.get_mut(&name.sa) else { return };
-        let octets = match (keys, known.pulls.get_mut(&name.message_id)) {
-            (Some(kd), Some(pull)) => pull.deliver(&known.sa, kd),
-            _ => None,
-        };
-        match octets {
-            Some(octets) => self.out.push_back(PeerOutput::Transmit(known.local, known.peer, octets)),
-            None => {
-                known.pulls.remove(&name.message_id);
-            }
-        }
-    }
-
     /// A clear notification, rate-limited and never larger than its cause.
     #[allow(clippy::too_many_arguments)]
     fn clear_notify(
@@ -792,15 +594,9 @@ impl Peers {
         cause: usize,
         entropy: &mut dyn Entropy,
     ) {
-        let second = now.0 / 1_000_000;
-        if self.notify_window.0 != second {
-            self.notify_window = (second, 0);
-            self.notified.clear();
-        }
-        if self.notify_window.1 >= NOTIFIES_PER_SECOND || self.notified.insert(peer.ip(), second).is_some() {
+        if !self.notifies.take(now, peer.ip()) {
             return;
         }
-        self.notify_window.1 += 1;
         let cookies = CookiePair { initiator, responder };
         let mut id = [0; 4];
         entropy.fill(&mut id);

@@ -7,7 +7,7 @@
 //! (4) HASH(4), SEQ, KD  <- keys                                Done
 //! ```
 //!
-//! No group state changes before a valid message 3; a repeated message gets the cached answer.
+//! No group state changes before a valid message 3; a repeated message gets the cached answer, at most ten times.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +19,9 @@ use gdoi_proto::payload::{Gap, KeyDownload, Payload};
 use gdoi_proto::policy::read_sender_id_request;
 use gdoi_proto::registry::ExchangeType;
 use ike::io::{Entropy, Instant};
-use ike::phase1::NONCE_LEN;
+use ike::phase1::{Answered, NONCE_LEN};
 use ike::protect::OpenError;
-use ike::protect::phase2::{Exchange, same};
+use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
 use super::group::Terms;
@@ -37,7 +37,7 @@ pub struct Pull {
     exchange: Exchange,
     /// When it began.
     pub started: Instant,
-    answered: Option<(Bytes, Bytes)>,
+    answered: Option<Answered>,
     state: State,
 }
 
@@ -106,6 +106,11 @@ impl Pull {
         self.exchange.message_id()
     }
 
+    /// True when there is nothing left of it but the answer for a repeated message 3.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
     /// Message 2.
     pub fn offer(
         &mut self,
@@ -121,7 +126,7 @@ impl Pull {
         entropy.fill(&mut nr);
         let payloads = [Payload::Nonce(nr.clone()), Payload::GdoiSa(sa.dialect.sa_to_peer(terms.sa.clone()))];
         let answer = self.exchange.seal(sa, &[&ni], &payloads);
-        self.answered = Some((question, answer.clone()));
+        self.answered = Some(Answered::new(&question, answer.clone()));
         self.state = State::AwaitReceipt { ni, nr, group, terms };
         Some(answer)
     }
@@ -131,8 +136,8 @@ impl Pull {
     /// # Errors
     /// [`OpenError`]; the exchange is unchanged.
     pub fn on_message(&mut self, sa: &IkeSa, header: &Header, octets: &[u8]) -> Result<Wish, OpenError> {
-        if let Some((_, answer)) = self.answered.as_ref().filter(|(question, _)| same(question, octets)) {
-            return Ok(Wish::Repeat(answer.clone()));
+        if let Some(answered) = self.answered.as_mut().filter(|answered| answered.is_for(octets)) {
+            return answered.repeat(octets).map(Wish::Repeat).ok_or(OpenError::Replay);
         }
         let State::AwaitReceipt { ni, nr, group, terms } = &self.state else {
             return Err(OpenError::Payloads("no message is due in this state"));
@@ -170,7 +175,7 @@ impl Pull {
         let mut payloads: Vec<Payload> = seq.map(Payload::Seq).into_iter().collect();
         payloads.push(Payload::Kd(sa.dialect.kd_to_peer(kd, None)));
         let answer = self.exchange.seal(sa, &[&ni, &nr], &payloads);
-        self.answered = Some((question, answer.clone()));
+        self.answered = Some(Answered::new(&question, answer.clone()));
         Some(answer)
     }
 }

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use super::durable::{Change, Kind, Row};
 use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
-use super::member::{Member, MemberKey};
+use super::member::{Member, MemberKey, member_key};
 use super::push::{Delivery, Mark, Stage};
 use super::rekey::make_kek;
 use super::roster::NumberSet;
@@ -421,27 +421,29 @@ impl Group {
         check(row, body.version)?;
         // A member whose gateway may no longer register is forgotten.
         let Some(gateway) = self.gateway(&body.gateway) else { return Ok(()) };
-        let key = Identification {
+        let key = member_key(Identification {
             id_type: IdType::from_number(body.id_type),
             protocol: body.protocol,
             port: body.port,
             data: body.data.0.expose().to_vec(),
+        });
+        let member = Member {
+            peer: body.peer,
+            local: body.local,
+            gateway,
+            joined: Mark { generation: body.joined.0, seq: body.joined.1 },
+            sender_ids: body.sids.into_iter().map(SenderId).collect(),
+            registered: now.at,
+            last_ack: None,
+            missed: 0,
+            pushes_sent: 0,
+            acks: 0,
         };
-        self.members.put(
-            key,
-            Member {
-                peer: body.peer,
-                local: body.local,
-                gateway,
-                joined: Mark { generation: body.joined.0, seq: body.joined.1 },
-                sender_ids: body.sids.into_iter().map(SenderId).collect(),
-                registered: now.at,
-                last_ack: None,
-                missed: 0,
-                pushes_sent: 0,
-                acks: 0,
-            },
-        );
+        // A row of an identity that was not in its one form yet.
+        if self.member_key_name(&key) != row.key {
+            self.stale.extend([gone(row), self.member_row(&key, &member)]);
+        }
+        self.members.put(key, member);
         Ok(())
     }
 

@@ -61,6 +61,11 @@ impl GatewaySettings {
         }
     }
 
+    /// True when the statement names one address instead of a prefix.
+    pub fn is_one_address(&self) -> bool {
+        self.address.is_some_and(|(net, length)| length == if net.is_ipv4() { 32 } else { 128 })
+    }
+
     /// True when a peer at `address` may claim `identity` under this statement.
     pub fn admits(&self, identity: &Identification, address: IpAddr) -> bool {
         self.policy.remote.iter().any(|rule| rule.accepts(identity, address))

@@ -6,6 +6,7 @@ pub mod member;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
@@ -154,6 +155,12 @@ impl Daemon {
         while !self.seen.contains(text) {
             assert!(self.read_line(), "it ended without {text:?}: {}", self.seen);
         }
+    }
+
+    /// Throws its log away from here on: a pipe that nobody reads would stop it.
+    pub fn ignore_log(&self) {
+        let log = self.log.get_ref().as_fd().try_clone_to_owned().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut std::fs::File::from(log), &mut std::io::sink()));
     }
 
     fn read_line(&mut self) -> bool {

@@ -360,6 +360,8 @@ impl Server {
                     answers.push(notify::seal(sa, &[payload], cx.entropy));
                 }
                 Informational::RUThere(_) | Informational::RUThereAck(_) | Informational::InitialContact => {}
+                // A longer one changes nothing (RFC 2407 section 4.6.3.1).
+                Informational::ResponderLifetime(life) => sa.expires = sa.expires.min(cx.now.at + life),
                 Informational::Notified(kind) => {
                     cx.out.event(Event::NotifyReceived {
                         peer: self.peer.to_string(),

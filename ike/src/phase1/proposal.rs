@@ -17,13 +17,15 @@ const LIFE_TYPE: u16 = 11;
 const LIFE_DURATION: u16 = 12;
 const KEY_LENGTH: u16 = 14;
 
+const SECONDS: u64 = 1;
+const KILOBYTES: u64 = 2;
 const AES_CBC: u64 = 7;
 const KEY_IKE: u8 = 1;
 const PROTO_ISAKMP: u8 = 1;
 
 /// Life when a transform names none.
 pub const DEFAULT_LIFE: Duration = Duration::from_secs(28_800);
-/// Shortest life accepted from a peer.
+/// Shortest life accepted from a peer, unless ours is shorter still.
 pub const SHORTEST_LIFE: Duration = Duration::from_secs(60);
 
 /// A transform as read.
@@ -75,23 +77,24 @@ pub fn read(transform: &Transform) -> Option<Reading> {
         return None;
     }
     let (mut cipher, mut key_bits, mut hash, mut group, mut method) = (None, None, None, None, None);
-    let mut life = None;
-    let mut life_type = None;
-    for attribute in &transform.attributes {
+    let (lives, others): (Vec<&Attribute>, Vec<&Attribute>) =
+        transform.attributes.iter().partition(|it| matches!(it.kind, LIFE_TYPE | LIFE_DURATION));
+    for attribute in others {
         let value = attribute.integer()?;
         let short = u16::try_from(value).ok();
-        match attribute.kind {
-            ENCRYPTION => cipher = Some(value),
-            KEY_LENGTH => key_bits = Some(value),
-            HASH => hash = Some(Hash::from_number(short?)?),
-            GROUP => group = Some(DhGroup::from_number(short?)?),
-            AUTHENTICATION => method = Some(AuthMethod::from_number(short?)?),
-            LIFE_TYPE => life_type = Some(value),
-            LIFE_DURATION if life_type == Some(1) => life = Some(Duration::from_secs(value)),
-            LIFE_DURATION => life_type.map(drop)?,
+        let again = match attribute.kind {
+            ENCRYPTION => cipher.replace(value).is_some(),
+            KEY_LENGTH => key_bits.replace(value).is_some(),
+            HASH => hash.replace(Hash::from_number(short?)?).is_some(),
+            GROUP => group.replace(DhGroup::from_number(short?)?).is_some(),
+            AUTHENTICATION => method.replace(AuthMethod::from_number(short?)?).is_some(),
             _ => return None,
+        };
+        if again {
+            return None;
         }
     }
+    let life = life_of(&lives)?;
     if cipher != Some(AES_CBC) {
         return None;
     }
@@ -101,6 +104,40 @@ pub fn read(transform: &Transform) -> Option<Reading> {
     }
     let suite = Suite { cipher, hash: hash?, group: group?, method: method? };
     Some(Reading { suite, life: life.unwrap_or(DEFAULT_LIFE) })
+}
+
+/// Seconds among life attributes: pairs of type and duration, one of seconds and one of kilobytes at most; kilobytes are
+/// not honoured. None for anything else, an inner none for no seconds.
+fn life_of(attributes: &[&Attribute]) -> Option<Option<Duration>> {
+    let (mut seconds, mut kilobytes) = (None, None);
+    for pair in attributes.chunks(2) {
+        let [kind, duration] = pair else { return None };
+        if (kind.kind, duration.kind) != (LIFE_TYPE, LIFE_DURATION) {
+            return None;
+        }
+        let again = match kind.integer()? {
+            SECONDS => seconds.replace(duration.integer()?),
+            KILOBYTES => kilobytes.replace(duration.integer()?),
+            _ => return None,
+        };
+        if again.is_some() {
+            return None;
+        }
+    }
+    Some(seconds.map(Duration::from_secs))
+}
+
+/// The life stated in attributes that are nothing but lives; none when there is none, or it is zero.
+pub(crate) fn life(attributes: &[Attribute]) -> Option<Duration> {
+    let attributes: Vec<&Attribute> = attributes.iter().collect();
+    life_of(&attributes)?.filter(|life| !life.is_zero())
+}
+
+/// Attributes by meaning: any order, any form.
+fn meaning(attributes: &[Attribute]) -> Vec<(u16, Option<u64>)> {
+    let mut all: Vec<_> = attributes.iter().map(|it| (it.kind, it.integer())).collect();
+    all.sort_unstable();
+    all
 }
 
 /// The answer to an offer: the SA to send, and what it means.
@@ -137,7 +174,7 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
             let Some(offer) = offers.iter().find(|offer| offer.suite == reading.suite) else {
                 continue;
             };
-            if reading.life < SHORTEST_LIFE {
+            if reading.life < SHORTEST_LIFE.min(offer.lifetime) {
                 continue;
             }
             let answer = Sa {
@@ -155,7 +192,8 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
     )
 }
 
-/// Checks a responder's answer: exactly one transform, equal by meaning to one of ours.
+/// Checks a responder's answer: exactly one transform, equal by meaning to one of ours, with nothing added, dropped or
+/// altered (RFC 2409 section 5).
 ///
 /// # Errors
 /// [`Refusal::Dropped`]: the answer may be forged.
@@ -173,6 +211,7 @@ pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
     let reading =
         read(transform).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))?;
     let offers = policy.usable_offers();
-    let ours = offers.iter().find(|offer| offer.suite == reading.suite && offer.lifetime == reading.life);
+    let answered = meaning(&transform.attributes);
+    let ours = offers.iter().find(|offer| meaning(&attributes(offer)) == answered);
     ours.map(|_| reading).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))
 }

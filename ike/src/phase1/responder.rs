@@ -276,6 +276,9 @@ impl Responder {
         if let Some(answer) = self.answered.repeat(octets) {
             return Ok(vec![Step::Send(answer)]);
         }
+        if self.answered.is_for(octets) {
+            return Err(Refusal::dropped("repeated too often, or still being answered"));
+        }
         if header.exchange != self.policy.mode.exchange()
             || header.message_id.0 != 0
             || header.cookies != self.cookies

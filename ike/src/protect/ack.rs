@@ -100,13 +100,9 @@ pub struct Ack {
 }
 
 impl Ack {
-    /// The address in the ID payload.
+    /// The address in the ID payload, by its type: a name of 4 octets is none.
     pub fn address(&self) -> Option<IpAddr> {
-        match self.id.data.len() {
-            4 => <[u8; 4]>::try_from(self.id.data.as_slice()).ok().map(IpAddr::from),
-            16 => <[u8; 16]>::try_from(self.id.data.as_slice()).ok().map(IpAddr::from),
-            _ => None,
-        }
+        self.id.address()
     }
 
     /// Decodes a datagram of exchange 35: flags 0, message ID 0, exactly HASH, SEQ, ID.

@@ -1,14 +1,19 @@
 //! Informational exchange, Delete of the ISAKMP SA, dead-peer detection (RFC 2409 section 5.7, RFC 3706).
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use gdoi_proto::attribute::Attribute;
+use gdoi_proto::codec::Reader;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::CookiePair;
 use gdoi_proto::payload::{Delete, Notify, Payload};
-use gdoi_proto::registry::{Doi, ExchangeType, NotifyType};
+use gdoi_proto::registry::{Doi, ExchangeType, NotifyType, PayloadType};
 
 use super::phase2::Exchange;
 use super::{OpenError, Opened};
 use crate::io::Entropy;
+use crate::phase1::proposal;
 use crate::sa::IkeSa;
 
 /// Protocol-ID of the ISAKMP SA under DOI 0 and 1.
@@ -25,6 +30,8 @@ pub enum Informational {
     RUThereAck(u32),
     /// INITIAL-CONTACT.
     InitialContact,
+    /// RESPONDER-LIFETIME: how long the peer lets this SA live.
+    ResponderLifetime(Duration),
     /// Any other notification.
     Notified(NotifyType),
 }
@@ -69,11 +76,22 @@ fn read(payload: &Payload, cookies: &[u8; 16]) -> Option<Informational> {
                 NotifyType::RUThereAck if ours => number().map(Informational::RUThereAck),
                 NotifyType::RUThere | NotifyType::RUThereAck => None,
                 NotifyType::InitialContact => Some(Informational::InitialContact),
+                NotifyType::ResponderLifetime if ours && notify.protocol == PROTO_ISAKMP => {
+                    responder_lifetime(&notify.data).map(Informational::ResponderLifetime)
+                }
                 other => Some(Informational::Notified(other)),
             }
         }
         _ => None,
     }
+}
+
+/// The life a RESPONDER-LIFETIME states, in attributes as phase 1 numbers them (RFC 2407 section 4.6.3.1). Some peers mix
+/// the numbers of both phases: that says nothing.
+pub(crate) fn responder_lifetime(data: &[u8]) -> Option<Duration> {
+    Attribute::decode_all(Reader::new(PayloadType::Notify, data))
+        .ok()
+        .and_then(|pairs| proposal::life(&pairs))
 }
 
 /// Delete of the ISAKMP SA: DOI 0, because under DOI 2 protocol 1 is ESP.

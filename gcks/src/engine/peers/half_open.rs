@@ -1,0 +1,257 @@
+//! Negotiations not yet authenticated, within limits that hold when first messages are forged by the thousand.
+//!
+//! A newcomer over a limit takes the place of the oldest negotiation that has not shown that its peer can receive (return
+//! routability: message 3 with our cookie), and finds none when all of those are younger than [`GRACE`]: whoever was
+//! admitted has time for a round trip, however many come after it. Addresses that are known keep a part of the table to
+//! themselves, so that members come through a flood from the very prefixes that are configured.
+//!
+//! Every step is a look-up in an ordered table; nothing is searched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use gdoi_proto::ids::{Cookie, CookiePair};
+use ike::io::Instant;
+use ike::phase1::Responder;
+
+use super::super::settings::{GatewaySettings, Settings};
+
+/// A negotiation is not evicted before: time for a round trip, and for the peer's half of Diffie-Hellman.
+pub const GRACE: Duration = Duration::from_millis(500);
+/// One in this many places is for known addresses alone.
+const RESERVE: usize = 4;
+/// Addresses remembered before the oldest are forgotten, twice over.
+const ACQUAINTANCES: usize = 65_536;
+
+/// One negotiation.
+pub struct HalfOpen {
+    /// Its state.
+    pub responder: Responder,
+    /// The statement it came in by.
+    pub gateway: Arc<GatewaySettings>,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The peer's.
+    pub peer: SocketAddr,
+    /// When it is given up.
+    pub ends: Instant,
+    place: Place,
+}
+
+/// Where a negotiation stands in the tables.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Its age: negotiations are numbered as they come.
+    number: u64,
+    started: Instant,
+    known: bool,
+    /// The peer answered a message of ours once.
+    returned: bool,
+}
+
+/// Whether a newcomer may come in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// No limit is reached.
+    Free,
+    /// One is; this negotiation has to go.
+    Instead(CookiePair),
+    /// One is, and nothing may be evicted.
+    None,
+}
+
+/// All negotiations.
+pub struct HalfOpenTable {
+    limit: usize,
+    limit_per_source: usize,
+    timeout: Duration,
+    table: BTreeMap<CookiePair, Box<HalfOpen>>,
+    by_first: BTreeMap<(Cookie, SocketAddr), CookiePair>,
+    per_source: BTreeMap<IpAddr, usize>,
+    /// Of the others.
+    strangers: usize,
+    next: u64,
+    /// Those that did not return, oldest first: of strangers, and of known addresses.
+    silent: [BTreeMap<u64, CookiePair>; 2],
+    /// The same by source.
+    silent_here: BTreeSet<(IpAddr, u64)>,
+}
+
+/// What counts as one source: an IPv4 address, or an IPv6 /64.
+fn source(peer: SocketAddr) -> IpAddr {
+    match peer.ip() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        address => address,
+    }
+}
+
+impl HalfOpenTable {
+    /// An empty table.
+    pub fn new(settings: &Settings) -> HalfOpenTable {
+        HalfOpenTable {
+            limit: settings.half_open_limit,
+            limit_per_source: settings.half_open_limit_per_address,
+            timeout: settings.half_open_timeout,
+            table: BTreeMap::new(),
+            by_first: BTreeMap::new(),
+            per_source: BTreeMap::new(),
+            strangers: 0,
+            next: 0,
+            silent: [BTreeMap::new(), BTreeMap::new()],
+            silent_here: BTreeSet::new(),
+        }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// True when the pair names one.
+    pub fn contains(&self, cookies: &CookiePair) -> bool {
+        self.table.contains_key(cookies)
+    }
+
+    /// One by its cookies.
+    pub fn get(&self, cookies: &CookiePair) -> Option<&HalfOpen> {
+        self.table.get(cookies).map(Box::as_ref)
+    }
+
+    /// One by its cookies; [`HalfOpenTable::settle`] is due when a message changed it.
+    pub fn get_mut(&mut self, cookies: &CookiePair) -> Option<&mut HalfOpen> {
+        self.table.get_mut(cookies).map(Box::as_mut)
+    }
+
+    /// One by its initiator's cookie and address: all that message 1 has.
+    pub fn by_first(&self, initiator: Cookie, peer: SocketAddr) -> Option<CookiePair> {
+        self.by_first.get(&(initiator, peer)).copied()
+    }
+
+    /// Whether `peer` may begin a negotiation at `now`. `known`: its address is a configured or a proven one.
+    pub fn room(&self, now: Instant, peer: SocketAddr, known: bool) -> Room {
+        let source = source(peer);
+        let [strangers, acquainted] = &self.silent;
+        let (of_strangers, of_known) = (strangers.first_key_value(), acquainted.first_key_value());
+        let victim = if self.per_source.get(&source).is_some_and(|here| *here >= self.limit_per_source) {
+            let oldest = self.silent_here.range((source, 0)..=(source, u64::MAX)).next();
+            let oldest =
+                oldest.and_then(|(_, number)| strangers.get(number).or_else(|| acquainted.get(number)));
+            oldest.map(|cookies| (cookies, GRACE))
+        } else if self.len() < self.limit && (known || self.strangers < self.limit - self.limit / RESERVE) {
+            return Room::Free;
+        } else if known {
+            // Strangers give way to the known at once.
+            let stranger = of_strangers.map(|(_, cookies)| (cookies, Duration::ZERO));
+            stranger.or(of_known.map(|(_, cookies)| (cookies, GRACE)))
+        } else {
+            of_strangers.map(|(_, cookies)| (cookies, GRACE))
+        };
+        let ripe = |(cookies, grace): &(&CookiePair, Duration)| {
+            self.table.get(*cookies).is_some_and(|half| now.since(half.place.started) >= *grace)
+        };
+        victim.filter(ripe).map_or(Room::None, |(cookies, _)| Room::Instead(*cookies))
+    }
+
+    /// Adds one that found room; when it is given up.
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        (local, peer): (SocketAddr, SocketAddr),
+        responder: Responder,
+        gateway: Arc<GatewaySettings>,
+        known: bool,
+    ) -> Instant {
+        let cookies = responder.cookies();
+        let (number, ends) = (self.next, now + self.timeout);
+        self.next += 1;
+        let place = Place { number, started: now, known, returned: false };
+        self.by_first.insert((cookies.initiator, peer), cookies);
+        *self.per_source.entry(source(peer)).or_default() += 1;
+        self.strangers += usize::from(!known);
+        self.silent_of(known).insert(number, cookies);
+        self.silent_here.insert((source(peer), number));
+        self.table.insert(cookies, Box::new(HalfOpen { responder, gateway, local, peer, ends, place }));
+        ends
+    }
+
+    fn silent_of(&mut self, known: bool) -> &mut BTreeMap<u64, CookiePair> {
+        let [strangers, acquainted] = &mut self.silent;
+        if known { acquainted } else { strangers }
+    }
+
+    /// Notes whether the peer showed that it can receive: once it did, it is not evicted.
+    pub fn settle(&mut self, cookies: &CookiePair) {
+        let Some(half) = self.table.get_mut(cookies) else { return };
+        if half.responder.returned() && !half.place.returned {
+            half.place.returned = true;
+            let (place, source) = (half.place, source(half.peer));
+            self.silent_of(place.known).remove(&place.number);
+            self.silent_here.remove(&(source, place.number));
+        }
+    }
+
+    /// Takes one out.
+    pub fn remove(&mut self, cookies: &CookiePair) -> Option<Box<HalfOpen>> {
+        let half = self.table.remove(cookies)?;
+        let (place, source) = (half.place, source(half.peer));
+        self.by_first.remove(&(cookies.initiator, half.peer));
+        self.silent_of(place.known).remove(&place.number);
+        self.silent_here.remove(&(source, place.number));
+        self.strangers -= usize::from(!place.known);
+        if let Some(count) = self.per_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_source.remove(&source);
+            }
+        }
+        Some(half)
+    }
+}
+
+/// Addresses where somebody proved an identity: members, of this life of the server and of the one before.
+#[derive(Debug, Default)]
+pub struct Acquaintances {
+    recent: BTreeSet<IpAddr>,
+    older: BTreeSet<IpAddr>,
+}
+
+impl Acquaintances {
+    /// Remembers an address; the least recent are forgotten in bulk.
+    pub fn meet(&mut self, address: IpAddr) {
+        if self.recent.len() >= ACQUAINTANCES && !self.recent.contains(&address) {
+            self.older = std::mem::take(&mut self.recent);
+        }
+        self.recent.insert(address);
+    }
+
+    /// True when it is remembered.
+    pub fn knows(&self, address: IpAddr) -> bool {
+        self.recent.contains(&address) || self.older.contains(&address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_source_is_a_64_and_an_ipv4_source_an_address() {
+        let source = |text: &str| source(text.parse().unwrap()).to_string();
+        assert_eq!(source("[2001:db8::1:2:3:4]:848"), "2001:db8::");
+        assert_eq!(source("192.0.2.7:848"), "192.0.2.7");
+    }
+
+    #[test]
+    fn acquaintances_are_many_and_never_more_than_twice_the_bound() {
+        let mut known = Acquaintances::default();
+        let address = |number: u32| IpAddr::from(number.to_be_bytes());
+        for number in 0..u32::try_from(ACQUAINTANCES).unwrap() * 3 {
+            known.meet(address(number));
+            assert!(known.recent.len() <= ACQUAINTANCES && known.older.len() <= ACQUAINTANCES);
+            assert!(known.knows(address(number)));
+        }
+        assert!(!known.knows(address(0)));
+    }
+}
