@@ -246,6 +246,9 @@ impl Daemon {
                 Output::Job(request) => self.workers.submit(request),
                 Output::Install(tek) => self.at_data_plane(|plane| plane.install(tek)),
                 Output::Activate { vpn, spi } => self.at_data_plane(|plane| plane.activate(&vpn, spi)),
+                Output::SenderIds { vpn, spi, sender_ids } => {
+                    self.at_data_plane(|plane| plane.set_sender_ids(&vpn, spi, sender_ids))
+                }
                 Output::Remove { vpn, spi } => self.at_data_plane(|plane| plane.remove(&vpn, spi)),
                 Output::Event(event) => self.publish(&event),
                 Output::Reply { ticket, result } => {

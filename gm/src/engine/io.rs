@@ -3,6 +3,7 @@
 use ctl::event::Event;
 use dataplane::TekInstall;
 use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::SenderIds;
 use ike::io::{Datagram, JobRequest, JobResult};
 
 /// What the member is told.
@@ -51,6 +52,15 @@ pub enum Output {
         vpn: String,
         /// Its SPI.
         spi: Spi,
+    },
+    /// New Sender-IDs for an installed TEK: it encrypts with them from now on and begins a new IV space.
+    SenderIds {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+        /// They replace all it had.
+        sender_ids: SenderIds,
     },
     /// Remove it.
     Remove {

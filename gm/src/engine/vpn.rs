@@ -21,7 +21,7 @@ use ike::retransmit::{below, spread};
 use super::Cx;
 use super::accept;
 use super::kek::Kek;
-use super::keyring::Keyring;
+use super::keyring::{Keyring, Standing};
 use super::pull::Download;
 use super::push::Pushes;
 use super::servers::Failure;
@@ -212,6 +212,7 @@ impl Vpn {
             (Some(_), None) => return Err("the KEK is missing".to_owned()),
             (None, _) => None,
         };
+        let standing = self.keyring.standing(policy.kek.as_ref().map(|sak| sak.spi), seq);
         let outside = self.report_outside(&policy, cx);
         self.registration = Registration::Idle;
         self.current = server;
@@ -219,6 +220,12 @@ impl Vpn {
         self.registered_once = true;
         self.address = Some(local);
         self.statistics.pull_succeeded += 1;
+        if standing == Standing::Gone {
+            // Its TEKs may have been deleted with it.
+            let why = "the key server's terms were older than its last push";
+            self.plan(Duration::from_secs(1), Duration::from_secs(10), why, cx);
+            return Ok(());
+        }
         self.keyring.apply_pull(&policy, keys, kek, seq, &outside, cx);
         let sids = self.keyring.sender_ids.iter().flat_map(|sids| &sids.values);
         cx.out.event(Event::Registered {
