@@ -1,10 +1,14 @@
 //! Input and output of the member's engine.
 
+use std::net::{IpAddr, SocketAddr};
+
 use ctl::event::Event;
 use dataplane::TekInstall;
 use gdoi_proto::ids::Spi;
 use gdoi_proto::policy::SenderIds;
 use ike::io::{Datagram, JobRequest, JobResult};
+
+use super::servers::ServerName;
 
 /// What the member is told.
 #[derive(Debug)]
@@ -15,6 +19,13 @@ pub enum Input {
     Timeout,
     /// A job is done.
     Job(JobResult),
+    /// Answers [`Output::Route`]: our address and port towards a key server.
+    Route {
+        /// From the question.
+        server: ServerName,
+        /// The address, or why there is none.
+        local: Result<SocketAddr, String>,
+    },
     /// An operator's wish; `ticket` comes back with the [`Output::Reply`].
     Command {
         /// Names the wish.
@@ -42,6 +53,15 @@ pub enum Command {
 pub enum Output {
     /// Send a datagram.
     Transmit(Datagram),
+    /// Say by [`Input::Route`] which address and port of ours a phase 1 with this key server uses now.
+    Route {
+        /// Echoed with the answer.
+        server: ServerName,
+        /// The key server.
+        peer: SocketAddr,
+        /// Our address, where the configuration names it.
+        address: Option<IpAddr>,
+    },
     /// Run this.
     Job(JobRequest),
     /// Install a TEK for decryption.

@@ -120,14 +120,9 @@ impl GroupMember {
     pub fn new(settings: Settings, now: Now, entropy: Box<dyn Entropy>) -> GroupMember {
         let mut servers = BTreeMap::new();
         for gateway in &settings.gateways {
-            for (index, peer) in gateway.servers.iter().enumerate() {
-                let Some(policy) = gateway.policies.get(index).or(gateway.policies.last()) else { continue };
-                let name = (gateway.name.clone(), index);
-                let local = gateway.locals.get(index).copied().unwrap_or(gateway.local);
-                servers.insert(
-                    name.clone(),
-                    Server::new(name, local, *peer, policy.clone(), gateway.dead_peer_detection),
-                );
+            for index in 0..gateway.servers.len() {
+                let server = Server::new(gateway, index);
+                servers.extend(server.map(|server| ((gateway.name.clone(), index), server)));
             }
         }
         let mut vpns = BTreeMap::new();
@@ -246,8 +241,18 @@ impl GroupMember {
                 }
             }
             ExchangeType::Informational if !header.flags.encrypted() => {
-                self.out
-                    .dropped(datagram.peer, "an informational message in clear proves nothing".to_owned());
+                let cookie = Some(header.cookies.initiator);
+                let asked = |server: &&Server| server.peer == datagram.peer && server.negotiating() == cookie;
+                match self.find_server(asked) {
+                    Some(name) => self.at_server(now, name, |server, cx| {
+                        server.on_clear_informational(octets, cx);
+                        Letters::new()
+                    }),
+                    None => {
+                        let reason = "an informational message in clear proves nothing";
+                        self.out.dropped(datagram.peer, reason.to_owned());
+                    }
+                }
             }
             ExchangeType::Informational | ExchangeType::GroupkeyPull => {
                 let under = |server: &&Server| server.sa().is_some_and(|sa| sa.cookies == header.cookies);
@@ -365,6 +370,9 @@ impl Machine for GroupMember {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => self.on_timeout(now),
             Input::Job(result) => self.on_job(now, result),
+            Input::Route { server, local } => {
+                self.at_server(now, server, |server, cx| server.on_route(local, cx));
+            }
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
             Input::Stop => self.stop(now),
         }

@@ -128,6 +128,11 @@ impl Pull {
         &self.vpn
     }
 
+    /// True while message 2 is due: the only time at which a server refuses.
+    pub fn awaits_policy(&self) -> bool {
+        matches!(self.state, State::AwaitPolicy { .. })
+    }
+
     /// When [`Pull::on_timeout`] is due.
     pub fn due(&self) -> Instant {
         self.retransmit.due()

@@ -1,5 +1,7 @@
 //! What the tests of the engine share: a VPN with keys, a server's hand, a clock.
 
+pub mod site;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,7 +177,7 @@ impl Bench {
                     let mut cx = Cx { now: self.now, entropy: &mut entropy, out: &mut self.out };
                     self.vpn.on_verified(request.id, done, &mut cx);
                 }
-                Output::Reply { .. } => {}
+                Output::Reply { .. } | Output::Route { .. } => {}
             }
         }
         result

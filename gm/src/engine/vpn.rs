@@ -167,7 +167,7 @@ impl Vpn {
                 self.statistics.pull_timeout += 1;
                 cx.out.event(Event::ServerUnreachable { vpn: vpn.clone(), server: address.clone() });
             }
-            Failure::Refused => self.statistics.pull_failed += 1,
+            Failure::NoRoute | Failure::Refused => self.statistics.pull_failed += 1,
             Failure::Policy => {
                 self.statistics.pull_aborted += 1;
                 self.statistics.unsupported_algorithm += 1;
@@ -179,7 +179,8 @@ impl Vpn {
             Duration::ZERO
         } else {
             let wait = FIRST_BACKOFF.saturating_mul(1 << self.rounds.min(8)).min(LONGEST_BACKOFF);
-            self.rounds += 1;
+            // A route may come any moment, and looking for it costs the servers nothing.
+            self.rounds += u32::from(kind != Failure::NoRoute);
             spread(wait, 20, cx.entropy)
         };
         cx.out.event(Event::RegistrationFailed {
