@@ -301,6 +301,14 @@ impl Keyring {
         self.remove_due(cx);
     }
 
+    /// True when some TEK in use is neither listed nor replaced by `listed`: what a missed PUSH did to it is not known.
+    pub fn leaves_open(&self, listed: &[TekPolicy]) -> bool {
+        self.teks
+            .iter()
+            .filter(|tek| tek.leaves.is_none())
+            .any(|tek| !listed.iter().any(|new| new.spi == tek.policy.spi || same_flow(new, &tek.policy)))
+    }
+
     fn note_delays(&mut self, policy: &GroupPolicy) {
         self.deactivation_delay = Duration::from_secs(u64::from(policy.deactivation_delay.unwrap_or(0)));
     }

@@ -21,7 +21,7 @@ use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Signer, default_provider, run};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, Now};
+use ike::io::{Datagram, Entropy, Instant, JobRequest, Now};
 use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
@@ -125,6 +125,9 @@ pub struct Bench {
     pub events: Vec<Event>,
     /// Datagrams sent.
     pub sent: Vec<Datagram>,
+    /// Jobs wait for [`Bench::run_held_jobs`].
+    pub hold_jobs: bool,
+    held: Vec<JobRequest>,
     sid: u32,
     provider: Arc<dyn Provider>,
     signer: Arc<dyn Signer>,
@@ -150,6 +153,8 @@ impl Bench {
             told: Vec::new(),
             events: Vec::new(),
             sent: Vec::new(),
+            hold_jobs: false,
+            held: Vec::new(),
             sid: 6,
             provider,
             signer,
@@ -172,6 +177,7 @@ impl Bench {
                 Output::Remove { spi, .. } => self.told.push(format!("remove {}", spi.0)),
                 Output::Event(event) => self.events.push(event),
                 Output::Transmit(datagram) => self.sent.push(datagram),
+                Output::Job(request) if self.hold_jobs => self.held.push(request),
                 Output::Job(request) => {
                     let done = run(self.provider.as_ref(), request.job);
                     let mut cx = Cx { now: self.now, entropy: &mut entropy, out: &mut self.out };
@@ -181,6 +187,17 @@ impl Bench {
             }
         }
         result
+    }
+
+    /// Runs the jobs that wait, in the order they were asked for; how many.
+    pub fn run_held_jobs(&mut self) -> usize {
+        let held = std::mem::take(&mut self.held);
+        let count = held.len();
+        for request in held {
+            let done = run(self.provider.as_ref(), request.job);
+            self.step(|vpn, cx| vpn.on_verified(request.id, done, cx));
+        }
+        count
     }
 
     /// Lets time pass, stopping at every timer; true when the VPN wanted to register.

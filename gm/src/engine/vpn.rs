@@ -258,10 +258,8 @@ impl Vpn {
         let now = cx.now.at;
         let wish = self.keyring.on_timeout(cx);
         let planned = self.planned.is_some_and(|planned| planned <= now);
-        if planned {
-            self.planned = None;
-        }
         match self.registration {
+            // A plan that falls due meanwhile stays: it may know of something newer than this registration brings.
             Registration::Trying { .. } => None,
             Registration::Backoff { until } => (until <= now).then(|| self.begin(cx)).flatten(),
             Registration::Idle => {
