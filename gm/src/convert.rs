@@ -123,6 +123,7 @@ fn vpn(vpn: &Vpn, gateways: &[GmGateway]) -> VpnSettings {
             })
             .collect(),
         accept: vpn.accept.as_ref().map(accept).unwrap_or_default(),
+        recovery_probe: vpn.recovery_probe,
     }
 }
 
@@ -167,6 +168,7 @@ compat = ["group-id-little-endian", "ecdsa-double-hash"]
 ike-gateway = "servers"
 group = 9
 group-vpn-external-interface = "lo"
+recovery-probe = true
 accept = { encryption = ["aes-256-gcm"], rekey-signature = ["ecdsa-256"] }
 allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 "#;
@@ -204,7 +206,7 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
         let server = "127.0.0.1:848".parse().unwrap();
         assert_eq!(local(None, server, &[only]).unwrap(), only, "the only socket there is");
         let [vpn] = &settings.vpns[..] else { panic!("{:?}", settings.vpns) };
-        assert_eq!(vpn.group, GroupId::number(9));
+        assert_eq!((&vpn.group, vpn.recovery_probe), (&GroupId::number(9), true));
         assert_eq!(vpn.accept.encryption, [Encryption::AesGcm { key_octets: 32 }]);
         assert_eq!(vpn.accept.rekey_signature, [(SignatureAlgorithm::Ecdsa256, 256)]);
         assert_eq!(vpn.allowed_flows[0].source, ("172.16.0.0".parse().unwrap(), 12));

@@ -26,6 +26,37 @@ pub enum Input {
         /// The address, or why there is none.
         local: Result<SocketAddr, String>,
     },
+    /// The data plane got ESP that our policy covers, with an SPI nobody told it.
+    UnknownSpi {
+        /// The VPN whose policy covers it; none when that cannot be told: then it concerns every VPN.
+        vpn: Option<String>,
+        /// The SPI, unverified.
+        spi: Spi,
+    },
+    /// The data plane has sent under the keys of a VPN for its time of observation, and nothing came back under them.
+    OutboundWithoutInbound {
+        /// VPN.
+        vpn: String,
+    },
+    /// After that, a packet verified.
+    InboundAgain {
+        /// VPN.
+        vpn: String,
+    },
+    /// 7/8 of the packets, octets or IVs of a TEK are used.
+    SoftLimit {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
+    /// A TEK encrypts nothing more.
+    Spent {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
     /// An operator's wish; `ticket` comes back with the [`Output::Reply`].
     Command {
         /// Names the wish.

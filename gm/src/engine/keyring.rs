@@ -59,7 +59,7 @@ pub struct Tek {
     pub leaves: Option<Instant>,
     soft: Option<Instant>,
     /// The data plane said that its packets, octets or IVs run out.
-    limit_told: bool,
+    limit_told: Option<Limit>,
 }
 
 /// Whether a TEK encrypts.
@@ -80,6 +80,15 @@ struct OldKek {
     not_before: Instant,
     /// A PUSH under its successor came.
     superseded: bool,
+}
+
+/// How far a TEK is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    /// Its packets, octets or IVs run out.
+    Soft,
+    /// It encrypts nothing more.
+    Spent,
 }
 
 /// How the terms of a registration stand to what pushes brought meanwhile.
@@ -251,7 +260,7 @@ impl Keyring {
         if same_width && self.sender_ids.as_ref() != Some(&sender_ids) {
             for tek in &mut self.teks {
                 if tek.policy.needs_sender_id() && tek.sending != Sending::Never {
-                    tek.limit_told = false;
+                    tek.limit_told = None;
                     let (vpn, spi) = (self.vpn.clone(), tek.policy.spi);
                     cx.out.push(Output::SenderIds { vpn, spi, sender_ids: sender_ids.clone() });
                 }
@@ -363,7 +372,7 @@ impl Keyring {
             sending,
             leaves: None,
             soft,
-            limit_told: false,
+            limit_told: None,
         });
         true
     }
@@ -523,18 +532,47 @@ impl Keyring {
             if tek.soft.is_none_or(|soft| soft > now) {
                 continue;
             }
-            let succeeded = tek.leaves.is_some()
-                || self.teks.iter().any(|other| {
-                    other.leaves.is_none()
-                        && other.expires > tek.expires
-                        && same_flow(&other.policy, &tek.policy)
-                });
+            let succeeded = tek.leaves.is_some() || self.is_succeeded(tek);
             self.teks[index].soft = None;
             if !succeeded {
                 wish = Some("a TEK ends soon and no other replaces it");
             }
         }
         wish
+    }
+
+    /// A TEK is used up so far; true when the server must be asked. It is asked once per TEK, limit and Sender-ID, and not
+    /// when a successor is waiting.
+    pub fn on_limit(&mut self, spi: Spi, limit: Limit) -> bool {
+        let Some(tek) = self.teks.iter().find(|tek| tek.policy.spi == spi) else { return false };
+        let succeeded = tek.leaves.is_some() || self.is_succeeded(tek);
+        let told = tek.limit_told >= Some(limit);
+        if let Some(tek) = self.teks.iter_mut().find(|tek| tek.policy.spi == spi) {
+            tek.limit_told = tek.limit_told.max(Some(limit));
+        }
+        !succeeded && !told
+    }
+
+    /// True when a later TEK serves the same flow.
+    fn is_succeeded(&self, tek: &Tek) -> bool {
+        self.teks.iter().any(|other| {
+            other.leaves.is_none() && other.expires > tek.expires && same_flow(&other.policy, &tek.policy)
+        })
+    }
+
+    /// When the first flow is without a TEK if no more keys come.
+    pub fn keys_until(&self) -> Option<Instant> {
+        let end = |tek: &Tek| tek.leaves.map_or(tek.expires, |leaves| leaves.min(tek.expires));
+        let last =
+            |tek: &Tek| self.teks.iter().filter(|other| same_flow(&other.policy, &tek.policy)).map(end).max();
+        self.teks.iter().filter_map(last).min()
+    }
+
+    /// Until when no key sends us to the server: none when that moment has passed or there is no key.
+    pub fn quiet_until(&self) -> Option<Instant> {
+        let teks = self.teks.iter().filter(|tek| tek.leaves.is_none()).map(|tek| tek.soft);
+        let all: Option<Vec<Instant>> = teks.chain(self.kek.iter().map(|kek| kek.soft)).collect();
+        all?.into_iter().min()
     }
 
     /// The next timer.

@@ -1,12 +1,14 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
 //! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
-//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes.
+//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes, `probe.rs` what
+//! traffic under unknown keys leads to.
 
 pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod probe;
 pub mod pull;
 pub mod push;
 pub mod servers;
@@ -29,6 +31,8 @@ use ike::crypto::provider::Job;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 
 use io::{Command, Input, Output};
+use keyring::Limit;
+use probe::Trigger;
 use servers::{Letters, News, Server, ServerName};
 use settings::Settings;
 use vpn::Vpn;
@@ -220,6 +224,14 @@ impl GroupMember {
         self.deliver(now, name, letters.unwrap_or_default());
     }
 
+    fn at_vpn(&mut self, now: Now, name: &str, run: impl FnOnce(&mut Vpn, &mut Cx<'_>)) {
+        self.step(now, |_, vpns, cx| {
+            if let Some(vpn) = vpns.get_mut(name) {
+                run(vpn, cx);
+            }
+        });
+    }
+
     fn on_datagram(&mut self, now: Now, datagram: &Datagram) {
         let octets = datagram.octets.as_ref();
         let header = match Header::decode(octets) {
@@ -372,6 +384,25 @@ impl Machine for GroupMember {
             Input::Job(result) => self.on_job(now, result),
             Input::Route { server, local } => {
                 self.at_server(now, server, |server, cx| server.on_route(local, cx));
+            }
+            Input::UnknownSpi { vpn, spi } => self.step(now, |_, vpns, cx| {
+                let meant =
+                    vpns.values_mut().filter(|known| vpn.as_deref().is_none_or(|it| it == known.name()));
+                // The data plane may have been told meanwhile.
+                let lacks = |known: &&mut Vpn| known.keyring.teks().iter().all(|tek| tek.policy.spi != spi);
+                meant.filter(lacks).for_each(|known| known.on_trouble(Trigger::UnknownSpi, cx));
+            }),
+            Input::OutboundWithoutInbound { vpn } => self.at_vpn(now, &vpn, |vpn, cx| {
+                vpn.on_trouble(Trigger::OutboundWithoutInbound, cx);
+            }),
+            Input::InboundAgain { vpn } => self.at_vpn(now, &vpn, |vpn, _| {
+                vpn.on_recovery(Trigger::OutboundWithoutInbound);
+            }),
+            Input::SoftLimit { vpn, spi } => {
+                self.at_vpn(now, &vpn, |vpn, cx| vpn.on_limit(spi, Limit::Soft, cx));
+            }
+            Input::Spent { vpn, spi } => {
+                self.at_vpn(now, &vpn, |vpn, cx| vpn.on_limit(spi, Limit::Spent, cx));
             }
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
             Input::Stop => self.stop(now),

@@ -230,6 +230,9 @@ impl Vpn {
             let outside = self.report_outside(&policy, cx);
             self.keyring.apply_push(&policy, keys, kek, &outside, cx);
             listed = policy.teks;
+            if !listed.is_empty() {
+                self.settle_probe();
+            }
         }
         self.statistics.push_succeeded += 1;
         cx.out.event(Event::PushAccepted {

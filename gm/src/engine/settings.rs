@@ -61,6 +61,8 @@ pub struct VpnSettings {
     pub allowed_flows: Vec<Flow>,
     /// Algorithms a server may use.
     pub accept: Accept,
+    /// Traffic under unknown keys may lead to a registration.
+    pub recovery_probe: bool,
 }
 
 impl Default for VpnSettings {
@@ -71,6 +73,7 @@ impl Default for VpnSettings {
             group: GroupId::number(0),
             allowed_flows: Vec::new(),
             accept: Accept::default(),
+            recovery_probe: false,
         }
     }
 }

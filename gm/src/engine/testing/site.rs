@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::header::{Flags, Header};
-use gdoi_proto::ids::{Cookie, CookiePair, MessageId, SenderId};
+use gdoi_proto::ids::{Cookie, CookiePair, MessageId, SenderId, Spi};
 use gdoi_proto::message::Message;
 use gdoi_proto::payload::Payload;
 use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, SenderIds};
@@ -61,6 +61,8 @@ pub struct KeyServer {
     pub holds_keys: bool,
     /// No route leads to it at the start.
     pub routeless: bool,
+    /// SPI of the TEK of group 0.
+    pub first_spi: u32,
     /// TEK life, s.
     pub life: u32,
     /// Groups whose PULL was completed, in order.
@@ -103,6 +105,7 @@ impl KeyServer {
             refuses: BTreeSet::new(),
             holds_keys: false,
             routeless: false,
+            first_spi: 300,
             life: 3600,
             served: Vec::new(),
             most_open: 0,
@@ -191,7 +194,7 @@ impl KeyServer {
             let refused = notify::notification(sa.cookies, NotifyType::InvalidIdInformation);
             return Some(notify::seal(sa, &[refused], &mut self.entropy));
         }
-        let policy = policy(None, vec![tek(300 + group, self.life)]);
+        let policy = policy(None, vec![tek(self.first_spi + group, self.life)]);
         let offer = [Payload::Nonce(NR.to_vec()), Payload::GdoiSa(policy.write(Carriage::Pull))];
         let answer = exchange.seal(sa, &[ni], &offer);
         let answers = BTreeMap::from([(octets.clone(), answer.clone())]);
@@ -238,6 +241,8 @@ pub struct Site {
     pub events: Vec<(Instant, Event)>,
     /// First messages of phase 1 without repeats: the moment and the index of the server.
     pub knocks: Vec<(Instant, usize)>,
+    /// New Sender-IDs of installed TEKs, in order.
+    pub sender_ids: Vec<(Spi, u32)>,
     /// Servers without a route.
     pub no_route: BTreeSet<usize>,
     last_knock: Option<Bytes>,
@@ -291,6 +296,7 @@ impl Site {
             servers,
             events: Vec::new(),
             knocks: Vec::new(),
+            sender_ids: Vec::new(),
             no_route,
             last_knock: None,
             provider: default_provider(),
@@ -328,6 +334,9 @@ impl Site {
                             false => Ok(MEMBER.parse().expect("an address")),
                         };
                         inputs.push_back(Input::Route { server, local });
+                    }
+                    Output::SenderIds { spi, sender_ids, .. } => {
+                        self.sender_ids.push((spi, sender_ids.values[0].0));
                     }
                     Output::Event(event) => self.events.push((self.now.at, event)),
                     _ => {}
