@@ -176,11 +176,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group = 1",
-            "group = 1\nrecovery-probe = true",
-            "17:1: vpn.V.recovery-probe: not supported yet: recovery-probe = true; gdoictl member register starts over",
-        ),
-        (
-            "group = 1",
             "group = 1\ndf-bit = \"copy\"",
             "17:1: vpn.V.df-bit: not supported yet: df-bit needs the data plane",
         ),

@@ -29,7 +29,7 @@ use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::convert::{self, ConvertError};
+use crate::convert;
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
@@ -55,9 +55,6 @@ pub struct Options {
 /// Why the daemon does not run. The exit code is 3 for all of them.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// A key server cannot be talked to from this machine.
-    #[error(transparent)]
-    Convert(#[from] ConvertError),
     /// A UDP socket cannot be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -99,7 +96,7 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let listen: Vec<Listen> =
         member.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
     let sockets = Sockets::bind(&listen)?;
-    let settings = convert::settings(config, &sockets.addresses())?;
+    let settings = convert::settings(config);
     let control = LocalSocket::bind(&member.control_socket, runtime::control::MODE, "")?;
     let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
     let hub = Hub::new();
@@ -236,6 +233,7 @@ impl Daemon {
     }
 
     fn drain(&mut self) {
+        let mut routes = Vec::new();
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Transmit(datagram) => {
@@ -243,9 +241,13 @@ impl Daemon {
                         tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
                     }
                 }
+                Output::Route { server, peer, address } => routes.push((server, peer, address)),
                 Output::Job(request) => self.workers.submit(request),
                 Output::Install(tek) => self.at_data_plane(|plane| plane.install(tek)),
                 Output::Activate { vpn, spi } => self.at_data_plane(|plane| plane.activate(&vpn, spi)),
+                Output::SenderIds { vpn, spi, sender_ids } => {
+                    self.at_data_plane(|plane| plane.set_sender_ids(&vpn, spi, sender_ids))
+                }
                 Output::Remove { vpn, spi } => self.at_data_plane(|plane| plane.remove(&vpn, spi)),
                 Output::Event(event) => self.publish(&event),
                 Output::Reply { ticket, result } => {
@@ -258,6 +260,10 @@ impl Daemon {
                     }
                 }
             }
+        }
+        for (server, peer, address) in routes {
+            let local = convert::local(address, peer, &self.sockets.addresses());
+            self.tell(Input::Route { server, local: local.map_err(|error| error.to_string()) });
         }
     }
 

@@ -29,6 +29,7 @@ use ike::phase1::{FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
 
+use super::complaints::Complaints;
 use super::group::Terms;
 use super::member::member_key;
 use super::settings::{GatewaySettings, Settings};
@@ -125,6 +126,7 @@ pub struct Peers {
     timers: BTreeSet<(Instant, CookiePair)>,
     notifies: NotifyLimit,
     refusals: NotifyLimit,
+    complaints: Complaints,
     out: VecDeque<PeerOutput>,
     /// Counters.
     pub counters: PeerCounters,
@@ -156,6 +158,7 @@ impl Peers {
             timers: BTreeSet::new(),
             notifies: NotifyLimit::new(CLEAR_NOTIFIES.0, CLEAR_NOTIFIES.1),
             refusals: NotifyLimit::new(REFUSALS.0, REFUSALS.1),
+            complaints: Complaints::default(),
             out: VecDeque::new(),
             counters: PeerCounters::default(),
         }
@@ -419,6 +422,13 @@ impl Peers {
                 self.counters.failed += 1;
                 if let Some(answer) = answer {
                     self.out.push_back(PeerOutput::Transmit(local, peer, answer));
+                }
+                if self.complaints.take(&half.gateway.name, now) {
+                    self.out.push_back(PeerOutput::Event(Event::Phase1Refused {
+                        peer: peer.to_string(),
+                        gateway: half.gateway.name.clone(),
+                        reason: reason.clone(),
+                    }));
                 }
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: peer.to_string(),
