@@ -5,6 +5,8 @@
 //!       ->  signed datagram written  ->  sent, repeated, acknowledged (push.rs)
 //! ```
 //!
+//! What exceeds `max-push-size` is several PUSHes, written in one transaction: a restart sends all of them.
+//!
 //! The SEQ is written with the message it names before anything is signed: a restart signs the same message again
 //! and never another one under that number.
 
@@ -398,7 +400,8 @@ impl Group {
         // Nothing is known of members that were cleared, or that this server's former life forgot, and they still hold keys:
         // the overlap is kept with nobody in the list too.
         let seq = self.kek.as_ref().map_or(0, |kek| kek.seq.0);
-        let mute = !self.members.is_empty() && seq == u32::MAX;
+        let numbers = u64::from(u32::MAX - seq);
+        let mute = !self.members.is_empty() && numbers <= sas.len() as u64;
         let tell = communication.is_some() && !self.members.is_empty() && !mute;
         let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
         let mut changes = Vec::new();
@@ -460,7 +463,18 @@ impl Group {
         } else {
             self.untold += 1;
         }
+        let limit = communication.as_ref().map_or(usize::MAX, |communication| communication.max_push_size);
         for part in parts {
+            let octets = part.unsigned.datagram_len();
+            if let Some(kek) = self.kek.as_ref().filter(|_| octets > limit) {
+                self.event(Event::PushTooLarge {
+                    group: self.settings.name.clone(),
+                    seq: u64::from(part.seq.0),
+                    kek_spi: kek.spi.to_string(),
+                    octets: octets as u64,
+                    limit: limit as u64,
+                });
+            }
             let members = (self.members.numbers(), Vec::new());
             self.dispatch(now, part, &cause, members, &mut changes);
         }
@@ -654,13 +668,35 @@ impl Group {
         Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
     }
 
-    /// The PUSHes that carry these keys; none without a KEK or a number.
+    /// The PUSHes that carry these keys, each within `max-push-size` where keys can be split. All go under the present KEK,
+    /// its successor last. None without a KEK or numbers for all.
     fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
-        self.kek
-            .as_ref()
-            .and_then(|kek| self.lay_out_part(now, kek.seq.next()?, teks, successor))
-            .into_iter()
-            .collect()
+        let (Some(communication), Some(kek)) = (&self.settings.communication, &self.kek) else {
+            return Vec::new();
+        };
+        let small = |part: &Part| part.unsigned.datagram_len() <= communication.max_push_size;
+        let (mut parts, mut rest, mut last) = (Vec::new(), teks, kek.seq);
+        loop {
+            let Some(seq) = last.next() else { return Vec::new() };
+            last = seq;
+            let Some(all) = self.lay_out_part(now, seq, rest, successor) else { return Vec::new() };
+            if small(&all) || rest.is_empty() {
+                parts.push(all);
+                return parts;
+            }
+            // As many as fit, and at least one.
+            let part = |count: usize| self.lay_out_part(now, seq, rest.get(..count)?, None);
+            let mut count = 1;
+            let mut best = part(count);
+            while let Some(more) = part(count + 1).filter(&small) {
+                (best, count) = (Some(more), count + 1);
+            }
+            parts.extend(best);
+            rest = rest.get(count..).unwrap_or_default();
+            if rest.is_empty() && successor.is_none() {
+                return parts;
+            }
+        }
     }
 
     fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
@@ -723,7 +759,8 @@ impl Group {
     /// Drops every rekey SA without a word: the signing key changed under them.
     fn drop_keks(&mut self) {
         let gone: Vec<KekSpi> = self.kek_spis().collect();
-        let changes = gone.iter().map(|spi| self.kek_gone(*spi)).collect();
+        let keks = gone.iter().map(|spi| self.kek_gone(*spi));
+        let changes = keks.chain(self.deliveries.iter().map(|delivery| self.push_gone(delivery))).collect();
         self.kek = None;
         self.old_keks.clear();
         self.deliveries.clear();
