@@ -3,6 +3,7 @@
 pub mod durable;
 pub mod group;
 pub mod io;
+mod layout;
 pub mod member;
 pub mod peers;
 pub mod pull;
@@ -12,6 +13,7 @@ pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
+mod signing;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
