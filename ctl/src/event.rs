@@ -331,6 +331,19 @@ events! {
         /// From the decision to the end.
         seconds: f64,
     } => ("{group}: rekey SEQ {seq} done in {seconds:.3} s, {acknowledged} acknowledged, missing [{}]", join(missing));
+    /// A PUSH is larger than wished and cannot be split: it relies on IP fragmentation.
+    PushTooLarge "push_too_large" Warn {
+        /// Group.
+        group: String,
+        /// Number of the PUSH.
+        seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
+        /// Length of the PUSH.
+        octets: u64,
+        /// `max-push-size`.
+        limit: u64,
+    } => ("{group}: PUSH SEQ {seq} has {octets} octets, more than max-push-size {limit}, and one key in it");
     /// One round of copies of a PUSH went out.
     PushSent "push_sent" Info {
         /// Group.

@@ -29,15 +29,6 @@ pub fn settings(config: &Gcks) -> Settings {
     }
 }
 
-/// Defaults and usual statements that this build does not act on yet, said by `--check` and at start.
-pub fn notices(config: &Gcks) -> Vec<String> {
-    let mut lines = Vec::new();
-    if config.groups.iter().any(|group| group.communication.is_some()) {
-        lines.push("max-push-size: not supported yet, a push goes out as large as it is".to_owned());
-    }
-    lines
-}
-
 fn gateway(gateway: &Gateway) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
@@ -106,6 +97,7 @@ fn communication(communication: &config::Communication) -> CommunicationSettings
             config::Acknowledgement::None => Acknowledgement::None,
         },
         missed_rekeys: communication.missed_rekeys,
+        max_push_size: usize::try_from(communication.max_push_size).unwrap_or(usize::MAX),
         activation_delay: communication.activation_delay_seconds,
         deactivation_delay: communication.deactivation_delay_seconds,
         margin: seconds(communication.rekey_margin_kek_seconds),
@@ -188,6 +180,7 @@ encryption-algorithm = "aes-128-cbc"
 signature = "ecdsa-256"
 sig-hash-algorithm = "sha-256"
 acknowledgement = "requested"
+max-push-size = 900
 [group.G.ipsec-sa.S]
 proposal = "esp"
 [[group.G.ipsec-sa.S.match-policy]]
@@ -239,7 +232,7 @@ destination = "2001:db8::1/128"
         let communication = group.communication.as_ref().unwrap();
         assert_eq!(communication.acknowledgement, Acknowledgement::Requested);
         assert_eq!((communication.activation_delay, communication.deactivation_delay), (30, 45));
-        assert_eq!(communication.margin, Duration::from_secs(360));
+        assert_eq!((communication.margin, communication.max_push_size), (Duration::from_secs(360), 900));
         let [four, six] = &group.sas[..] else { panic!("{:?}", group.sas) };
         assert_eq!((four.name.as_str(), four.ip_protocol), ("S/four", 17));
         assert_eq!(four.cipher, TekCipher::AesGcm { key_octets: 32, icv_octets: 16 });

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use config::{Gcks, Loaded};
-use gcks::{convert, daemon};
+use gcks::daemon;
 use runtime::log::{self, Format};
 
 /// The key server of a GDOI group (RFC 6407). It stays in the foreground and logs to stderr.
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     for warning in &loaded.warnings {
         tracing::warn!(target: "configuration", "{warning}");
     }
-    for notice in loaded.notices.iter().cloned().chain(convert::notices(&config)) {
+    for notice in &loaded.notices {
         tracing::info!(target: "configuration", "{notice}");
     }
     let options =
@@ -89,7 +89,7 @@ fn check(loaded: &Loaded<Gcks>) {
     for warning in &loaded.warnings {
         println!("warning: {warning}");
     }
-    for notice in loaded.notices.iter().cloned().chain(convert::notices(config)) {
+    for notice in &loaded.notices {
         println!("note: {notice}");
     }
     println!("good: {} gateways, {} groups", config.gateways.len(), config.groups.len());

@@ -174,3 +174,22 @@ fn members_of_a_group_without_rekeying_can_always_open_what_the_others_send() {
         assert!(world.trace.count("gcks", "member_reregistered") >= 12, "they fetch new keys");
     }
 }
+
+#[test]
+fn cleared_members_are_back_within_a_minute_and_a_rekey_meanwhile_tears_nothing() {
+    for seed in 1..=10 {
+        let mut world = World::new(seed, 4, Weather::FAIR, Timing::USUAL);
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 4)), "seed {seed}");
+        // Long enough for IKE SAs to be gone: nothing under them could tell anybody.
+        world.run(Duration::from_secs(120));
+        let clear = Command::ClearMembers { group: GROUP.to_owned() };
+        world.command(clear).expect("it runs").expect("cleared");
+        let told = world.command(rekey(true)).expect("it runs").expect("a rekey").1;
+        assert_eq!((world.registered(), told), (0, None), "nobody is in the list");
+        let mut gaps = world.run_watching(Duration::from_secs(60));
+        assert!(all_registered(&world, 4), "seed {seed}: {}", world.trace.text());
+        gaps.extend(world.run_watching(Duration::from_secs(3600)));
+        assert!(gaps.is_empty(), "seed {seed}: {:?}\n{}", gaps.first(), world.trace.text());
+        assert_eq!(world.trace.count("gcks", "member_expired"), 0, "seed {seed}");
+    }
+}

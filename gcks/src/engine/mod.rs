@@ -4,6 +4,7 @@ mod complaints;
 pub mod durable;
 pub mod group;
 pub mod io;
+mod layout;
 pub mod member;
 pub mod peers;
 pub mod pull;
@@ -13,6 +14,7 @@ pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
+mod signing;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -73,10 +75,13 @@ impl KeyServer {
             .map(|settings| (settings.name.clone(), Group::new(settings)))
             .collect();
         // Kinds in order: a PUSH needs its KEK, a KEK its group.
+        let mut orphans = Vec::new();
         for kind in Kind::ALL {
             for row in rows.iter().filter(|row| row.kind == kind) {
-                if let Some(group) = groups.values_mut().find(|group| group.owns(row)) {
-                    group.restore(now, row)?;
+                match groups.values_mut().find(|group| group.owns(row)) {
+                    Some(group) => group.restore(now, row)?,
+                    // Keys of a group that is no longer configured are nobody's.
+                    None => orphans.push(rows::gone(row)),
                 }
             }
         }
@@ -104,6 +109,9 @@ impl KeyServer {
         if !rows.is_empty() {
             let groups = server.groups.len() as u64;
             server.out.push_back(Output::Event(Event::StateRestored { groups, members }));
+        }
+        if !orphans.is_empty() {
+            server.out.push_back(Output::Persist(orphans));
         }
         server.groups.values_mut().for_each(Group::restored);
         let names: Vec<String> = server.groups.keys().cloned().collect();

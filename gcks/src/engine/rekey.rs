@@ -5,6 +5,8 @@
 //!       ->  signed datagram written  ->  sent, repeated, acknowledged (push.rs)
 //! ```
 //!
+//! What exceeds `max-push-size` is several PUSHes, written in one transaction: a restart sends all of them.
+//!
 //! The SEQ is written with the message it names before anything is signed: a restart signs the same message again
 //! and never another one under that number.
 
@@ -12,31 +14,24 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
-use gdoi_proto::payload::Delete;
-use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet, TekKey};
-use gdoi_proto::registry::{Doi, TekProtocol};
+use gdoi_proto::policy::TekKey;
+use gdoi_proto::registry::TekProtocol;
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{CryptoError, Done, Job, Signer};
 use ike::io::{Entropy, Instant, Now, Wakeup};
 use ike::protect::ack::AckKey;
-use ike::protect::push::{PushContent, Unsigned};
-use std::sync::Arc;
 
 use super::durable::Change;
-use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of, unspecified_endpoint};
+use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of};
 use super::io::Outcome;
+use super::layout::{Part, delete_everything};
 use super::member::MemberKey;
 use super::pull;
-use super::push::{Delivery, Mark, Stage};
+use super::push::{Delivery, Mark};
 use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
 use super::settings::{CommunicationSettings, SaSettings};
-
-/// Failures to read a signing key that this server made, before it makes another.
-const OWN_KEY_TRIES: u32 = 5;
 
 /// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
 /// due at once (RFC 6407 section 4).
@@ -62,136 +57,26 @@ struct Cause {
 /// Who a PUSH is for: members, and addresses that are no members any more.
 type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
 
-/// One PUSH of a rekey, laid out.
-struct Part {
-    seq: SeqNumber,
-    unsigned: Unsigned,
-    /// SPIs of new TEKs in it.
-    teks: Vec<String>,
-    /// SPI of the new KEK in it.
-    new_kek: Option<String>,
-}
-
 impl Group {
-    /// Loads or makes the signing key; everything else waits for it. Called once after restore.
-    pub fn start(&mut self, now: Now, entropy: &mut dyn Entropy) {
-        if self.settings.communication.is_none() {
-            self.fill_keys(now, entropy);
-            return;
-        }
-        self.ask_for_signer();
-    }
-
-    fn ask_for_signer(&mut self) {
-        let Some(communication) = &self.settings.communication else { return };
-        let algorithm = communication.signature;
-        // One of our own that cannot be read again and again is given up for a new one.
-        let own = self.signing_key.as_ref().filter(|_| self.failures < OWN_KEY_TRIES);
-        let stored = communication.signing_key.as_ref().or(own).cloned();
-        self.out.push_back(GroupOutput::Job(match stored {
-            Some(pkcs8) => Job::LoadSigner { algorithm, pkcs8 },
-            None => Job::MakeSigner { algorithm, key_bits: communication.signature_key_bits },
-        }));
-    }
-
-    /// A job of this group is done.
-    ///
-    /// # Errors
-    /// Why it failed, and when it is tried again.
-    pub fn on_done(&mut self, now: Now, done: Done, entropy: &mut dyn Entropy) -> Result<(), String> {
-        match done {
-            Done::Signer(Ok((signer, pkcs8))) => {
-                self.failures = 0;
-                self.on_signer(now, signer, pkcs8, entropy);
-                Ok(())
-            }
-            Done::Signed(Ok(signature)) => {
-                self.failures = 0;
-                self.on_signed(now, &signature);
-                self.want_more(now, entropy);
-                Ok(())
-            }
-            Done::Signer(Err(error)) => Err(self.on_failure(now.at, "the signing key", &error)),
-            Done::Signed(Err(error)) => Err(self.on_failure(now.at, "signing a push", &error)),
-            Done::DhKey(_)
-            | Done::Shared(_)
-            | Done::Responded(_)
-            | Done::Verified(_)
-            | Done::Phase1Signed(_)
-            | Done::Phase1Verified(_) => Ok(()),
-        }
-    }
-
-    /// A job of the signing key failed: again after 1, 2, 4 .. 60 s. What counts from the PUSH waits with it.
-    fn on_failure(&mut self, at: Instant, what: &str, error: &CryptoError) -> String {
-        let delay = Duration::from_secs((1 << self.failures.min(6)).min(60));
-        self.failures += 1;
-        self.retry = Some(at + delay);
-        let mut since = None;
-        for delivery in &mut self.deliveries {
-            if let Stage::Unsigned { asked, .. } = &mut delivery.stage {
-                *asked = false;
-                since.get_or_insert(delivery.started);
-            }
-        }
-        if let Some(since) = since {
-            self.postpone(since, delay);
-        }
-        format!("{what} failed, again in {} s: {error}", delay.as_secs())
-    }
-
-    /// Asks once more for what failed.
-    pub(super) fn try_again(&mut self, at: Instant) {
-        if self.retry.is_none_or(|retry| retry > at) {
-            return;
-        }
-        self.retry = None;
-        match self.signer {
-            Some(_) => self.sign_next(),
-            None => self.ask_for_signer(),
-        }
-    }
-
     /// True when the next rekey waits for a signature. One that fails holds nothing up: keys get their successors, and
     /// the PUSHes are signed in order when that works again.
     fn is_signing(&self) -> bool {
         self.failures == 0 && self.deliveries.iter().any(Delivery::is_unsigned)
     }
 
-    fn on_signer(
-        &mut self,
-        now: Now,
-        signer: Arc<dyn Signer>,
-        pkcs8: SecretBytes,
-        entropy: &mut dyn Entropy,
-    ) {
-        let public_key = signer.public_key().to_vec();
-        // Members verify with the key they were given: another key needs another rekey SA.
-        if self.public_key.as_ref().is_some_and(|old| *old != public_key) {
-            self.drop_keks();
-        }
-        self.public_key = Some(public_key);
-        self.signing_key = Some(pkcs8);
-        self.signer = Some(signer);
-        let row = self.group_row();
-        self.out.push_back(GroupOutput::Persist(vec![row]));
-        self.fill_keys(now, entropy);
-        self.sign_next();
-    }
-
     /// Makes what is missing without a PUSH: first start, or keys that ended while we were away.
-    fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
+    pub(super) fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
-        if let (Some(communication), None) = (&self.settings.communication, &self.kek) {
-            if let Some(mut kek) = communication.new_kek(now, entropy) {
-                kek.generation = self.next_generation();
-                self.event(Event::GroupCreated {
-                    group: self.settings.name.clone(),
-                    kek_spi: kek.spi.to_string(),
-                });
-                changes.push(self.kek_row(&kek));
-                self.kek = Some(kek);
-            }
+        if let (Some(communication), None) = (&self.settings.communication, &self.kek)
+            && let Some(mut kek) = communication.new_kek(now, entropy)
+        {
+            kek.generation = self.next_generation();
+            self.event(Event::GroupCreated {
+                group: self.settings.name.clone(),
+                kek_spi: kek.spi.to_string(),
+            });
+            changes.push(self.kek_row(&kek));
+            self.kek = Some(kek);
         }
         for sa in self.settings.sas.clone() {
             if !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
@@ -372,7 +257,7 @@ impl Group {
         Ok(self.rekey(now, sas, kek, (rekey, why), entropy))
     }
 
-    fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
+    pub(super) fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let wanted = std::mem::take(&mut self.wanted);
         if let Some(why) = wanted.why {
             self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), entropy);
@@ -398,7 +283,8 @@ impl Group {
         // Nothing is known of members that were cleared, or that this server's former life forgot, and they still hold keys:
         // the overlap is kept with nobody in the list too.
         let seq = self.kek.as_ref().map_or(0, |kek| kek.seq.0);
-        let mute = !self.members.is_empty() && seq == u32::MAX;
+        let numbers = u64::from(u32::MAX - seq);
+        let mute = !self.members.is_empty() && numbers <= sas.len() as u64;
         let tell = communication.is_some() && !self.members.is_empty() && !mute;
         let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
         let mut changes = Vec::new();
@@ -460,7 +346,18 @@ impl Group {
         } else {
             self.untold += 1;
         }
+        let limit = communication.as_ref().map_or(usize::MAX, |communication| communication.max_push_size);
         for part in parts {
+            let octets = part.unsigned.datagram_len();
+            if let Some(kek) = self.kek.as_ref().filter(|_| octets > limit) {
+                self.event(Event::PushTooLarge {
+                    group: self.settings.name.clone(),
+                    seq: u64::from(part.seq.0),
+                    kek_spi: kek.spi.to_string(),
+                    octets: octets as u64,
+                    limit: limit as u64,
+                });
+            }
             let members = (self.members.numbers(), Vec::new());
             self.dispatch(now, part, &cause, members, &mut changes);
         }
@@ -643,98 +540,6 @@ impl Group {
     fn next_generation(&self) -> u64 {
         self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
     }
-
-    /// A PUSH that only deletes; none without a KEK or a number.
-    fn lay_out_delete(&self, communication: &CommunicationSettings, deletes: Vec<Delete>) -> Option<Part> {
-        let kek = self.kek.as_ref()?;
-        let seq = kek.seq.next()?;
-        let content = PushContent { seq, deletes, keys: None };
-        let length = communication.signature.octets(communication.signature_key_bits);
-        let unsigned = Unsigned::new(kek.spi, &content, length);
-        Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
-    }
-
-    /// The PUSHes that carry these keys; none without a KEK or a number.
-    fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
-        self.kek
-            .as_ref()
-            .and_then(|kek| self.lay_out_part(now, kek.seq.next()?, teks, successor))
-            .into_iter()
-            .collect()
-    }
-
-    fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
-        let communication = self.settings.communication.as_ref()?;
-        let protecting = self.kek.as_ref()?;
-        let dialect = self.settings.push_dialect;
-        let policy = GroupPolicy {
-            kek: successor.map(|kek| {
-                self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
-            }),
-            activation_delay: communication.activation_delay,
-            deactivation_delay: Some(communication.deactivation_delay),
-            teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
-        };
-        let keys = KeySet {
-            kek: successor.map(|kek| self.kek_key(kek)),
-            teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
-            ..KeySet::default()
-        };
-        let content = PushContent {
-            seq,
-            deletes: Vec::new(),
-            keys: Some((
-                dialect.sa_to_peer(policy.write(Carriage::Push)),
-                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
-            )),
-        };
-        let signature_len = communication.signature.octets(communication.signature_key_bits);
-        Some(Part {
-            seq,
-            unsigned: Unsigned::new(protecting.spi, &content, signature_len),
-            teks: teks.iter().map(|tek| tek.spi.to_string()).collect(),
-            new_kek: successor.map(|kek| kek.spi.to_string()),
-        })
-    }
-
-    /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.
-    pub(super) fn sign_next(&mut self) {
-        if self.retry.is_some() {
-            return;
-        }
-        let (Some(signer), Some(communication)) = (self.signer.clone(), &self.settings.communication) else {
-            return;
-        };
-        let hash = communication.signature_hash;
-        let padded = self.settings.push_dialect.padded_length_signature;
-        let bare_digest = self.settings.push_dialect.bare_digest_signature;
-        let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
-            return;
-        };
-        if let Stage::Unsigned { unsigned, asked } = &mut delivery.stage
-            && !*asked
-        {
-            *asked = true;
-            let input: Bytes = unsigned.signature_input(padded);
-            self.out.push_back(GroupOutput::Job(Job::Sign { signer, hash, input, bare_digest }));
-        }
-    }
-
-    /// Drops every rekey SA without a word: the signing key changed under them.
-    fn drop_keks(&mut self) {
-        let gone: Vec<KekSpi> = self.kek_spis().collect();
-        let changes = gone.iter().map(|spi| self.kek_gone(*spi)).collect();
-        self.kek = None;
-        self.old_keks.clear();
-        self.deliveries.clear();
-        self.delivered.clear();
-        self.out.push_back(GroupOutput::Persist(changes));
-    }
-}
-
-/// Everything of a kind goes: SPI 0 (RFC 6407 section 5.9).
-fn delete_everything(protocol: u8, spi_size: u8) -> Delete {
-    Delete { doi: Doi::Gdoi, protocol, spi_size, spis: vec![vec![0; usize::from(spi_size)]] }
 }
 
 impl CommunicationSettings {

@@ -321,11 +321,11 @@ impl Group {
     fn restore_kek(&mut self, now: Now, row: &Row) -> Result<(), RestoreError> {
         let body: KekBody = body(row)?;
         check(row, body.version)?;
-        let Some(communication) = self.settings.communication.clone() else { return Ok(()) };
-        if body.ends <= now.unix_seconds {
+        let communication = self.settings.communication.clone().filter(|_| body.ends > now.unix_seconds);
+        let Some(communication) = communication else {
             self.stale.push(gone(row));
             return Ok(());
-        }
+        };
         let spi = row
             .key
             .rsplit('/')
@@ -420,7 +420,10 @@ impl Group {
         let body: MemberBody = body(row)?;
         check(row, body.version)?;
         // A member whose gateway may no longer register is forgotten.
-        let Some(gateway) = self.gateway(&body.gateway) else { return Ok(()) };
+        let Some(gateway) = self.gateway(&body.gateway) else {
+            self.stale.push(gone(row));
+            return Ok(());
+        };
         let key = member_key(Identification {
             id_type: IdType::from_number(body.id_type),
             protocol: body.protocol,
@@ -517,7 +520,8 @@ fn end(now: Now, stored: u64, life: Duration, margin: Duration) -> u64 {
     stored
 }
 
-fn gone(row: &Row) -> Change {
+/// A row that means nothing any more.
+pub(super) fn gone(row: &Row) -> Change {
     Change::Remove { kind: row.kind, key: row.key.clone() }
 }
 

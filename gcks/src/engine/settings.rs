@@ -135,6 +135,8 @@ pub struct CommunicationSettings {
     pub activation_delay: u16,
     /// DTD in seconds.
     pub deactivation_delay: u16,
+    /// Octets of UDP payload of a PUSH; what is larger is split where TEKs allow.
+    pub max_push_size: usize,
     /// Time before the KEK's end at which its successor goes out.
     pub margin: Duration,
 }

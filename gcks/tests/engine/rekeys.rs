@@ -1,5 +1,7 @@
 //! Rekeys when something around them fails: the store, the signing key, numbers that end, members that were cleared.
 
+use gdoi_proto::policy::TekAuthentication;
+
 use super::*;
 
 #[test]
@@ -295,4 +297,149 @@ fn two_rekeys_in_one_moment_are_told_apart_by_their_number_and_their_kek() {
         _ => None,
     });
     assert_eq!((&sent, &acked, &completed), (&started, &started, &started));
+}
+
+fn stored(bench: &Bench) -> Vec<(Kind, String)> {
+    bench.rows.keys().cloned().collect()
+}
+
+#[test]
+fn keys_of_what_is_no_longer_configured_leave_the_store() {
+    let mut bench = Bench::new();
+    joined(&mut bench, 1);
+    bench.rekey(true);
+    let kinds: BTreeSet<Kind> = stored(&bench).into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds.len(), 5, "there is one of each");
+    let (before, rows) = (bench.settings.clone(), bench.rows.clone());
+
+    bench.settings.groups[0].gateways = ["strangers".to_owned()].into();
+    bench.restart();
+    assert!(!stored(&bench).iter().any(|(kind, _)| *kind == Kind::Member), "its gateway may not register");
+
+    (bench.settings, bench.rows) = (before.clone(), rows.clone());
+    bench.settings.groups[0].communication = None;
+    bench.restart();
+    assert!(!stored(&bench).iter().any(|(kind, _)| matches!(kind, Kind::Kek | Kind::Push)));
+
+    (bench.settings, bench.rows) = (before.clone(), rows.clone());
+    let communication = bench.settings.groups[0].communication.as_mut().expect("rekeying");
+    (communication.signature, communication.signature_key_bits) = (SignatureAlgorithm::Ecdsa384, 384);
+    communication.signature_hash = SignatureHash::Sha384;
+    bench.restart();
+    let left = stored(&bench);
+    assert!(!left.iter().any(|(kind, _)| *kind == Kind::Push), "pushes under a KEK that is gone: {left:?}");
+    assert_eq!(left.iter().filter(|(kind, _)| *kind == Kind::Kek).count(), 1);
+
+    (bench.settings, bench.rows) = (before, rows);
+    bench.settings.groups[0].name = "another".to_owned();
+    bench.restart();
+    assert!(stored(&bench).iter().all(|(_, key)| key.starts_with("another")), "{:?}", stored(&bench));
+}
+
+/// Twenty SAs of three kinds.
+fn many_sas() -> Settings {
+    let mut settings = settings();
+    let ciphers = [
+        TekCipher::AesGcm { key_octets: 32, icv_octets: 16 },
+        TekCipher::AesCbc { key_octets: 32, authentication: TekAuthentication::HmacSha512 },
+        TekCipher::AesCbc { key_octets: 16, authentication: TekAuthentication::HmacSha256 },
+    ];
+    let sa = settings.groups[0].sas[0].clone();
+    settings.groups[0].sas = (0..20u8)
+        .zip(ciphers.into_iter().cycle())
+        .map(|(index, cipher)| {
+            let mut sa = SaSettings { name: format!("SA{index}/net"), cipher, ..sa.clone() };
+            sa.source.data[2] = index;
+            sa
+        })
+        .collect();
+    settings
+}
+
+#[test]
+fn a_rekey_too_large_for_one_push_is_several_that_a_restart_keeps() {
+    let mut bench = Bench::with(many_sas());
+    bench.drain();
+    let (mut one, mut two) = (joined(&mut bench, 1), joined(&mut bench, 2));
+    assert_eq!(one.teks.len(), 20);
+    let last = bench.rekey(true);
+    let to_one = pushes(&mut bench, one.address);
+    assert_eq!(to_one.len(), last as usize, "each with a number of its own");
+    assert!((3..8).contains(&to_one.len()), "{} pushes", to_one.len());
+    assert!(to_one.iter().all(|octets| octets.len() <= 1280), "{:?}", to_one.iter().map(Bytes::len));
+    assert_eq!((bench.count("push_too_large"), bench.count("rekey_started")), (0, to_one.len()));
+    let first = one.take(&bench, &to_one[0]);
+    bench.tell(one.address, first);
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    let again = pushes(&mut bench, two.address);
+    assert_eq!(again, to_one, "all of them, the same octets");
+    for octets in &again[1..] {
+        let ack = one.take(&bench, octets);
+        bench.tell(one.address, ack);
+    }
+    for octets in &again {
+        let ack = two.take(&bench, octets);
+        bench.tell(two.address, ack);
+    }
+    assert!(bench.server.groups()["g1"].deliveries().is_empty(), "everybody acknowledged everything");
+    assert_eq!((one.teks.len(), two.teks.len(), one.kek.spi), (40, 40, bench.seq().0));
+    let three = joined(&mut bench, 3);
+    assert!(one.teks.iter().all(|tek| three.teks.contains(tek)), "the same keys");
+    let names = bench.count("rekey_completed");
+    // Copies of what it took from the other's.
+    pushes(&mut bench, one.address);
+    answered_all(&mut bench, &mut [&mut one, &mut two]);
+    assert!(bench.count("rekey_completed") > names);
+}
+
+/// A rekey of several PUSHes that everyone answers.
+fn answered_all(bench: &mut Bench, members: &mut [&mut Member]) {
+    bench.rekey(false);
+    for member in members {
+        for octets in pushes(bench, member.address) {
+            let ack = member.take(bench, &octets);
+            bench.tell(member.address, ack);
+        }
+    }
+}
+
+#[test]
+fn a_death_at_any_write_of_a_split_rekey_keeps_all_of_it_or_nothing() {
+    for lives_for in 1..8 {
+        let mut bench = Bench::with(many_sas());
+        bench.drain();
+        let mut one = joined(&mut bench, 1);
+        bench.lives_for = Some(lives_for);
+        let command = Command::Rekey { group: "g1".to_owned(), tek: true, kek: true };
+        bench.server.handle(bench.now, Input::Command { ticket: 1, command });
+        bench.drain();
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        for octets in pushes(&mut bench, one.address) {
+            let ack = one.take(&bench, &octets);
+            bench.tell(one.address, ack);
+        }
+        assert_eq!(
+            (one.teks.len(), one.kek.spi, one.last),
+            (40, bench.seq().0, bench.seq().1),
+            "{lives_for}"
+        );
+    }
+}
+
+#[test]
+fn a_key_too_large_by_itself_goes_alone_and_is_told_of() {
+    let mut settings = many_sas();
+    settings.groups[0].sas.truncate(3);
+    settings.groups[0].communication.as_mut().expect("rekeying").max_push_size = 200;
+    let mut bench = Bench::with(settings);
+    bench.drain();
+    let mut one = joined(&mut bench, 1);
+    assert_eq!(bench.rekey(true), 4, "three TEKs and a KEK");
+    assert_eq!(bench.count("push_too_large"), 4);
+    for octets in pushes(&mut bench, one.address) {
+        one.take(&bench, &octets);
+    }
+    assert_eq!((one.teks.len(), one.kek.spi), (6, bench.seq().0));
 }

@@ -157,6 +157,7 @@ fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings
                 retransmission_period: timing.period,
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                max_push_size: 1280,
                 activation_delay,
                 deactivation_delay,
                 margin: margin(timing.kek),
