@@ -170,9 +170,18 @@ pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
     let [transform] = proposal.transforms.as_slice() else {
         return Err(Refusal::dropped("answer with several transforms"));
     };
-    let reading =
-        read(transform).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))?;
     let offers = policy.usable_offers();
-    let ours = offers.iter().find(|offer| offer.suite == reading.suite && offer.lifetime == reading.life);
-    ours.map(|_| reading).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))
+    // Nothing changed, added or left out; the order, and the form of a long number, are free (RFC 2409 section 5).
+    let same = |offer: &&Offer| canonical(&attributes(offer)) == canonical(&transform.attributes);
+    let offered = offers.iter().find(same).filter(|_| transform.id == KEY_IKE);
+    offered
+        .map(|offer| Reading { suite: offer.suite, life: offer.lifetime })
+        .ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))
+}
+
+/// Class and value of every attribute, in an order of their own.
+fn canonical(attributes: &[Attribute]) -> Vec<(u16, Option<u64>)> {
+    let mut all: Vec<_> = attributes.iter().map(|it| (it.kind, it.integer())).collect();
+    all.sort_unstable();
+    all
 }
