@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use gdoi_proto::attribute::Attribute;
+use gdoi_proto::message::{Message, Rules};
 use gdoi_proto::payload::{Notify, Payload, Sa};
 use gdoi_proto::registry::{Doi, ExchangeType, NotifyType};
 use gdoi_sim::provider::SeededEntropy;
@@ -103,6 +104,16 @@ fn an_answer_with_anything_changed_added_or_missing_is_not_used() {
         all.extend([kind, Attribute::variable(12, life.to_be_bytes())]);
     });
     assert_eq!(exchanges(&gm.tell(&same)), [ExchangeType::MainMode]);
+}
+
+#[test]
+fn an_answer_whose_sa_is_not_first_is_not_used() {
+    let mut gm = Gm::new();
+    let first = only(gm.take());
+    let answer = Message::decode(&second(&first, offered(&first)), Rules::PHASE1_CLEAR).expect("our own");
+    let odd = Message { payloads: answer.payloads.iter().rev().cloned().collect(), ..answer.clone() };
+    assert!(gm.tell(&odd.encode()).is_empty());
+    assert_eq!(gm.tell(&answer.encode()).len(), 1);
 }
 
 #[test]

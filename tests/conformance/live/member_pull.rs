@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use gdoi_proto::message::{Message, Rules};
+use gdoi_proto::message::{Dialect, Domain, Message, Rules};
 use gdoi_proto::registry::ExchangeType;
 use gdoi_sim::world::{GROUP, SERVER, Timing, server_settings};
 use gm::engine::io::{Command, Input};
-use gm::engine::settings::Encryption;
+use gm::engine::settings::{Encryption, Flow};
 use ike::protect::ack::Ack;
 
 use super::gcks::Gcks;
@@ -99,6 +99,18 @@ fn a_policy_that_is_refused_ends_phase_1_with_a_delete() {
 }
 
 #[test]
+fn sas_outside_the_flows_the_member_allows_are_told_and_left_out() {
+    let mut settings = settings();
+    let prefix = |text: &str| (text.parse().expect("an address"), 16);
+    settings.vpns[0].allowed_flows =
+        vec![Flow { source: prefix("192.168.0.0"), destination: prefix("192.168.0.0") }];
+    let (mut gcks, mut gm) = (Gcks::new(), Gm::with(settings, 1));
+    talk(&mut gcks, &mut gm);
+    assert_eq!((gcks.members(), gm.installed), (1, 0));
+    assert_eq!(gm.count("policy_refused"), 1, "{:?}", gm.events);
+}
+
+#[test]
 fn an_acknowledgement_goes_back_where_the_push_came_from_with_the_address_of_the_pull() {
     let (mut gcks, mut gm) = registered();
     for kek in [true, false] {
@@ -122,7 +134,7 @@ fn an_acknowledgement_goes_back_where_the_push_came_from_with_the_address_of_the
             .map(|(_, sent)| sent.local.ip());
         assert_eq!(ack.address(), pulled);
         assert_eq!((ack.id.protocol, ack.id.port), (0, 0));
-        let rules = Rules { domain: gdoi_proto::message::Domain::Group, ..Rules::PHASE1_CLEAR };
+        let rules = Rules { domain: Domain::Group, ..Rules::PHASE1_CLEAR };
         assert_eq!(Message::decode(&sent.octets, rules).expect("clear").payloads.len(), 3);
         talk(&mut gcks, &mut gm);
     }
@@ -147,7 +159,7 @@ fn a_push_under_an_unknown_cookie_pair_is_dropped_in_silence() {
 fn members_come_back_before_their_last_key_ends_each_at_a_moment_of_its_own() {
     let mut moments = BTreeSet::new();
     for seed in 1..=6 {
-        let mut gcks = Gcks::with(server_settings(Timing::USUAL, Default::default(), false));
+        let mut gcks = Gcks::with(server_settings(Timing::USUAL, Dialect::STRICT, false));
         let mut gm = Gm::with(settings(), seed);
         talk(&mut gcks, &mut gm);
         let (registered, said) = (gm.now.at, gm.log.len());

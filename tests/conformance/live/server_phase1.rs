@@ -80,6 +80,20 @@ fn certificates_requests_vendor_ids_and_notifications_may_stand_in_any_message()
 }
 
 #[test]
+fn a_first_message_has_one_sa_and_it_stands_first() {
+    let mut gcks = Gcks::new();
+    let first = Opening::of(1).first();
+    let message = Message::decode(&first, Rules::PHASE1_CLEAR).expect("our own");
+    let [sa, vendor] = &message.payloads[..] else { panic!("{message:?}") };
+    for payloads in [vec![vendor.clone(), sa.clone()], vec![sa.clone(), sa.clone()], vec![vendor.clone()]] {
+        let odd = Message { payloads, ..message.clone() }.encode();
+        assert!(gcks.tell(at(PEER), &odd).is_empty());
+    }
+    assert_eq!(gcks.peers(), (0, 0));
+    assert_eq!(gcks.tell(at(PEER), &first).len(), 1);
+}
+
+#[test]
 fn a_proof_without_an_identity_leads_nowhere() {
     let mut gcks = Gcks::new();
     let mut hand = Opening::of(1).keyed(&mut gcks, at(PEER));

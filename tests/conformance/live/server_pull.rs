@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use gdoi_proto::ids::SenderId;
-use gdoi_proto::message::{Chain, Rules};
+use gdoi_proto::ids::{SenderId, SeqNumber};
+use gdoi_proto::message::{Chain, Dialect, Rules};
 use gdoi_proto::payload::{Gap, Payload};
-use gdoi_proto::policy::{AckRequest, Direction};
+use gdoi_proto::policy::{AckRequest, Direction, SignatureAlgorithm, SignatureHash};
 use gdoi_proto::registry::{ExchangeType, PayloadType};
 use gdoi_sim::world::{GROUP, Timing, server_settings};
+use ike::crypto::provider::{Verification, default_provider};
 use ike::protect::ack::AckKey;
 use ike::protect::push::{self, KekCipherKey, PushContent};
 use ike::sa::IkeSa;
@@ -124,7 +125,7 @@ fn counting_sas_have_keys_of_their_own_and_serve_both_directions() {
 
 #[test]
 fn without_a_rekey_sa_message_2_has_no_sak_and_message_4_no_seq() {
-    let mut gcks = Gcks::with(server_settings(Timing::USUAL, Default::default(), false));
+    let mut gcks = Gcks::with(server_settings(Timing::USUAL, Dialect::STRICT, false));
     let (mut sa, _) = established(&mut gcks, at(PEER), &Opening::of(1));
     let (policy, seq, keys) = registered(&mut gcks, at(PEER), &mut sa, &[]);
     assert!(policy.kek.is_none() && seq.is_none() && keys.kek.is_none());
@@ -135,6 +136,7 @@ fn without_a_rekey_sa_message_2_has_no_sak_and_message_4_no_seq() {
 struct Rekeyed {
     cipher: KekCipherKey,
     ack: AckKey,
+    public_key: Vec<u8>,
 }
 
 fn rekeyed(gcks: &mut Gcks, sa: &mut IkeSa) -> Rekeyed {
@@ -142,6 +144,7 @@ fn rekeyed(gcks: &mut Gcks, sa: &mut IkeSa) -> Rekeyed {
     let (kek, key) = (policy.kek.expect("a SAK"), keys.kek.expect("a KEK"));
     let cipher = ike::crypto::Cipher::with_key_len(key.key.len()).expect("AES");
     Rekeyed {
+        public_key: key.public_key.expect("the signing key"),
         ack: AckKey::derive(AckRequest::KekSha256, &key.key, kek.spi),
         cipher: KekCipherKey {
             spi: kek.spi,
@@ -153,8 +156,8 @@ fn rekeyed(gcks: &mut Gcks, sa: &mut IkeSa) -> Rekeyed {
 
 impl Rekeyed {
     fn open(&self, octets: &Bytes, last: u32) -> PushContent {
-        let last = gdoi_proto::ids::SeqNumber(last);
-        let opened = push::open(&self.cipher, last, &header(octets), octets, Default::default());
+        let last = SeqNumber(last);
+        let opened = push::open(&self.cipher, last, &header(octets), octets, Dialect::STRICT);
         opened.expect("a push").verified().into_inner()
     }
 }
@@ -196,6 +199,38 @@ fn an_acknowledgement_counts_once_and_only_where_it_is_asked_for() {
     assert_eq!((gcks.count("ack_received"), gcks.count("ack_refused")), (0, 1));
     gcks.pass(Duration::from_secs(60));
     assert_eq!((gcks.members(), gcks.count("member_expired")), (1, 0));
+}
+
+#[test]
+fn signatures_of_pushes_have_the_length_of_their_curve() {
+    for (signature, hash, bits, octets) in [
+        (SignatureAlgorithm::Ecdsa256, SignatureHash::Sha256, 256, 64),
+        (SignatureAlgorithm::Ecdsa384, SignatureHash::Sha384, 384, 96),
+        (SignatureAlgorithm::Ecdsa521, SignatureHash::Sha512, 521, 132),
+    ] {
+        let mut settings = settings();
+        let communication = settings.groups[0].communication.as_mut().expect("rekeying");
+        (communication.signature, communication.signature_hash) = (signature, hash);
+        communication.signature_key_bits = bits;
+        let mut gcks = Gcks::with(settings);
+        let (mut sa, _) = established(&mut gcks, at(PEER), &Opening::of(1));
+        let member = rekeyed(&mut gcks, &mut sa);
+        gcks.rekey(false);
+        let push = only(gcks.to(at(PEER)));
+        let opened = push::open(&member.cipher, SeqNumber(0), &header(&push), &push, Dialect::STRICT);
+        let opened = opened.expect("a push");
+        assert_eq!(opened.signature.len(), octets);
+        let check = Verification {
+            algorithm: signature,
+            hash,
+            public_key: member.public_key.into(),
+            input: opened.signature_input,
+            signature: opened.signature,
+            or_input: None,
+            bare_digest: false,
+        };
+        default_provider().verify(&check).expect("it verifies");
+    }
 }
 
 #[test]
@@ -270,7 +305,7 @@ fn a_push_with_payloads_in_another_order_is_refused() {
         let length = u32::try_from(28 + sealed.len()).expect("short");
         let head = gdoi_proto::header::Header { next, length, ..header(&push) };
         let octets = [&head.encode()[..], &sealed].concat();
-        push::open(&member.cipher, gdoi_proto::ids::SeqNumber(0), &head, &octets, Default::default()).is_ok()
+        push::open(&member.cipher, SeqNumber(0), &head, &octets, Dialect::STRICT).is_ok()
     };
     assert!(open(&[seq, sa, kd, sig]) && open(&[seq, &delete, sa, kd, sig]) && open(&[seq, &delete, sig]));
     for order in [
