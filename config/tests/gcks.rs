@@ -67,6 +67,8 @@ fn a_short_file_is_complete_because_the_rest_has_defaults() {
             "ike-fragmentation: not supported yet, messages go out whole",
         ]
     );
+    let listen: Vec<String> = loaded.config.server.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["0.0.0.0:848", "[::]:848"]);
     let group = &loaded.config.groups[0];
     assert_eq!((group.sender_id_bits, group.rekey_on_leave, group.rekey_on_join), (16, true, false));
     let communication = group.communication.as_ref().unwrap();

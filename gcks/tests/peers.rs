@@ -94,6 +94,7 @@ fn settings() -> Settings {
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),
+                max_push_size: 1280,
             }),
             sas: vec![SaSettings {
                 name: "SA1/all".to_owned(),
@@ -122,7 +123,7 @@ struct Bench {
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
     events: Vec<Event>,
-    replies: Vec<Result<(String, Option<u32>), String>>,
+    replies: Vec<Result<String, String>>,
     settings: Settings,
 }
 
@@ -167,7 +168,7 @@ impl Bench {
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result),
+                Output::Reply { result, .. } => self.replies.push(result.map(|outcome| outcome.text)),
             }
         }
     }
@@ -218,7 +219,7 @@ impl Bench {
         self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
-    fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
+    fn command(&mut self, command: Command) -> Result<String, String> {
         self.server.handle(self.now, Input::Command { ticket: 1, command });
         self.drain();
         self.replies.pop().expect("every command is answered")

@@ -25,6 +25,24 @@ fn two_sides_agree_in_every_group_and_lengths_are_exact() {
 }
 
 #[test]
+fn a_secret_that_begins_with_zeros_keeps_them() {
+    for provider in providers() {
+        for group in [DhGroup::Modp2048, DhGroup::Ecp256] {
+            let public = provider.dh_generate(group).expect("a key").public().to_vec();
+            // One in 256 does.
+            let shared = loop {
+                let ours = provider.dh_generate(group).expect("a key");
+                let shared = ours.agree(&public).expect("a secret");
+                if shared.expose().first() == Some(&0) {
+                    break shared;
+                }
+            };
+            assert_eq!(shared.len(), group.shared_len(), "group {} on {}", group.number(), provider.name());
+        }
+    }
+}
+
+#[test]
 fn a_public_value_of_another_length_is_refused() {
     for provider in providers() {
         for group in DhGroup::ALL {

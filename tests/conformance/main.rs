@@ -2,6 +2,7 @@
 
 mod captures;
 mod expected;
+mod live;
 mod observer;
 mod phase1;
 mod pull_push;

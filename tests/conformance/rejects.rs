@@ -125,10 +125,13 @@ fn every_odd_but_valid_first_message_is_answered_with_the_right_transform() {
         let [Step::Send(answer)] = &steps[..] else { panic!("{reason}: {steps:?}") };
         let answer = Message::decode(answer, Rules::PHASE1_CLEAR).expect("our own message");
         let Some(Payload::Sa(sa)) = answer.payloads.first() else { panic!("{reason}: no SA") };
-        let transform = &sa.proposals[0].transforms[0];
+        let [proposal] = &sa.proposals[..] else { panic!("{reason}: {sa:?}") };
+        let [transform] = &proposal.transforms[..] else { panic!("{reason}: {sa:?}") };
         assert_eq!(Some(u64::from(transform.number)), case["selected_transform"].as_u64(), "{reason}");
         let offered = Message::decode(&packet, Rules::PHASE1_CLEAR).expect("the offer");
         let Some(Payload::Sa(offered)) = offered.payloads.first() else { panic!("{reason}: no SA") };
+        assert!(offered.proposals[0].transforms.contains(transform), "{reason}: it comes back unchanged");
+        assert_eq!(proposal.number, offered.proposals[0].number, "{reason}");
         let choice = proposal::choose(offered, &policy()).expect("a choice");
         assert_eq!(Some(choice.life.as_secs()), case["life_seconds"].as_u64(), "{reason}");
     }

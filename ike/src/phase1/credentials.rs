@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use gdoi_proto::payload::Identification;
+use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
 
 use super::auth::Basis;
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CertifiedKey, PeerTrust, ProofSigner};
-use crate::trust::Trust;
+use crate::trust::{Trust, same_name, subject};
 
 /// A certificate of ours with its private key.
 #[derive(Debug, Clone)]
@@ -56,6 +57,18 @@ impl Credentials {
             pre_shared_key: None,
             certificates: own.into_iter().map(Arc::new).collect(),
             trust: Some(trust),
+        }
+    }
+
+    /// `id` as our certificate has it: a distinguished name goes out octet for octet as the subject, in whatever string
+    /// types it was configured (RFC 4945 section 3.1.5).
+    pub(super) fn own_identity(&self, id: Identification) -> Identification {
+        let ends = self.certificates.iter().filter_map(|own| own.chain.first());
+        let mut subjects = ends.filter_map(|end| subject(end).ok());
+        let named = |subject: &Vec<u8>| id.id_type == IdType::DerAsn1Dn && same_name(subject, &id.data);
+        match subjects.find(named) {
+            Some(data) => Identification { data, ..id },
+            None => id,
         }
     }
 

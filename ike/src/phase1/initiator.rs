@@ -25,7 +25,6 @@ use super::responder::Answered;
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CryptoError, DhKey, Done, Job, ProofError, Proved};
-use crate::identity::address_identity;
 use crate::io::{Entropy, Instant, Now};
 use crate::protect::notify::{self, Informational};
 use crate::retransmit::{Attempt, Retransmit, Schedule};
@@ -114,7 +113,7 @@ impl Initiator {
         }
         let mut nonce = [0; NONCE_LEN];
         entropy.fill(&mut nonce);
-        let local = policy.local_identity.clone().unwrap_or_else(|| address_identity(local));
+        let local = policy.own_identity(local);
         let mut initiator = Initiator {
             sai_b: Vec::new(),
             local,

@@ -107,6 +107,12 @@ impl PeerPolicy {
         offers
     }
 
+    /// Who we say we are when our packets come from `address`.
+    pub(crate) fn own_identity(&self, address: std::net::IpAddr) -> Identification {
+        let id = self.local_identity.clone().unwrap_or_else(|| crate::identity::address_identity(address));
+        self.credentials.own_identity(id)
+    }
+
     /// True when the peer at `peer` may claim `id`.
     pub(crate) fn admits(&self, id: &Identification, peer: std::net::IpAddr) -> bool {
         crate::identity::acceptable_ports(id) && self.remote.iter().any(|rule| rule.accepts(id, peer))

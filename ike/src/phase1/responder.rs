@@ -29,7 +29,6 @@ use super::proposal::{self, Choice};
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::Suite;
 use crate::crypto::provider::{Done, Job, ProofError, Proved};
-use crate::identity::address_identity;
 use crate::io::{Entropy, Instant, Now};
 use crate::retransmit::Retransmit;
 use crate::sa::{IkeSa, Role};
@@ -524,7 +523,7 @@ impl Responder {
     }
 
     fn local_identity(&self) -> Identification {
-        self.policy.local_identity.clone().unwrap_or_else(|| address_identity(self.local))
+        self.policy.own_identity(self.local)
     }
 }
 

@@ -70,6 +70,15 @@ pub fn facts(der: &[u8]) -> Result<CertificateFacts, TrustError> {
     Parsed::read(der).map(|parsed| parsed.facts).map_err(unreadable)
 }
 
+/// The subject of a DER certificate, a DER Name. It is read, not checked.
+///
+/// # Errors
+/// [`Rule::Unreadable`] for other octets.
+pub fn subject(der: &[u8]) -> Result<Vec<u8>, TrustError> {
+    let unreadable = |rule| TrustError { half: Half::File, certificate: None, rule };
+    Parsed::read(der).map(|parsed| parsed.subject).map_err(unreadable)
+}
+
 /// The DER SubjectPublicKeyInfo of a DER certificate, to find its private key. It is read, not checked.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ use x509_cert::der::{Encode, Tag};
 
 use self::algorithms::{ALGORITHMS, signed_by};
 pub use self::error::{At, CertificateName, Half, Rule, TrustError};
-pub use self::facts::{CertificateFacts, KeyKind, facts, public_key};
+pub use self::facts::{CertificateFacts, KeyKind, facts, public_key, subject};
 use self::facts::{Parsed, Role};
 use self::lists::List;
 pub use self::lists::ListFacts;

@@ -11,7 +11,7 @@ use ike::identity::IdentityRule;
 use ike::phase1::{Credentials, Mode, OwnCertificate, PeerPolicy, PeerTrust};
 use ike::trust::{Trust, Verification};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, DnValue, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
 };
 use serde_json::Value;
@@ -145,5 +145,34 @@ fn what_enforcement_refuses_a_rehearsal_lets_in_with_a_remark() {
         assert!(rehearsed.talks(), "{}", rehearsed.said());
         let remark = rehearsed.server_sa.and_then(|up| up.remark).unwrap_or_default();
         assert!(remark.contains(half), "{remark}");
+    }
+}
+
+#[test]
+fn a_distinguished_name_goes_out_octet_for_octet_as_the_certificate_has_it() {
+    let root = authority("Root", None);
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    let printable = |text: &str| DnValue::PrintableString(text.to_owned().try_into().expect("printable"));
+    params.distinguished_name.push(DnType::OrganizationName, printable("Example"));
+    params.distinguished_name.push(DnType::CommonName, printable("gm1"));
+    let end = params.signed_by(&key, &root).expect("a certificate").der().to_vec();
+    let subject = ike::trust::subject(&end).expect("a subject");
+    let dn = |data: Vec<u8>| Identification { id_type: IdType::DerAsn1Dn, protocol: 0, port: 0, data };
+    // As an operator writes it, in the string types of the configuration.
+    let gm = dn(ike::trust::name_from_text("CN=gm1, O=Example").expect("a name"));
+    assert_ne!(gm.data, subject);
+    let gcks = fqdn("gcks.example");
+    let trust = || trusting(&root, Verification::Enforce);
+    for mode in [Mode::Main, Mode::Aggressive] {
+        let suites = [suite(DhGroup::Ecp256, Hash::Sha256, Cipher::Aes128Cbc, AuthMethod::Ecdsa256)];
+        let gm1 = own(AuthMethod::Ecdsa256, vec![end.clone()], &key.serialize_der());
+        let mut member = towards(&suites, gm1, trust(), &gm, &gcks);
+        let mut server = towards(&suites, issued("gcks.example", &root, &[]), trust(), &gcks, &gm);
+        (member.mode, server.mode) = (mode, mode);
+        let mut pair = Pair::run(member, server, 1);
+        assert!(pair.talks(), "{mode:?}: {}", pair.said());
+        assert_eq!(pair.server_sa.expect("established").sa.peer_identity, dn(subject.clone()));
     }
 }

@@ -98,7 +98,8 @@ fn pre_shared_key() -> SecretBytes {
     SecretBytes::copy(b"a key for the simulator only")
 }
 
-fn peer_policy(dialect: Dialect) -> PeerPolicy {
+/// What both sides of phase 1 hold: a pre-shared key, identities by address.
+pub fn peer_policy(dialect: Dialect) -> PeerPolicy {
     let suite = Suite {
         cipher: Cipher::Aes256Cbc,
         hash: Hash::Sha256,
@@ -123,7 +124,8 @@ fn subnet() -> Endpoint {
     Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] }
 }
 
-fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings {
+/// The key server's settings: group 1 for whoever comes from 10.1.0.0/16.
+pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings {
     let span = timing.period * (timing.retransmissions + 1);
     let activation_delay = (timing.period * timing.retransmissions).as_secs() as u16 + 10;
     let deactivation_delay = activation_delay + 15;
@@ -179,7 +181,8 @@ fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Settings
     }
 }
 
-fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::Settings {
+/// The settings of member `index`.
+pub fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::Settings {
     use gm::engine::settings::{GatewaySettings, Settings, VpnSettings};
     Settings {
         gateways: vec![GatewaySettings {
