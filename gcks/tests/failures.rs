@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -141,7 +142,7 @@ fn a_disk_that_takes_no_more_is_written_to_again_and_a_restart_finds_all_of_it()
         prlimit(Some(daemon.pid()), Resource::Fsize, limit).unwrap();
     };
     full_disk(&daemon, || limit(Some(0)), || limit(None));
-    let teks = |daemon: &Daemon| -> Vec<String> {
+    let teks = |daemon: &Daemon| -> BTreeSet<String> {
         daemon.snapshot().groups.remove(0).teks.into_iter().map(|tek| tek.spi).collect()
     };
     let before = teks(&daemon);
