@@ -388,9 +388,7 @@ impl Machine for GroupMember {
             Input::UnknownSpi { vpn, spi } => self.step(now, |_, vpns, cx| {
                 let meant =
                     vpns.values_mut().filter(|known| vpn.as_deref().is_none_or(|it| it == known.name()));
-                // The data plane may have been told meanwhile.
-                let lacks = |known: &&mut Vpn| known.keyring.teks().iter().all(|tek| tek.policy.spi != spi);
-                meant.filter(lacks).for_each(|known| known.on_trouble(Trigger::UnknownSpi, cx));
+                meant.for_each(|known| known.on_unknown_spi(spi, cx));
             }),
             Input::OutboundWithoutInbound { vpn } => self.at_vpn(now, &vpn, |vpn, cx| {
                 vpn.on_trouble(Trigger::OutboundWithoutInbound, cx);

@@ -185,6 +185,13 @@ impl Vpn {
         Some(server)
     }
 
+    /// ESP came with an SPI that the data plane does not have; it may have been told meanwhile.
+    pub fn on_unknown_spi(&mut self, spi: Spi, cx: &mut Cx<'_>) {
+        if self.keyring.teks().iter().all(|tek| tek.policy.spi != spi) {
+            self.on_trouble(Trigger::UnknownSpi, cx);
+        }
+    }
+
     /// Traffic looks as if our keys were not those of the group.
     pub fn on_trouble(&mut self, trigger: Trigger, cx: &mut Cx<'_>) {
         let Some(wait) = self.probe.as_mut().and_then(|probe| probe.trigger(trigger, cx.now.at)) else {
