@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use ctl::client::{self, Client};
 use ctl::control::{Reply, Request};
 use ctl::observe::GcksSnapshot;
+use gdoi_proto::header::Flags;
+use gdoi_proto::registry::ExchangeType;
 use rustix::process::Signal;
 
 use support::member::Member;
@@ -14,6 +16,19 @@ use support::{Site, server, set_mode};
 
 fn spis(snapshot: &GcksSnapshot) -> Vec<String> {
     snapshot.groups[0].teks.iter().map(|tek| tek.spi.clone()).collect()
+}
+
+#[test]
+fn a_key_server_that_is_stopped_says_goodbye_and_keeps_its_members() {
+    let site = Site::new();
+    let first = site.start(&[]);
+    let mut member = Member::new(first.address());
+    member.register();
+    let (code, log) = first.stop();
+    assert_eq!(code, Some(0), "{log}");
+    let (header, _) = member.look().expect("a Delete");
+    assert_eq!((header.exchange, header.flags), (ExchangeType::Informational, Flags::ENCRYPTION));
+    assert_eq!(site.start(&[]).snapshot().groups[0].members.len(), 1);
 }
 
 #[test]

@@ -234,6 +234,19 @@ impl Bench {
     }
 }
 
+#[test]
+fn an_identity_has_a_few_sas_at_a_time_and_the_oldest_goes() {
+    let mut bench = Bench::new();
+    let oldest = phase1(&mut bench, address(1)).expect("phase 1").cookies;
+    for _ in 0..8 {
+        bench.pass(Duration::from_secs(1));
+        phase1(&mut bench, address(1)).expect("phase 1");
+    }
+    let left: Vec<_> = bench.server.peers().established().map(|(sa, ..)| sa.cookies).collect();
+    assert_eq!((left.len(), left.contains(&oldest)), (8, false));
+    assert_eq!(bench.count("phase1_deleted"), 1);
+}
+
 /// A first message of phase 1 from `address`.
 fn first_message(bench: &Bench, address: SocketAddr, policy: PeerPolicy) -> (Initiator, Bytes) {
     let mut random = Random(bench.provider.clone());

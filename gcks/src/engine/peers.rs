@@ -37,6 +37,8 @@ use established::{ANSWER_LIFE, Established};
 use half_open::{Acquaintances, HalfOpen, HalfOpenTable, Room};
 use notify_limit::NotifyLimit;
 
+/// SAs of one identity at a time: two while one replaces the other, some that their peer lost.
+const MAX_SAS: usize = 8;
 /// Clear notifications per second: in all, and to one address.
 const CLEAR_NOTIFIES: (u32, u32) = (10, 1);
 /// Protected refusals per second: in all, and to one address.
@@ -465,6 +467,13 @@ impl Peers {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
             for old in self.named(&sa.peer_identity) {
                 self.forget_established(old, "initial contact");
+            }
+        }
+        let others = self.named(&sa.peer_identity);
+        if others.len() >= MAX_SAS {
+            let since = |cookies: &&CookiePair| self.established.get(*cookies).map(|known| known.since);
+            if let Some(oldest) = others.iter().min_by_key(since) {
+                self.delete(*oldest, "one of too many of its identity", entropy);
             }
         }
         self.by_identity.entry(sa.peer_identity.clone()).or_default().insert(cookies);

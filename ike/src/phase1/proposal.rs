@@ -215,3 +215,92 @@ pub fn accept(answer: &Sa, policy: &PeerPolicy) -> Result<Reading, Refusal> {
     let ours = offers.iter().find(|offer| meaning(&attributes(offer)) == answered);
     ours.map(|_| reading).ok_or_else(|| Refusal::dropped("answer with a transform that was not offered"))
 }
+
+#[cfg(test)]
+mod tests {
+    use gdoi_proto::secret::SecretBytes;
+
+    use super::*;
+    use crate::identity::IdentityRule;
+    use crate::phase1::{Credentials, Mode};
+
+    fn policy(seconds: u64) -> PeerPolicy {
+        let suite = Suite {
+            cipher: Cipher::Aes256Cbc,
+            hash: Hash::Sha256,
+            group: DhGroup::Ecp256,
+            method: AuthMethod::PreSharedKey,
+        };
+        PeerPolicy {
+            mode: Mode::Main,
+            offers: vec![Offer { suite, lifetime: Duration::from_secs(seconds) }],
+            credentials: Credentials::pre_shared(SecretBytes::copy(b"a key of 16 octets and more")),
+            local_identity: None,
+            remote: vec![IdentityRule::PeerAddress],
+            dialect: gdoi_proto::message::Dialect::STRICT,
+        }
+    }
+
+    /// An offer of an hour, its one transform changed.
+    fn changed(change: impl FnOnce(&mut Vec<Attribute>)) -> Sa {
+        let mut sa = offer(&policy(3600));
+        change(&mut sa.proposals[0].transforms[0].attributes);
+        sa
+    }
+
+    fn kilobytes(attributes: &mut Vec<Attribute>) {
+        attributes.extend([Attribute::basic(LIFE_TYPE, 2), Attribute::basic(LIFE_DURATION, 1000)]);
+    }
+
+    #[test]
+    fn an_answer_adds_drops_and_alters_nothing_whatever_its_order_and_forms() {
+        let same = changed(|it| {
+            it.rotate_left(5);
+            it[1] = Attribute::variable(LIFE_DURATION, 3600_u32.to_be_bytes());
+        });
+        assert!(accept(&same, &policy(3600)).is_ok());
+        let seconds = |it: &mut Vec<Attribute>| {
+            it.extend([Attribute::basic(LIFE_TYPE, 1), Attribute::basic(LIFE_DURATION, 3600)]);
+        };
+        let altered = |it: &mut Vec<Attribute>| it[6] = Attribute::basic(LIFE_DURATION, 1800);
+        let dropped = |it: &mut Vec<Attribute>| it.truncate(5);
+        let again = |it: &mut Vec<Attribute>| it.push(it[0].clone());
+        for answer in
+            [changed(kilobytes), changed(seconds), changed(altered), changed(dropped), changed(again)]
+        {
+            assert!(accept(&answer, &policy(3600)).is_err(), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_offer_may_have_a_life_in_kilobytes_beside_seconds_and_nothing_twice() {
+        assert_eq!(choose(&changed(kilobytes), &policy(3600)).unwrap().life, Duration::from_secs(3600));
+        let twice = changed(|it| {
+            kilobytes(it);
+            kilobytes(it);
+        });
+        let half = changed(|it| it.push(Attribute::basic(LIFE_TYPE, 2)));
+        let two_groups = changed(|it| it.push(Attribute::basic(GROUP, 14)));
+        for offer in [twice, half, two_groups] {
+            assert!(choose(&offer, &policy(3600)).is_err(), "{offer:?}");
+        }
+    }
+
+    #[test]
+    fn a_life_below_a_minute_is_accepted_by_who_has_such_a_life() {
+        let lab = policy(30);
+        assert_eq!(choose(&offer(&lab), &lab).unwrap().life, Duration::from_secs(30));
+        assert!(choose(&offer(&policy(29)), &lab).is_err());
+        assert!(choose(&offer(&lab), &policy(3600)).is_err());
+    }
+
+    #[test]
+    fn a_responder_lifetime_is_read_in_the_numbers_of_phase_1() {
+        let pair = |kind: u16, value| {
+            vec![Attribute::basic(kind, 1), Attribute::variable(kind + 1, u32::to_be_bytes(value))]
+        };
+        assert_eq!(life(&pair(LIFE_TYPE, 28_800)), Some(Duration::from_secs(28_800)));
+        // Numbers of phase 2, as some peers send them.
+        assert_eq!((life(&pair(1, 28_800)), life(&pair(LIFE_TYPE, 0)), life(&[])), (None, None, None));
+    }
+}

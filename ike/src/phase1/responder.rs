@@ -353,7 +353,8 @@ impl Responder {
         match (std::mem::replace(&mut self.state, State::Over), done) {
             (State::Compute { question, ni, g_xi, nr }, Done::Responded(result)) => {
                 self.state = State::AwaitKe;
-                let (g_xr, shared) = result.map_err(Refusal::dropped)?;
+                let (g_xr, shared) = result.map_err(|error| self.count_invalid(error))?;
+                self.failures = 0;
                 let proof = self.proof(ExchangeType::MainMode, (&ni, &nr), (&g_xi, &g_xr), &shared);
                 let names = self.credential.requests();
                 let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &Extras::default()));
@@ -392,6 +393,12 @@ impl Responder {
                 Err(Refusal::Dropped(format!("no such job in state {name}")))
             }
         }
+    }
+
+    /// A public value that was none: it may be forged, and each costs a computation.
+    fn count_invalid(&mut self, reason: impl ToString) -> Refusal {
+        self.failures += 1;
+        if self.failures < MAX_REPEATS { Refusal::dropped(reason) } else { Refusal::failed(reason) }
     }
 
     /// A message that did not decrypt or did not fit: kept three times, the last one ends it.

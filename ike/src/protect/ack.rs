@@ -132,3 +132,21 @@ impl Ack {
         Ok(Ack { spi: header.cookies.into(), seq, id, hash })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use gdoi_proto::registry::IdType;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_by_its_type_and_not_by_its_length() {
+        let address = |id_type, data: &[u8]| {
+            let (spi, seq) = (KekSpi([1; 16]), SeqNumber(1));
+            Ack { spi, seq, id: Identification::new(id_type, data), hash: Vec::new() }.address()
+        };
+        assert_eq!(address(IdType::Ipv4Addr, &[10, 0, 0, 1]), Some([10, 0, 0, 1].into()));
+        assert_eq!(address(IdType::Fqdn, b"a.bc"), None);
+        assert_eq!(address(IdType::Ipv6Addr, &[10, 0, 0, 1]), None);
+    }
+}
