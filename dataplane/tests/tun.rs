@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::path::Counters;
-use dataplane::tun::{TunPlane, TunSettings};
+use dataplane::tun::{Pair, TunPlane, TunSettings, VpnSettings, Zone};
 use dataplane::{DataPlane, TekInstall};
 use gdoi_proto::ids::{SenderId, Spi};
 use gdoi_proto::payload::Endpoint;
@@ -27,6 +27,12 @@ struct Lab(u32);
 
 fn ip(arguments: &str) -> bool {
     Command::new("ip").args(arguments.split_whitespace()).output().is_ok_and(|output| output.status.success())
+}
+
+/// What a command line prints.
+fn ip_says(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 impl Lab {
@@ -75,7 +81,11 @@ impl Lab {
     }
 
     fn pings(&self, to: &str) -> bool {
-        ip(&format!("netns exec {} ping -n -c 3 -i 0.05 -W 1 -s 1200 {to}", self.name("lan1")))
+        self.pings_with("-s 1200", to)
+    }
+
+    fn pings_with(&self, options: &str, to: &str) -> bool {
+        ip(&format!("netns exec {} ping -n -c 3 -i 0.05 -W 1 {options} {to}", self.name("lan1")))
     }
 
     /// Runs a gateway on a thread that lives in its namespace.
@@ -90,14 +100,14 @@ impl Lab {
             for version in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/{version}"), "1").unwrap();
             }
+            let zone = |name: &str| Zone { name: name.to_owned(), interfaces: vec![name.to_owned()] };
             let settings = TunSettings {
-                vpn: "v".to_owned(),
-                inside: vec!["lan".to_owned()],
-                outside: vec!["wan".to_owned()],
-                tunnel_mtu: 1500,
-                ..TunSettings::default()
+                zones: ["lan", "wan"].map(zone).to_vec(),
+                pairs: vec![Pair { from: "lan".to_owned(), to: "wan".to_owned(), vpn: "v".to_owned() }],
+                vpns: vec![VpnSettings { name: "v".to_owned(), ..VpnSettings::default() }],
             };
-            let mut plane = Some(TunPlane::start(settings, Box::new(|out| out.fill(7))).unwrap());
+            let random = Box::new(|out: &mut [u8]| out.fill(7));
+            let mut plane = Some(TunPlane::start(settings, random, Box::new(|_| {})).unwrap());
             ready.send(()).unwrap();
             for order in taken {
                 match (order, &mut plane) {
@@ -110,7 +120,7 @@ impl Lab {
                     }
                     (Order::Die, plane) => drop(plane.take()),
                     (Order::Release, _) => dataplane::tun::steer::release().unwrap(),
-                    (Order::Count(reply), Some(plane)) => reply.send(plane.counters()).unwrap(),
+                    (Order::Count(reply), Some(plane)) => reply.send(plane.counters("v").unwrap()).unwrap(),
                     (Order::Install | Order::Count(_), None) => panic!("it is dead"),
                 }
                 ready.send(()).unwrap();
@@ -218,6 +228,19 @@ fn lans_talk_through_esp_only_and_not_at_all_without_keys_or_daemon() {
         assert!(out.protected >= 6 && inn.protected >= 6, "{out:?} {inn:?}");
         assert_eq!((out.clear, inn.clear), ([0; 3], [0; 3]));
     }
+    // Too long for the tunnel: fragments where they are allowed, and where not the sender learns the path MTU.
+    assert!(lab.pings_with("-M dont -s 1472", "10.2.0.2"), "fragments: {:?}", first.counters());
+    assert!(first.counters().0.fragmented >= 3);
+    assert!(!lab.pings_with("-M do -s 1472", "10.2.0.2"));
+    assert!(first.counters().0.dropped["too_big"] >= 1);
+    // GCM, IP-D3P and the tunnel take 66 octets of 1500.
+    let learned = ip_says(&format!("netns exec {} ip route get 10.2.0.2", lab.name("lan1")));
+    assert!(learned.contains("mtu 1434"), "{learned}");
+    assert!(lab.pings_with("-M do -s 1406", "10.2.0.2"), "as long as it fits");
+    // IPv6 has fragments of senders only: each side loses a packet to learn it, then all pass.
+    assert!(!ip(&format!("netns exec {} ping -n -c 1 -W 1 -s 1452 2001:db8:2::2", lab.name("lan1"))));
+    lab.pings_with("-s 1452", "2001:db8:2::2");
+    assert!(lab.pings_with("-s 1452", "2001:db8:2::2"), "both sides know");
     // A dead daemon: fail-close holds until the release.
     first.tell(Order::Die);
     second.tell(Order::Die);
