@@ -106,6 +106,15 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// The VPN it is about.
+    pub fn vpn(&self) -> &str {
+        match self {
+            Fault::UnknownSpi { vpn, .. } | Fault::SoftLimit { vpn, .. } | Fault::Spent { vpn, .. } => vpn,
+        }
+    }
+}
+
 /// What became of the traffic of one VPN since the start of the backend.
 #[derive(Debug, Clone, Default)]
 pub struct Traffic {

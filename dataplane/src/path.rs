@@ -27,6 +27,36 @@ pub struct When {
     pub wall: Timestamp,
 }
 
+/// Every name of [`Dropped::name`].
+pub const CAUSES: &[&str] = &[
+    "malformed",
+    "no_key",
+    "not_sending",
+    "no_match",
+    "no_policy",
+    "clear_text",
+    "spent",
+    "seal",
+    "too_big",
+    "unknown_spi",
+    "not_receiving",
+    "replay",
+    "selector",
+    "icv",
+    "fragment",
+    "dummy",
+    "address",
+    "congestion",
+    "malformed_esp",
+    "d3p_too_old",
+    "d3p_too_new",
+    "d3p_no_timestamp",
+    "d3p_unexpected",
+    "d3p_wrong_type",
+    "d3p_wrong_length",
+    "d3p_wrong_next_header",
+];
+
 /// Why a packet went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {

@@ -16,7 +16,8 @@ use config::Gm;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GmSnapshot, Snapshot};
-use dataplane::{DataPlane, Recorder};
+use dataplane::tun::{Random as Octets, TunPlane};
+use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Provider, default_provider};
 use ike::io::{Datagram, Entropy, JobResult, Machine};
 use runtime::clock::Clock;
@@ -33,9 +34,12 @@ use crate::convert::{self, ConvertError};
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
+use crate::plane;
 
 /// Requests of local sockets that may wait for the loop.
 const ASKED: usize = 64;
+/// Faults of the data plane that may wait for the loop.
+const FAULTS: usize = 64;
 /// Longest sleep of the loop without a timer.
 const IDLE: Duration = Duration::from_secs(10);
 /// Given to those who watch to read that the daemon stops.
@@ -64,6 +68,9 @@ pub enum StartError {
     /// A local socket cannot be opened.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The data plane cannot be set up; what was steered stays closed.
+    #[error("data plane: {0}")]
+    DataPlane(#[from] DataPlaneError),
     /// The system refuses a thread or a signal.
     #[error("{what}: {source}")]
     System {
@@ -104,8 +111,17 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let (daemon, mut inlets) =
-        Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub.clone())?;
+    let (teller, faults) = mpsc::channel(FAULTS);
+    let (data_plane, steered) = data_plane(config, &settings, teller)?;
+    let (daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    if !steered.is_empty() {
+        let backend = daemon.data_plane.name().to_owned();
+        daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
+        for doubt in plane::doubts() {
+            tracing::warn!(target: "gdoi", "{doubt}");
+        }
+    }
+    inlets.faults = faults;
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -120,6 +136,27 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
         let _ = local.await;
     }
     Ok(())
+}
+
+/// The data plane the configuration wants, and the pairs of zones it steers, for people.
+fn data_plane(
+    config: &Gm,
+    settings: &Settings,
+    faults: mpsc::Sender<Fault>,
+) -> Result<(Box<dyn DataPlane>, Vec<String>), DataPlaneError> {
+    let own: Vec<_> = settings
+        .gateways
+        .iter()
+        .flat_map(|gateway| gateway.locals.iter().chain([&gateway.local]))
+        .map(|local| local.ip())
+        .collect();
+    let Some(wanted) = plane::settings(config, &own) else {
+        return Ok((Box::new(Recorder::new()), Vec::new()));
+    };
+    let provider = default_provider();
+    let random: Octets = Box::new(move |out: &mut [u8]| provider.fill(out));
+    let pairs = plane::describe(&wanted);
+    Ok((Box::new(TunPlane::start(wanted, random, plane::teller(faults))?), pairs))
 }
 
 /// Random octets of the crypto library.
@@ -137,6 +174,7 @@ struct Inlets {
     datagrams: mpsc::Receiver<Datagram>,
     asked: mpsc::Receiver<Asked>,
     signals: mpsc::Receiver<Signal>,
+    faults: mpsc::Receiver<Fault>,
 }
 
 /// The engine with everything it acts on.
@@ -154,7 +192,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the engine and the threads. The inlets for requests and signals are closed ones.
+    /// Starts the engine and the threads. The inlets for requests, signals and faults are closed ones.
     fn start(
         settings: Settings,
         options: Options,
@@ -194,8 +232,8 @@ impl Daemon {
                 daemon.publish(&event);
             }
         }
-        let (asked, signals) = (mpsc::channel(1).1, mpsc::channel(1).1);
-        Ok((daemon, Inlets { results, datagrams, asked, signals }))
+        let (asked, signals, faults) = (mpsc::channel(1).1, mpsc::channel(1).1, mpsc::channel(1).1);
+        Ok((daemon, Inlets { results, datagrams, asked, signals, faults }))
     }
 
     async fn work(mut self, mut inlets: Inlets) {
@@ -219,6 +257,7 @@ impl Daemon {
                 Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
                 Some(datagram) = inlets.datagrams.recv() => self.tell(Input::Datagram(datagram)),
+                Some(fault) = inlets.faults.recv() => self.tell(Input::Fault(fault)),
                 () = tokio::time::sleep(sleep) => {}
             }
         }
@@ -261,14 +300,11 @@ impl Daemon {
         }
     }
 
-    fn at_data_plane(
-        &mut self,
-        act: impl FnOnce(&mut dyn DataPlane) -> Result<(), dataplane::DataPlaneError>,
-    ) {
+    fn at_data_plane(&mut self, act: impl FnOnce(&mut dyn DataPlane) -> Result<(), DataPlaneError>) {
         let plane = self.data_plane.as_mut();
-        let name = plane.name();
         if let Err(error) = act(plane) {
-            tracing::error!(target: "gdoi", "data plane {name}: {error}");
+            let backend = plane.name().to_owned();
+            self.publish(&Event::DataPlaneFailed { backend, reason: error.to_string() });
         }
     }
 
@@ -308,6 +344,9 @@ impl Daemon {
     fn snapshot(&self) -> GmSnapshot {
         let show_keys = self.options.show_keys || self.options.lab;
         let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
+        for vpn in &mut snapshot.vpns {
+            vpn.traffic = self.data_plane.traffic(&vpn.name).as_ref().map(plane::view);
+        }
         let counters = self.sockets.counters();
         let statistics = &mut snapshot.statistics;
         statistics.datagrams_received = counters.received;

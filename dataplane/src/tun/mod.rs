@@ -131,8 +131,8 @@ struct Member {
     shape: Shape,
     outbound: Mutex<Counters>,
     inbound: Mutex<Counters>,
-    /// Second of the last fault of an unknown SPI, which strangers can cause at will.
-    stranger: AtomicU64,
+    /// Second of the last fault that every packet repeats: an unknown SPI, and a TEK that is spent.
+    told: [AtomicU64; 2],
 }
 
 struct Shared {
@@ -165,7 +165,7 @@ impl Member {
             shape: Shape { df: settings.df, mtu: usize::from(settings.tunnel_mtu) },
             outbound: Mutex::default(),
             inbound: Mutex::default(),
-            stranger: AtomicU64::new(u64::MAX),
+            told: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
         }
     }
 
@@ -181,10 +181,20 @@ impl Member {
 }
 
 impl Shared {
-    /// Tells of ESP nobody can open, once a second at most.
+    /// Tells of ESP nobody can open, once a second at most: strangers can cause it at will.
     fn tell_stranger(&self, member: &Member, now: Moment, spi: Spi, source: IpAddr) {
-        if member.stranger.swap(now.as_secs(), Ordering::Relaxed) != now.as_secs() {
-            (self.tell)(Fault::UnknownSpi { vpn: member.name.clone(), spi, source });
+        self.tell_seldom(member, 0, now, || Fault::UnknownSpi { vpn: member.name.clone(), spi, source });
+    }
+
+    /// Tells of a TEK that has nothing left, once a second at most: every packet finds it so.
+    fn tell_spent(&self, member: &Member, now: Moment, spi: Spi) {
+        self.tell_seldom(member, 1, now, || Fault::Spent { vpn: member.name.clone(), spi });
+    }
+
+    fn tell_seldom(&self, member: &Member, kind: usize, now: Moment, fault: impl FnOnce() -> Fault) {
+        let told = member.told.get(kind).map(|told| told.swap(now.as_secs(), Ordering::Relaxed));
+        if told != Some(now.as_secs()) {
+            (self.tell)(fault());
         }
     }
 }

@@ -120,6 +120,9 @@ impl Worker {
                     counters.not_sent += 1;
                 }
                 self.watch(shared, &sa);
+                if sa.is_spent() {
+                    shared.tell_spent(member, view.when.now, sa.spi);
+                }
             }
             Err(Dropped::TooBig { room }) => {
                 let whole = buffer.get(packet).unwrap_or_default();
@@ -132,9 +135,7 @@ impl Worker {
                     self.answer(view, whole, header, room);
                 }
             }
-            Err(Dropped::Spent(spi)) => {
-                (shared.tell)(Fault::Spent { vpn: member.name.clone(), spi });
-            }
+            Err(Dropped::Spent(spi)) => shared.tell_spent(member, view.when.now, spi),
             Err(_) => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Input and output of the member's engine.
 
 use ctl::event::Event;
-use dataplane::TekInstall;
+use dataplane::{Fault, TekInstall};
 use gdoi_proto::ids::Spi;
 use ike::io::{Datagram, JobRequest, JobResult};
 
@@ -21,6 +21,8 @@ pub enum Input {
         /// The wish.
         command: Command,
     },
+    /// The data plane noticed something.
+    Fault(Fault),
     /// The daemon ends: the servers are told that their ISAKMP SAs are gone, and nothing more is begun.
     Stop,
 }

@@ -366,6 +366,11 @@ impl Machine for GroupMember {
             Input::Timeout => self.on_timeout(now),
             Input::Job(result) => self.on_job(now, result),
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
+            Input::Fault(fault) => self.step(now, |_, vpns, cx| {
+                if let Some(vpn) = vpns.get_mut(fault.vpn()) {
+                    vpn.on_fault(&fault, cx);
+                }
+            }),
             Input::Stop => self.stop(now),
         }
     }

@@ -66,6 +66,7 @@ impl Vpn {
             sid_bits: sender_ids.map_or(0, |ids| u64::from(ids.bits)),
             reregister_in_seconds: self.planned().map(|planned| planned.since(at).as_secs()),
             statistics: self.statistics,
+            traffic: None,
         }
     }
 }

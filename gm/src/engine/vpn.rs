@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ctl::event::Event;
 use ctl::observe::VpnStatistics;
+use dataplane::Fault;
 use gdoi_proto::message::Dialect;
 use ike::io::{Instant, Wakeup};
 use ike::retransmit::{below, spread};
@@ -29,6 +30,8 @@ use super::settings::{GatewaySettings, VpnSettings};
 
 /// Backoff after the first full round.
 const FIRST_BACKOFF: Duration = Duration::from_secs(30);
+/// Longest wait before new keys are asked for because the data plane uses up the present ones.
+const SOFT_LIMIT_WAIT: Duration = Duration::from_secs(10);
 /// Longest backoff.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(600);
 
@@ -243,6 +246,28 @@ impl Vpn {
             cx.out.event(Event::PolicyRefused { vpn: self.name().to_owned(), reason });
         }
         outside
+    }
+
+    /// The data plane noticed something: keys that near their end are replaced before it.
+    pub fn on_fault(&mut self, fault: &Fault, cx: &mut Cx<'_>) {
+        let vpn = self.name().to_owned();
+        match fault {
+            Fault::SoftLimit { spi, .. } => {
+                let reason = format!("TEK {spi} is nearly used up");
+                self.plan(Duration::from_secs(1), SOFT_LIMIT_WAIT, &reason, cx);
+            }
+            Fault::Spent { spi, .. } => {
+                // Every packet that finds it spent tells so; one registration answers all.
+                if !self.is_trying() && self.planned().is_none() {
+                    cx.out.event(Event::TekSpent { vpn, spi: spi.to_string() });
+                    self.plan(Duration::from_secs(1), SOFT_LIMIT_WAIT, "a TEK is used up", cx);
+                }
+            }
+            Fault::UnknownSpi { spi, source, .. } => {
+                let (spi, source) = (spi.to_string(), source.to_string());
+                cx.out.event(Event::UnknownSpi { vpn, spi, source });
+            }
+        }
     }
 
     /// Timers: the server to ask, when a registration must begin.
