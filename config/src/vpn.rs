@@ -28,7 +28,7 @@ pub struct Vpn {
     pub group_address: Option<IpAddr>,
     /// `group-vpn-external-interface`; where ESP goes is the matter of zones.
     pub external_interface: Option<String>,
-    /// Always false in this build.
+    /// `recovery-probe`: traffic under unknown keys may lead to a registration.
     pub recovery_probe: bool,
     /// Algorithms this member accepts; none: what this build supports.
     pub accept: Option<Accept>,
@@ -187,10 +187,7 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
         report.problem(&table.place, "its gateway has group-id-address", "group-address = \"239.192.0.1\"");
     }
     let interface = table.get("group-vpn-external-interface").and_then(|item| item.filled_text(report));
-    if table.boolean("recovery-probe", false) {
-        report
-            .not_supported(&table.place_of("recovery-probe"), "= true; gdoictl member register starts over");
-    }
+    let recovery_probe = table.boolean("recovery-probe", false);
     let bits = [("clear", DfBit::Clear), ("set", DfBit::Set), ("copy", DfBit::Copy)];
     let df_bit = table.word("df-bit", &bits, Some(DfBit::Clear)).unwrap_or_default();
     let tunnel_mtu = u16::try_from(table.number("tunnel-mtu", (256, 9192), 1500)).unwrap_or(1500);
@@ -209,7 +206,7 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
         group: GroupId::number(narrow(group?)),
         group_address,
         external_interface: interface.map(str::to_owned),
-        recovery_probe: false,
+        recovery_probe,
         accept,
         allowed_flows,
         df_bit,

@@ -177,11 +177,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group = 1",
-            "group = 1\nrecovery-probe = true",
-            "17:1: vpn.V.recovery-probe: not supported yet: recovery-probe = true; gdoictl member register starts over",
-        ),
-        (
-            "group = 1",
             "group = 1\nesp-encapsulation = \"udp\"",
             "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation = \"udp\"; \"raw\" is IP protocol 50",
         ),

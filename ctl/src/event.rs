@@ -136,6 +136,15 @@ events! {
         /// The state it was in.
         stage: String,
     } => ("phase 1 with {peer} failed in {stage}: {reason}");
+    /// A peer did not prove who it is; told once per gateway and minute.
+    Phase1Refused "phase1_refused" Warn {
+        /// Address and port of the peer.
+        peer: String,
+        /// The gateway statement that covers it.
+        gateway: String,
+        /// Why.
+        reason: String,
+    } => ("phase 1 with {peer} (gateway {gateway}) refused: {reason}");
     /// A certificate passed that `verification = "enforce"` would refuse.
     CertificateRehearsed "certificate_rehearsed" Warn {
         /// Address and port of the peer.

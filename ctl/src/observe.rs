@@ -340,6 +340,8 @@ pub struct VpnView {
     pub sid_bits: u64,
     /// Until the planned registration.
     pub reregister_in_seconds: Option<u64>,
+    /// Until the first flow is without a key if no more come; keys stay in use that long while every server is away.
+    pub keys_end_in_seconds: Option<u64>,
     /// Counters.
     pub statistics: VpnStatistics,
     /// What became of its traffic; none when the data plane carries none for it.

@@ -146,6 +146,12 @@ pub trait DataPlane: Send {
     /// [`DataPlaneError`] when it is not installed or may not send.
     fn activate(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
 
+    /// Gives an installed TEK new Sender-IDs in place of all it had, with a new IV space each (RFC 6407 section 5.6.4.3).
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when it is not installed, or the backend cannot: then it goes on with the old ones.
+    fn set_sender_ids(&mut self, vpn: &str, spi: Spi, sender_ids: SenderIds) -> Result<(), DataPlaneError>;
+
     /// Removes a TEK; one that is not there is no error.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::SenderIds;
 
 use crate::{DataPlane, DataPlaneError, TekInstall};
 
@@ -70,6 +71,15 @@ impl DataPlane for Recorder {
         Ok(())
     }
 
+    fn set_sender_ids(&mut self, vpn: &str, spi: Spi, sender_ids: SenderIds) -> Result<(), DataPlaneError> {
+        let recorded = self
+            .teks
+            .get_mut(&(vpn.to_owned(), spi))
+            .ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
+        recorded.install.sender_ids = Some(sender_ids);
+        Ok(())
+    }
+
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {
         self.teks.remove(&(vpn.to_owned(), spi));
         Ok(())
@@ -129,6 +139,16 @@ mod tests {
         recorder.install(tek(256, None)).unwrap();
         assert!(recorder.activate("v", Spi(256)).is_err());
         assert!(recorder.activate("v", Spi(300)).is_err());
+    }
+
+    #[test]
+    fn new_sender_ids_replace_those_of_an_installed_tek() {
+        let mut recorder = Recorder::new();
+        recorder.install(tek(256, Some(Duration::ZERO))).unwrap();
+        let sids = SenderIds { bits: 16, values: vec![gdoi_proto::ids::SenderId(9)] };
+        recorder.set_sender_ids("v", Spi(256), sids.clone()).unwrap();
+        assert_eq!(recorder.tek("v", Spi(256)).unwrap().install.sender_ids, Some(sids.clone()));
+        assert!(recorder.set_sender_ids("v", Spi(257), sids).is_err());
     }
 
     #[test]

@@ -4,8 +4,9 @@
 //! installed -> receives          activated -> sends          soft limit -> asks for a new key     spent, expired
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aes::Aes256;
@@ -48,6 +49,8 @@ struct Sender {
     hard: u64,
     /// Packets after which a new key is asked for: 7/8 of that.
     soft: u64,
+    /// The only sender of its flow: its sequence numbers must not wrap.
+    single: bool,
 }
 
 enum IvSource {
@@ -149,18 +152,20 @@ pub struct Sa {
     /// Which outer addresses are copied.
     pub preservation: AddressPreservation,
     /// Its keys.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     /// Width of the window of IP-D3P timestamps; none without them.
     pub delay_detection: Option<Duration>,
     /// Its end.
     pub expires: Moment,
     sender: Option<Sender>,
-    window: Option<Mutex<Window>>,
+    /// Every Sender-ID it ever had: none may come back under the same key.
+    used: BTreeSet<u64>,
+    window: Option<Arc<Mutex<Window>>>,
     octet_limit: Option<u64>,
     /// 0 not active; the largest of a flow sends.
     activated: AtomicU64,
     soft_told: AtomicBool,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
 }
 
 impl Sa {
@@ -192,15 +197,57 @@ impl Sa {
             direction: policy.direction,
             encapsulation: policy.encapsulation,
             preservation: policy.address_preservation,
-            keys,
+            keys: Arc::new(keys),
             delay_detection: tek.delay_detection,
             expires: now.saturating_add(Duration::from_secs(u64::from(policy.lifetime_seconds))),
             sender,
-            window: (single && policy.direction == Direction::ReceiverOnly).then(Mutex::default),
+            used: tek.sender_ids.iter().flat_map(|ids| &ids.values).map(|id| u64::from(id.0)).collect(),
+            window: (single && policy.direction == Direction::ReceiverOnly).then(Arc::default),
             octet_limit: policy.lifetime_kilobytes.map(|kilobytes| u64::from(kilobytes) * 1024),
             activated: AtomicU64::new(0),
             soft_told: AtomicBool::new(false),
-            traffic: Traffic::default(),
+            traffic: Arc::default(),
+        })
+    }
+
+    /// The same SA with other Sender-IDs, whose IVs begin anew: it goes on where this one is.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when its cipher does not count, it never sends, or a Sender-ID is unusable or was its own before.
+    pub fn with_sender_ids(&self, ids: &SenderIds) -> Result<Sa, DataPlaneError> {
+        let refused = |why: &str| DataPlaneError(format!("{}: TEK {}: {why}", self.vpn, self.spi));
+        let Some(before) = self.sender.as_ref().filter(|_| self.keys.shape().counts) else {
+            return Err(refused("sends without Sender-IDs, or not at all"));
+        };
+        let fresh: BTreeSet<u64> = ids.values.iter().map(|id| u64::from(id.0)).collect();
+        if !fresh.is_disjoint(&self.used) {
+            return Err(refused("a Sender-ID it had before"));
+        }
+        let iv = IvSource::counter(ids).map_err(|error| refused(&error.0))?;
+        let hard = if before.single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
+        Ok(Sa {
+            vpn: self.vpn.clone(),
+            spi: self.spi,
+            selector: self.selector,
+            direction: self.direction,
+            encapsulation: self.encapsulation,
+            preservation: self.preservation,
+            keys: Arc::clone(&self.keys),
+            delay_detection: self.delay_detection,
+            expires: self.expires,
+            sender: Some(Sender {
+                iv,
+                sealed: AtomicU64::new(0),
+                hard,
+                soft: soft(hard),
+                single: before.single,
+            }),
+            used: self.used.union(&fresh).copied().collect(),
+            window: self.window.clone(),
+            octet_limit: self.octet_limit,
+            activated: AtomicU64::new(self.activated.load(Ordering::Acquire)),
+            soft_told: AtomicBool::new(false),
+            traffic: Arc::clone(&self.traffic),
         })
     }
 
@@ -326,7 +373,7 @@ impl Sender {
             (false, _) => IvSource::Random(Box::new(Aes256::new(seed.into()))),
         };
         let hard = if single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
-        Ok(Sender { iv, sealed: AtomicU64::new(0), hard, soft: soft(hard) })
+        Ok(Sender { iv, sealed: AtomicU64::new(0), hard, soft: soft(hard), single })
     }
 }
 
@@ -406,6 +453,31 @@ pub(crate) mod tests {
         let first = sa.stamp(100).unwrap();
         assert_eq!((first.sequence, &first.iv[..8]), (1, &[2, 3, 0, 0, 0, 0, 0, 1][..]));
         assert_eq!(sa.stamp(100).unwrap().iv[..8], [2, 3, 0, 0, 0, 0, 0, 2]);
+    }
+
+    #[test]
+    fn sender_ids_of_8_12_and_16_bits_stand_at_the_head_of_the_iv() {
+        for (bits, sid, head) in
+            [(8, 0x5a, [0x5a, 0, 0]), (12, 0x5a5, [0x5a, 0x50, 0]), (16, 0x5a5a, [0x5a, 0x5a, 0])]
+        {
+            let mut tek = gcm(256);
+            tek.sender_ids = Some(SenderIds { bits, values: vec![SenderId(sid)] });
+            assert_eq!(sa(&tek).stamp(1).unwrap().iv[..8], [head[0], head[1], head[2], 0, 0, 0, 0, 1]);
+        }
+    }
+
+    #[test]
+    fn new_sender_ids_begin_a_new_space_and_none_comes_back() {
+        let ids = |sid| SenderIds { bits: 16, values: vec![SenderId(sid)] };
+        let first = sa(&gcm(256));
+        first.activate(7).unwrap();
+        first.stamp(100).unwrap();
+        let second = first.with_sender_ids(&ids(9)).unwrap();
+        assert_eq!(second.stamp(100).unwrap().iv[..8], [0, 9, 0, 0, 0, 0, 0, 1]);
+        assert_eq!((second.activated(), second.counters().packets_out), (Some(7), 2));
+        assert!(second.with_sender_ids(&ids(9)).is_err(), "its own");
+        assert!(second.with_sender_ids(&ids(0x0203)).is_err(), "its first");
+        assert!(sa(&cbc(256)).with_sender_ids(&ids(9)).is_err(), "CBC does not count");
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! From the configuration file to what the engine needs to know. The only question to the system is which of our
-//! addresses the route to a key server uses, where the file does not say.
+//! From the configuration file to what the engine needs to know, and the answer to its only question to the system: which
+//! of our addresses the route to a key server uses now.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use config::{Gm, GmGateway, Vpn};
@@ -35,50 +35,49 @@ pub enum ConvertError {
     },
 }
 
-/// The whole configuration as the engine takes it. `listening` are the addresses of our sockets.
-///
-/// # Errors
-/// [`ConvertError`] for the first key server that cannot be talked to.
-pub fn settings(config: &Gm, listening: &[SocketAddr]) -> Result<Settings, ConvertError> {
-    let gateways = config.gateways.iter().map(|it| gateway(it, listening)).collect::<Result<_, _>>()?;
+/// The whole configuration as the engine takes it.
+pub fn settings(config: &Gm) -> Settings {
+    let gateways = config.gateways.iter().map(gateway).collect();
     let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
-    Ok(Settings { gateways, vpns })
+    Settings { gateways, vpns }
 }
 
-fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySettings, ConvertError> {
-    let locals = gateway
-        .servers
-        .iter()
-        .map(|server| local(gateway, *server, listening))
-        .collect::<Result<Vec<SocketAddr>, _>>()?;
+fn gateway(gateway: &GmGateway) -> GatewaySettings {
     let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index)).collect();
-    let fallback = GatewaySettings::default();
-    Ok(GatewaySettings {
+    GatewaySettings {
         name: gateway.name.clone(),
         servers: gateway.servers.clone(),
-        local: locals.first().copied().unwrap_or(fallback.local),
-        locals,
+        ask_route: true,
+        local_address: gateway.local_address,
         policies,
         dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
             interval: Duration::from_secs(u64::from(dpd.interval_seconds)),
             threshold: dpd.threshold,
         }),
-    })
+        ..GatewaySettings::default()
+    }
 }
 
-/// Our address towards `server`, with the port of the socket that will be used.
-fn local(
-    gateway: &GmGateway,
+/// Our address towards `server`, with the port of the socket that will be used. `stated` is the address the configuration
+/// names, `listening` are those of our sockets.
+///
+/// # Errors
+/// [`ConvertError`] when this machine cannot talk to the server now.
+pub fn local(
+    stated: Option<IpAddr>,
     server: SocketAddr,
     listening: &[SocketAddr],
 ) -> Result<SocketAddr, ConvertError> {
-    let address = match gateway.local_address {
+    let family = |socket: &&SocketAddr| socket.is_ipv4() == server.is_ipv4();
+    if !listening.iter().any(|socket| family(&socket)) {
+        return Err(ConvertError::NoSocket { server });
+    }
+    let address = match stated {
         Some(address) => address,
         None => {
             runtime::udp::source_for(server).map_err(|source| ConvertError::NoRoute { server, source })?
         }
     };
-    let family = |socket: &&SocketAddr| socket.is_ipv4() == server.is_ipv4();
     let exact = listening.iter().filter(family).find(|socket| socket.ip() == address);
     let any = || listening.iter().filter(family).find(|socket| socket.ip().is_unspecified());
     // A socket of another address can still be the only one there is: then its address is ours.
@@ -124,6 +123,7 @@ fn vpn(vpn: &Vpn, gateways: &[GmGateway]) -> VpnSettings {
             })
             .collect(),
         accept: vpn.accept.as_ref().map(accept).unwrap_or_default(),
+        recovery_probe: vpn.recovery_probe,
     }
 }
 
@@ -168,6 +168,7 @@ compat = ["group-id-little-endian", "ecdsa-double-hash"]
 ike-gateway = "servers"
 group = 9
 group-vpn-external-interface = "lo"
+recovery-probe = true
 accept = { encryption = ["aes-256-gcm"], rekey-signature = ["ecdsa-256"] }
 allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 "#;
@@ -184,11 +185,12 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 
     #[test]
     fn every_server_gets_its_identity_and_our_address_on_the_route_to_it() {
-        let settings =
-            settings(&config(), &["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()]).unwrap();
+        let settings = settings(&config());
         let [gateway] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
         assert_eq!(gateway.servers, ["127.0.0.1:848".parse().unwrap(), "127.0.0.2:8480".parse().unwrap()]);
-        assert_eq!(gateway.local, "127.0.0.1:850".parse().unwrap());
+        let listening = ["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()];
+        let local = local(gateway.local_address, gateway.servers[1], &listening).unwrap();
+        assert!(gateway.ask_route && local.ip().is_loopback() && local.port() == 850, "{local}");
         let rule = |name: &str| IdentityRule::Exactly {
             id_type: gdoi_proto::registry::IdType::Fqdn,
             data: name.as_bytes().to_vec(),
@@ -199,18 +201,22 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 
     #[test]
     fn a_vpn_keeps_its_limits() {
-        let settings = settings(&config(), &["127.0.0.5:850".parse().unwrap()]).unwrap();
-        assert_eq!(settings.gateways[0].local, "127.0.0.5:850".parse().unwrap(), "the only socket there is");
+        let settings = settings(&config());
+        let only = "127.0.0.5:850".parse().unwrap();
+        let server = "127.0.0.1:848".parse().unwrap();
+        assert_eq!(local(None, server, &[only]).unwrap(), only, "the only socket there is");
         let [vpn] = &settings.vpns[..] else { panic!("{:?}", settings.vpns) };
-        assert_eq!(vpn.group, GroupId::number(9));
+        assert_eq!((&vpn.group, vpn.recovery_probe), (&GroupId::number(9), true));
         assert_eq!(vpn.accept.encryption, [Encryption::AesGcm { key_octets: 32 }]);
         assert_eq!(vpn.accept.rekey_signature, [(SignatureAlgorithm::Ecdsa256, 256)]);
         assert_eq!(vpn.allowed_flows[0].source, ("172.16.0.0".parse().unwrap(), 12));
     }
 
     #[test]
-    fn a_server_without_a_socket_of_its_family_is_named() {
-        let error = settings(&config(), &["[::1]:848".parse().unwrap()]).unwrap_err();
+    fn a_server_without_a_socket_of_its_family_is_named_when_its_turn_comes() {
+        let server = "127.0.0.1:848".parse().unwrap();
+        let error = local(None, server, &["[::1]:848".parse().unwrap()]).unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
+        assert!(settings(&config()).gateways[0].servers.contains(&server), "and gmd starts");
     }
 }

@@ -19,7 +19,7 @@ use ctl::observe::{GmSnapshot, Snapshot};
 use dataplane::tun::{Random as Octets, TunPlane};
 use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Provider, default_provider};
-use ike::io::{Datagram, Entropy, JobResult, Machine};
+use ike::io::{Datagram, Entropy, Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::Asked;
 use runtime::hub::Hub;
@@ -30,7 +30,7 @@ use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::convert::{self, ConvertError};
+use crate::convert;
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
@@ -59,9 +59,6 @@ pub struct Options {
 /// Why the daemon does not run. The exit code is 3 for all of them.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// A key server cannot be talked to from this machine.
-    #[error(transparent)]
-    Convert(#[from] ConvertError),
     /// A UDP socket cannot be opened.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -106,13 +103,13 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let listen: Vec<Listen> =
         member.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
     let sockets = Sockets::bind(&listen)?;
-    let settings = convert::settings(config, &sockets.addresses())?;
+    let settings = convert::settings(config);
     let control = LocalSocket::bind(&member.control_socket, runtime::control::MODE, "")?;
     let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
     let (teller, faults) = mpsc::channel(FAULTS);
-    let (data_plane, steered) = data_plane(config, &settings, teller)?;
+    let (data_plane, steered) = data_plane(config, teller)?;
     let (daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
     if !steered.is_empty() {
         let backend = daemon.data_plane.name().to_owned();
@@ -141,16 +138,9 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
 /// The data plane the configuration wants, and the pairs of zones it steers, for people.
 fn data_plane(
     config: &Gm,
-    settings: &Settings,
     faults: mpsc::Sender<Fault>,
 ) -> Result<(Box<dyn DataPlane>, Vec<String>), DataPlaneError> {
-    let own: Vec<_> = settings
-        .gateways
-        .iter()
-        .flat_map(|gateway| gateway.locals.iter().chain([&gateway.local]))
-        .map(|local| local.ip())
-        .collect();
-    let Some(wanted) = plane::settings(config, &own) else {
+    let Some(wanted) = plane::settings(config) else {
         return Ok((Box::new(Recorder::new()), Vec::new()));
     };
     let provider = default_provider();
@@ -189,6 +179,8 @@ struct Daemon {
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
     options: Options,
+    observer: plane::Observer,
+    next_look: Instant,
 }
 
 impl Daemon {
@@ -202,6 +194,7 @@ impl Daemon {
     ) -> Result<(Daemon, Inlets), StartError> {
         let system = |what| move |source| StartError::System { what, source };
         let clock = Clock::start();
+        let clock_start = clock.now().at;
         let provider = default_provider();
         let started = Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -222,6 +215,8 @@ impl Daemon {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             options,
+            observer: plane::Observer::default(),
+            next_look: clock_start,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -257,9 +252,10 @@ impl Daemon {
                 Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
                 Some(datagram) = inlets.datagrams.recv() => self.tell(Input::Datagram(datagram)),
-                Some(fault) = inlets.faults.recv() => self.tell(Input::Fault(fault)),
+                Some(fault) = inlets.faults.recv() => self.on_fault(fault),
                 () = tokio::time::sleep(sleep) => {}
             }
+            self.look_at_traffic();
         }
         self.publish(&Event::DaemonStopping);
         self.tell(Input::Stop);
@@ -275,6 +271,7 @@ impl Daemon {
     }
 
     fn drain(&mut self) {
+        let mut routes = Vec::new();
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Transmit(datagram) => {
@@ -282,9 +279,13 @@ impl Daemon {
                         tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
                     }
                 }
+                Output::Route { server, peer, address } => routes.push((server, peer, address)),
                 Output::Job(request) => self.workers.submit(request),
                 Output::Install(tek) => self.at_data_plane(|plane| plane.install(tek)),
                 Output::Activate { vpn, spi } => self.at_data_plane(|plane| plane.activate(&vpn, spi)),
+                Output::SenderIds { vpn, spi, sender_ids } => {
+                    self.at_data_plane(|plane| plane.set_sender_ids(&vpn, spi, sender_ids))
+                }
                 Output::Remove { vpn, spi } => self.at_data_plane(|plane| plane.remove(&vpn, spi)),
                 Output::Event(event) => self.publish(&event),
                 Output::Reply { ticket, result } => {
@@ -298,6 +299,10 @@ impl Daemon {
                 }
             }
         }
+        for (server, peer, address) in routes {
+            let local = convert::local(address, peer, &self.sockets.addresses());
+            self.tell(Input::Route { server, local: local.map_err(|error| error.to_string()) });
+        }
     }
 
     fn at_data_plane(&mut self, act: impl FnOnce(&mut dyn DataPlane) -> Result<(), DataPlaneError>) {
@@ -305,6 +310,30 @@ impl Daemon {
         if let Err(error) = act(plane) {
             let backend = plane.name().to_owned();
             self.publish(&Event::DataPlaneFailed { backend, reason: error.to_string() });
+        }
+    }
+
+    fn on_fault(&mut self, fault: Fault) {
+        if let Some(event) = plane::event(&fault) {
+            self.publish(&event);
+        }
+        self.tell(plane::input(fault));
+    }
+
+    /// Looks whether traffic goes one way only, now and then.
+    fn look_at_traffic(&mut self) {
+        let at = self.clock.now().at;
+        if at < self.next_look {
+            return;
+        }
+        self.next_look = at + plane::LOOK;
+        let names: Vec<String> = self.engine.vpns().keys().cloned().collect();
+        for vpn in names {
+            let Some(traffic) = self.data_plane.traffic(&vpn) else { continue };
+            let packets = (traffic.outbound.protected, traffic.inbound.protected);
+            if let Some(input) = self.observer.look(at, &vpn, packets) {
+                self.tell(input);
+            }
         }
     }
 

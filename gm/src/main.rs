@@ -11,7 +11,7 @@ use runtime::log::{self, Format};
 
 /// A member of GDOI groups (RFC 6407). It stays in the foreground and logs to stderr.
 ///
-/// Exit codes: 0 stopped, 1 configuration, 2 usage, 3 cannot start (port, permission, route).
+/// Exit codes: 0 stopped, 1 configuration, 2 usage, 3 cannot start (port, permission).
 #[derive(Debug, Parser)]
 #[command(name = "gmd", version, about, long_about)]
 #[command(group(ArgGroup::new("instead").args(["check", "hold", "release"])))]

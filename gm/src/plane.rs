@@ -1,8 +1,10 @@
 //! The data plane of the daemon: made from the configuration, shown in snapshots.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use config::{Backend, Gm};
+use ctl::event::Event;
 use ctl::traffic::{DirectionView, SaTrafficView, SkewView, TrafficView};
 use dataplane::esp::DfBit;
 use dataplane::path::{CAUSES, Counters};
@@ -10,10 +12,17 @@ use dataplane::policy::{Rule, Rules};
 use dataplane::selector::Addresses;
 use dataplane::tun::{Pair, TunSettings, VpnSettings, Zone};
 use dataplane::{Fault, Traffic};
+use ike::io::Instant;
 
-/// What the TUN backend is made with; none when the configuration steers no traffic. `own` are the addresses our key
-/// management uses.
-pub fn settings(config: &Gm, own: &[IpAddr]) -> Option<TunSettings> {
+use crate::engine::io::Input;
+
+/// How often traffic is looked at.
+pub const LOOK: Duration = Duration::from_secs(5);
+/// Sending without receiving for so long is worth a question.
+const ONE_WAY: Duration = Duration::from_secs(60);
+
+/// What the TUN backend is made with; none when the configuration steers no traffic.
+pub fn settings(config: &Gm) -> Option<TunSettings> {
     if config.backend != Backend::Tun || config.policies.is_empty() {
         return None;
     }
@@ -37,7 +46,7 @@ pub fn settings(config: &Gm, own: &[IpAddr]) -> Option<TunSettings> {
         rules: Rules {
             exclude: vpn.exclude.iter().map(rule).collect(),
             fail_open: vpn.fail_open.iter().map(rule).collect(),
-            own: own.to_vec(),
+            own: config.gateways.iter().filter_map(|gateway| gateway.local_address).collect(),
         },
     });
     Some(TunSettings { zones: zones.collect(), vpns: vpns.collect(), pairs })
@@ -65,7 +74,7 @@ pub fn describe(settings: &TunSettings) -> Vec<String> {
 /// # Errors
 /// Why the system refuses.
 pub fn hold(config: &Gm) -> Result<Vec<String>, dataplane::DataPlaneError> {
-    let Some(settings) = settings(config, &[]) else { return Ok(Vec::new()) };
+    let Some(settings) = settings(config) else { return Ok(Vec::new()) };
     dataplane::tun::steer::hold(&settings.interfaces())?;
     Ok(describe(&settings))
 }
@@ -137,9 +146,97 @@ fn direction(counters: &Counters) -> DirectionView {
     }
 }
 
+/// What an operator should see of a fault; registrations that follow from it have events of their own.
+pub fn event(fault: &Fault) -> Option<Event> {
+    match fault {
+        Fault::UnknownSpi { vpn, spi, source } => {
+            Some(Event::UnknownSpi { vpn: vpn.clone(), spi: spi.to_string(), source: source.to_string() })
+        }
+        Fault::Spent { vpn, spi } => Some(Event::TekSpent { vpn: vpn.clone(), spi: spi.to_string() }),
+        Fault::SoftLimit { .. } => None,
+    }
+}
+
+/// What the engine is told of a fault.
+pub fn input(fault: Fault) -> Input {
+    match fault {
+        Fault::UnknownSpi { vpn, spi, .. } => Input::UnknownSpi { vpn: Some(vpn), spi },
+        Fault::SoftLimit { vpn, spi } => Input::SoftLimit { vpn, spi },
+        Fault::Spent { vpn, spi } => Input::Spent { vpn, spi },
+    }
+}
+
+/// Notices traffic that goes out under the keys of a VPN while nothing comes back under them.
+#[derive(Debug, Default)]
+pub struct Observer(BTreeMap<String, Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    outbound: u64,
+    inbound: u64,
+    /// Since when packets go out and none come in.
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Observer {
+    /// A look at the numbers of packets sealed and opened so far: what the engine should be told.
+    pub fn look(&mut self, at: Instant, vpn: &str, (outbound, inbound): (u64, u64)) -> Option<Input> {
+        let watched = self.0.entry(vpn.to_owned()).or_default();
+        let (went, came) = (outbound > watched.outbound, inbound > watched.inbound);
+        (watched.outbound, watched.inbound) = (outbound, inbound);
+        if came {
+            watched.since = None;
+            return std::mem::take(&mut watched.told).then(|| Input::InboundAgain { vpn: vpn.to_owned() });
+        }
+        if !went {
+            return None;
+        }
+        let since = *watched.since.get_or_insert(at);
+        if watched.told || at < since + ONE_WAY {
+            return None;
+        }
+        watched.told = true;
+        Some(Input::OutboundWithoutInbound { vpn: vpn.to_owned() })
+    }
+}
+
 /// Carries faults from any thread to the loop of the daemon; what it cannot take is only counted.
 pub fn teller(faults: tokio::sync::mpsc::Sender<Fault>) -> dataplane::Tell {
     Box::new(move |fault| {
         let _ = faults.try_send(fault);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_that_goes_one_way_for_a_minute_is_told_once_and_so_is_its_end() {
+        let mut observer = Observer::default();
+        let mut told = Vec::new();
+        // Packets go out all the time; some come in until second 20 and again at 200.
+        for second in (0..300).step_by(5) {
+            let inbound = second.min(20) + u64::from(second >= 200);
+            let at = Instant(0) + Duration::from_secs(second);
+            match observer.look(at, "v", (second + 1, inbound)) {
+                Some(Input::OutboundWithoutInbound { vpn }) => told.push((second, "one way", vpn)),
+                Some(Input::InboundAgain { vpn }) => told.push((second, "again", vpn)),
+                Some(other) => panic!("{other:?}"),
+                None => {}
+            }
+        }
+        let v = || "v".to_owned();
+        assert_eq!(told, [(85, "one way", v()), (200, "again", v()), (265, "one way", v())]);
+    }
+
+    #[test]
+    fn a_member_that_sends_nothing_is_left_alone() {
+        let mut observer = Observer::default();
+        for second in 0..300 {
+            let at = Instant(0) + Duration::from_secs(second);
+            assert!(observer.look(at, "v", (7, 0)).is_none(), "second {second}");
+        }
+    }
 }

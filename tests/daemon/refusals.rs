@@ -34,6 +34,9 @@ fn refused(gcks: &Daemon, gm1: &Daemon, reason: &str) {
 fn a_wrong_pre_shared_key_is_told_by_the_server_and_gives_the_member_nothing() {
     let plan = MemberPlan { pre_shared_key: Some("marianne trench, 10935 m"), ..MemberPlan::default() };
     let (_site, gcks, gm1) = pair(&ServerPlan::new(Timing::LONG), &plan);
+    let refused = gcks.wait_named(gcks.beginning(), SOON, "phase1_refused").unwrap();
+    assert_eq!(refused.level(), ctl::event::Level::Warn, "operators see it");
+    assert!(refused.to_string().contains("probable pre-shared key mismatch"), "{refused}");
     let failed = gcks.wait_named(gcks.beginning(), SOON, "phase1_failed").unwrap().to_string();
     assert!(failed.contains("probable pre-shared key mismatch"), "{failed}");
     assert_eq!(gcks.server().unwrap().statistics.phase1_failed, 1);

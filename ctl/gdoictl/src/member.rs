@@ -33,6 +33,7 @@ pub fn show(snapshot: &GmSnapshot, what: &MemberShow, json: bool) -> Result<Stri
                         "vpn": vpn.name, "group": vpn.group, "state": vpn.state, "server": vpn.server, "teks": vpn.teks,
                         "sender_ids": vpn.sender_ids, "sid_bits": vpn.sid_bits,
                         "reregister_in_seconds": vpn.reregister_in_seconds,
+                        "keys_end_in_seconds": vpn.keys_end_in_seconds,
                     })
                 });
             }
@@ -87,7 +88,8 @@ fn select<'a>(snapshot: &'a GmSnapshot, wanted: Option<&str>) -> Result<Vec<&'a 
 }
 
 fn states(vpns: &[&VpnView]) -> String {
-    let mut table = Table::new(&["VPN", "Group", "State", "Server", "SIDs", "Registers again in"]);
+    let mut table =
+        Table::new(&["VPN", "Group", "State", "Server", "SIDs", "Registers again in", "Keys end in"]);
     for vpn in vpns {
         table.row([
             vpn.name.clone(),
@@ -96,6 +98,7 @@ fn states(vpns: &[&VpnView]) -> String {
             vpn.server.clone(),
             list(&vpn.sender_ids),
             dash(vpn.reregister_in_seconds.map(span)),
+            dash(vpn.keys_end_in_seconds.map(span)),
         ]);
     }
     table.or("no VPNs")

@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::SenderIds;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
@@ -345,6 +346,19 @@ impl DataPlane for TunPlane {
         let sa = gspd.find(spi);
         let sa = sa.ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
         sa.activate(self.activations)
+    }
+
+    fn set_sender_ids(&mut self, vpn: &str, spi: Spi, sender_ids: SenderIds) -> Result<(), DataPlaneError> {
+        if !self.carries(vpn) {
+            return Ok(());
+        }
+        let member = self.member(vpn)?;
+        let gspd = member.gspd();
+        let sa = gspd.find(spi);
+        let sa = sa.ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
+        let sa = Arc::new(sa.with_sender_ids(&sender_ids)?);
+        member.change(|gspd| gspd.install(sa));
+        Ok(())
     }
 
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {

@@ -23,6 +23,7 @@ use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
+use super::complaints::Complaints;
 use super::group::Terms;
 use super::pull::{self, Pull, Wish};
 use super::settings::{GatewaySettings, Settings};
@@ -168,6 +169,7 @@ pub struct Peers {
     timers: BTreeSet<(Instant, CookiePair)>,
     notify_window: (u64, u32),
     notified: BTreeMap<IpAddr, u64>,
+    complaints: Complaints,
     out: VecDeque<PeerOutput>,
     /// Counters.
     pub counters: PeerCounters,
@@ -203,6 +205,7 @@ impl Peers {
             timers: BTreeSet::new(),
             notify_window: (0, 0),
             notified: BTreeMap::new(),
+            complaints: Complaints::default(),
             out: VecDeque::new(),
             counters: PeerCounters::default(),
         }
@@ -473,6 +476,13 @@ impl Peers {
                 self.counters.failed += 1;
                 if let Some(answer) = answer {
                     self.out.push_back(PeerOutput::Transmit(local, peer, answer));
+                }
+                if self.complaints.take(&half.gateway.name, now) {
+                    self.out.push_back(PeerOutput::Event(Event::Phase1Refused {
+                        peer: peer.to_string(),
+                        gateway: half.gateway.name.clone(),
+                        reason: reason.clone(),
+                    }));
                 }
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
                     peer: peer.to_string(),

@@ -5,11 +5,14 @@ use std::net::IpAddr;
 
 use gdoi_proto::ids::Spi;
 use gdoi_proto::payload::Endpoint;
-use gdoi_proto::policy::{GroupPolicy, KekCipher, KekPolicy, SignatureAlgorithm, TekPolicy};
+use gdoi_proto::policy::{GroupPolicy, KekCipher, KekPolicy, SignatureAlgorithm, SignatureHash, TekPolicy};
 use gdoi_proto::registry::IdType;
 
 use super::settings::{Flow, VpnSettings};
 use super::snapshot::cipher_name;
+
+/// Why keys of a tree are refused: the group key is not among those this member can follow.
+pub const NO_HIERARCHY: &str = "a key hierarchy (LKH) is not supported";
 
 /// Checks the algorithms and lives of `policy` against the VPN's settings.
 ///
@@ -20,17 +23,16 @@ pub fn check(settings: &VpnSettings, policy: &GroupPolicy) -> Result<(), String>
         if kek.cipher == KekCipher::TripleDesCbc {
             return Err("the KEK cipher 3DES is not supported".to_owned());
         }
+        if kek.signature_hash == SignatureHash::Sha1 {
+            return Err("pushes signed with SHA-1 are not supported".to_owned());
+        }
         if kek.lifetime_seconds == 0 {
             return Err("the KEK has no life left".to_owned());
         }
-        let curve = match kek.signature {
-            SignatureAlgorithm::Rsa => None,
-            SignatureAlgorithm::Ecdsa256 => Some(256),
-            SignatureAlgorithm::Ecdsa384 => Some(384),
-            SignatureAlgorithm::Ecdsa521 => Some(521),
-        };
-        let listed = |bits| settings.accept.rekey_signature.contains(&(kek.signature, bits));
-        if !settings.accept.rekey_signature.is_empty() && curve.is_some_and(|bits| !listed(bits)) {
+        // The size of an RSA key is known with the key only.
+        let accepted = &settings.accept.rekey_signature;
+        let listed = accepted.iter().any(|(algorithm, _)| *algorithm == kek.signature);
+        if !accepted.is_empty() && !listed {
             return Err(format!("rekey signature {} is not in accept", kek.signature.registry()));
         }
     }
@@ -125,7 +127,77 @@ fn span(selector: &Endpoint) -> Option<(u128, u128, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use gdoi_proto::policy::{TekAuthentication, TekCipher};
+
+    use super::super::settings::{Accept, Encryption};
+    use super::super::testing::{kek, policy, tek};
     use super::*;
+
+    fn settings(encryption: Vec<Encryption>, signature: Vec<(SignatureAlgorithm, u16)>) -> VpnSettings {
+        VpnSettings { accept: Accept { encryption, rekey_signature: signature }, ..VpnSettings::default() }
+    }
+
+    fn with_kek(change: impl FnOnce(&mut KekPolicy)) -> GroupPolicy {
+        let mut sak = kek(1, 7200);
+        change(&mut sak);
+        policy(Some(sak), vec![tek(300, 3600)])
+    }
+
+    #[test]
+    fn a_signature_outside_accept_is_refused_at_message_2() {
+        let only_rsa = settings(Vec::new(), vec![(SignatureAlgorithm::Rsa, 3072)]);
+        let only_384 = settings(Vec::new(), vec![(SignatureAlgorithm::Ecdsa384, 384)]);
+        let rsa = with_kek(|sak| sak.signature = SignatureAlgorithm::Rsa);
+        let ecdsa = with_kek(|_| ());
+        assert!(check(&only_rsa, &rsa).is_ok(), "its size shows with the key");
+        assert!(check(&only_384, &rsa).unwrap_err().contains("not in accept"));
+        assert!(check(&only_rsa, &ecdsa).is_err() && check(&only_384, &ecdsa).is_err());
+        assert!(
+            check(&VpnSettings::default(), &rsa).is_ok() && check(&VpnSettings::default(), &ecdsa).is_ok()
+        );
+    }
+
+    #[test]
+    fn an_rsa_key_must_have_the_size_that_accept_names() {
+        let sak = KekPolicy { signature: SignatureAlgorithm::Rsa, ..kek(1, 7200) };
+        let only_3072 = settings(Vec::new(), vec![(SignatureAlgorithm::Rsa, 3072)]);
+        // SubjectPublicKeyInfo of RSA 3072 and 2048.
+        assert!(check_signing_key(&only_3072, &sak, &[0; 422]).is_ok());
+        assert!(check_signing_key(&only_3072, &sak, &[0; 294]).is_err());
+        assert!(check_signing_key(&VpnSettings::default(), &sak, &[0; 294]).is_ok());
+        assert!(
+            check_signing_key(&VpnSettings::default(), &sak, &[0; 162]).is_err(),
+            "1024 bits are too few"
+        );
+    }
+
+    #[test]
+    fn every_cipher_outside_accept_is_refused_and_named() {
+        let gcm = |key_octets| TekCipher::AesGcm { key_octets, icv_octets: 16 };
+        let authentication = TekAuthentication::HmacSha256;
+        let cbc = TekCipher::AesCbc { key_octets: 32, authentication };
+        let with = |cipher| policy(None, vec![TekPolicy { cipher, ..tek(300, 3600) }]);
+        let only_gcm = settings(vec![Encryption::AesGcm { key_octets: 32 }], Vec::new());
+        assert!(check(&only_gcm, &with(gcm(32))).is_ok());
+        for other in [gcm(16), cbc, TekCipher::Null { authentication }, TekCipher::AesGmac { key_octets: 32 }]
+        {
+            let reason = check(&only_gcm, &with(other)).unwrap_err();
+            assert!(reason.contains("is not in accept"), "{reason}");
+        }
+        let mut two = with(gcm(32));
+        two.teks.push(tek(301, 3600));
+        assert!(check(&only_gcm, &two).is_err(), "one SA outside refuses the whole policy");
+    }
+
+    #[test]
+    fn what_no_push_could_be_verified_with_is_refused_before_it_registers() {
+        let settings = VpnSettings::default();
+        let sha1 = with_kek(|sak| sak.signature_hash = SignatureHash::Sha1);
+        assert!(check(&settings, &sha1).unwrap_err().contains("SHA-1"));
+        let des = with_kek(|sak| sak.cipher = KekCipher::TripleDesCbc);
+        assert!(check(&settings, &des).unwrap_err().contains("3DES"));
+        assert!(check(&settings, &with_kek(|sak| sak.lifetime_seconds = 0)).is_err());
+    }
 
     fn selector(id_type: IdType, data: &[u8]) -> Endpoint {
         Endpoint { id_type, port: 0, data: data.to_vec() }

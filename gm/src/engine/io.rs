@@ -1,9 +1,14 @@
 //! Input and output of the member's engine.
 
+use std::net::{IpAddr, SocketAddr};
+
 use ctl::event::Event;
-use dataplane::{Fault, TekInstall};
+use dataplane::TekInstall;
 use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::SenderIds;
 use ike::io::{Datagram, JobRequest, JobResult};
+
+use super::servers::ServerName;
 
 /// What the member is told.
 #[derive(Debug)]
@@ -14,6 +19,44 @@ pub enum Input {
     Timeout,
     /// A job is done.
     Job(JobResult),
+    /// Answers [`Output::Route`]: our address and port towards a key server.
+    Route {
+        /// From the question.
+        server: ServerName,
+        /// The address, or why there is none.
+        local: Result<SocketAddr, String>,
+    },
+    /// The data plane got ESP that our policy covers, with an SPI nobody told it.
+    UnknownSpi {
+        /// The VPN whose policy covers it; none when that cannot be told: then it concerns every VPN.
+        vpn: Option<String>,
+        /// The SPI, unverified.
+        spi: Spi,
+    },
+    /// The data plane has sent under the keys of a VPN for its time of observation, and nothing came back under them.
+    OutboundWithoutInbound {
+        /// VPN.
+        vpn: String,
+    },
+    /// After that, a packet verified.
+    InboundAgain {
+        /// VPN.
+        vpn: String,
+    },
+    /// 7/8 of the packets, octets or IVs of a TEK are used.
+    SoftLimit {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
+    /// A TEK encrypts nothing more.
+    Spent {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+    },
     /// An operator's wish; `ticket` comes back with the [`Output::Reply`].
     Command {
         /// Names the wish.
@@ -21,8 +64,6 @@ pub enum Input {
         /// The wish.
         command: Command,
     },
-    /// The data plane noticed something.
-    Fault(Fault),
     /// The daemon ends: the servers are told that their ISAKMP SAs are gone, and nothing more is begun.
     Stop,
 }
@@ -43,6 +84,15 @@ pub enum Command {
 pub enum Output {
     /// Send a datagram.
     Transmit(Datagram),
+    /// Say by [`Input::Route`] which address and port of ours a phase 1 with this key server uses now.
+    Route {
+        /// Echoed with the answer.
+        server: ServerName,
+        /// The key server.
+        peer: SocketAddr,
+        /// Our address, where the configuration names it.
+        address: Option<IpAddr>,
+    },
     /// Run this.
     Job(JobRequest),
     /// Install a TEK for decryption.
@@ -53,6 +103,15 @@ pub enum Output {
         vpn: String,
         /// Its SPI.
         spi: Spi,
+    },
+    /// New Sender-IDs for an installed TEK: it encrypts with them from now on and begins a new IV space.
+    SenderIds {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: Spi,
+        /// They replace all it had.
+        sender_ids: SenderIds,
     },
     /// Remove it.
     Remove {

@@ -9,6 +9,7 @@
 //!
 //! A KEK that is replaced stays until a PUSH under the new one came and DTD (at least 10 s) is over, or its life ends.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use ctl::event::Event;
@@ -25,6 +26,9 @@ use super::kek::{Kek, soft_expiry};
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
 
+/// KEKs remembered after they went.
+const GONE_KEKS: usize = 8;
+
 /// Every key of one VPN.
 #[derive(Debug)]
 pub struct Keyring {
@@ -32,6 +36,7 @@ pub struct Keyring {
     teks: Vec<Tek>,
     kek: Option<Kek>,
     old_keks: Vec<OldKek>,
+    gone_keks: VecDeque<KekSpi>,
     /// Our Sender-IDs, from the last registration.
     pub sender_ids: Option<SenderIds>,
     /// What the most recent SAK asks for (RFC 8263 section 7.2).
@@ -53,6 +58,8 @@ pub struct Tek {
     /// Earlier end, because it was replaced.
     pub leaves: Option<Instant>,
     soft: Option<Instant>,
+    /// The data plane said that its packets, octets or IVs run out.
+    limit_told: Option<Limit>,
 }
 
 /// Whether a TEK encrypts.
@@ -73,6 +80,26 @@ struct OldKek {
     not_before: Instant,
     /// A PUSH under its successor came.
     superseded: bool,
+}
+
+/// How far a TEK is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Limit {
+    /// Its packets, octets or IVs run out.
+    Soft,
+    /// It encrypts nothing more.
+    Spent,
+}
+
+/// How the terms of a registration stand to what pushes brought meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing newer is known: what they do not list goes.
+    Current,
+    /// A PUSH after them was taken: they take nothing away.
+    Older,
+    /// Their KEK is gone already.
+    Gone,
 }
 
 /// What the Deletes of a PUSH did.
@@ -108,6 +135,7 @@ impl Keyring {
             teks: Vec::new(),
             kek: None,
             old_keks: Vec::new(),
+            gone_keks: VecDeque::new(),
             sender_ids: None,
             ack_request: None,
             deactivation_delay: Duration::ZERO,
@@ -140,8 +168,21 @@ impl Keyring {
         }
     }
 
-    /// Keys of a registration: the new set first, then what the server no longer lists goes after DTD. `outside` are
-    /// SAs that are not ours to install.
+    /// How terms with this KEK and number stand to what is known (RFC 6407 section 3.3): a PUSH may overtake the last
+    /// message of a registration.
+    pub fn standing(&self, kek: Option<KekSpi>, seq: SeqNumber) -> Standing {
+        let Some(spi) = kek else { return Standing::Current };
+        match &self.kek {
+            Some(current) if current.policy.spi == spi && current.last > seq => Standing::Older,
+            Some(current) if current.policy.spi == spi => Standing::Current,
+            _ if self.old_keks.iter().any(|old| old.kek.policy.spi == spi) => Standing::Older,
+            _ if self.gone_keks.contains(&spi) => Standing::Gone,
+            _ => Standing::Current,
+        }
+    }
+
+    /// Keys of a registration: the new set first, then what the server no longer lists goes after DTD, unless a PUSH after
+    /// these terms was taken already. `outside` are SAs that are not ours to install.
     pub fn apply_pull(
         &mut self,
         policy: &GroupPolicy,
@@ -151,6 +192,20 @@ impl Keyring {
         outside: &[Spi],
         cx: &mut Cx<'_>,
     ) {
+        let standing = self.standing(kek.as_ref().map(|kek| kek.policy.spi), seq);
+        if let Some(sender_ids) = keys.sender_ids {
+            self.renew_sender_ids(sender_ids, cx);
+        }
+        let ours: Vec<(&TekPolicy, TekKey)> = keys
+            .teks
+            .into_iter()
+            .filter(|(spi, _)| !outside.contains(spi))
+            .filter_map(|(spi, key)| policy.teks.iter().find(|tek| tek.spi == spi).map(|tek| (tek, key)))
+            .collect();
+        let activation = Duration::from_secs(u64::from(policy.activation_delay));
+        if standing != Standing::Current {
+            return self.merge(ours, activation, cx);
+        }
         self.note_delays(policy);
         self.ack_request = policy.kek.as_ref().and_then(|kek| kek.acknowledgement);
         match kek {
@@ -160,16 +215,6 @@ impl Keyring {
             }
             None => self.retire_kek(cx.now.at, true),
         }
-        if keys.sender_ids.is_some() {
-            self.sender_ids = keys.sender_ids;
-        }
-        let activation = Duration::from_secs(u64::from(policy.activation_delay));
-        let ours: Vec<(&TekPolicy, TekKey)> = keys
-            .teks
-            .into_iter()
-            .filter(|(spi, _)| !outside.contains(spi))
-            .filter_map(|(spi, key)| policy.teks.iter().find(|tek| tek.spi == spi).map(|tek| (tek, key)))
-            .collect();
         let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
         for (tek, key) in ours {
             // Nothing encrypts this flow yet: the TEK that the others use now is the one that ends first.
@@ -177,7 +222,7 @@ impl Keyring {
                 flows.iter().filter(|other| same_flow(other, tek)).min_by_key(|other| other.lifetime_seconds);
             let at_once = !self.sends(tek) && first.is_some_and(|first| first.spi == tek.spi);
             let at = if at_once { cx.now.at } else { cx.now.at + activation };
-            self.install_tek(tek.clone(), key, at, cx);
+            self.install_tek(tek.clone(), key, Some(at), cx);
         }
         self.activate_due(cx);
         let leave = cx.now.at + self.deactivation_delay.max(activation);
@@ -187,6 +232,41 @@ impl Keyring {
             }
         }
         self.remove_due(cx);
+    }
+
+    /// TEKs of a registration that a PUSH overtook: what is on its way out stays so, and where a newer TEK serves a flow
+    /// an unknown one only decrypts.
+    fn merge(&mut self, listed: Vec<(&TekPolicy, TekKey)>, activation: Duration, cx: &mut Cx<'_>) {
+        for (tek, key) in listed {
+            let known = self.teks.iter().find(|known| known.policy.spi == tek.spi);
+            if known.is_some_and(|known| known.leaves.is_some()) {
+                continue;
+            }
+            let served = known.is_none()
+                && self.teks.iter().any(|other| {
+                    same_flow(&other.policy, tek) && other.leaves.is_none() && other.sending != Sending::Never
+                });
+            let at = if self.sends(tek) { cx.now.at + activation } else { cx.now.at };
+            self.install_tek(tek.clone(), key, (!served).then_some(at), cx);
+        }
+        self.activate_due(cx);
+        self.remove_due(cx);
+    }
+
+    /// New Sender-IDs replace the old ones, in installed TEKs too (RFC 6407 section 5.6.4.3): each begins a new IV space.
+    /// Of another width they are for new TEKs only, because their IVs could meet those of the old width.
+    fn renew_sender_ids(&mut self, sender_ids: SenderIds, cx: &mut Cx<'_>) {
+        let same_width = self.sender_ids.as_ref().is_some_and(|before| before.bits == sender_ids.bits);
+        if same_width && self.sender_ids.as_ref() != Some(&sender_ids) {
+            for tek in &mut self.teks {
+                if tek.policy.needs_sender_id() && tek.sending != Sending::Never {
+                    tek.limit_told = None;
+                    let (vpn, spi) = (self.vpn.clone(), tek.policy.spi);
+                    cx.out.push(Output::SenderIds { vpn, spi, sender_ids: sender_ids.clone() });
+                }
+            }
+        }
+        self.sender_ids = Some(sender_ids);
     }
 
     /// Keys of a PUSH. With DTD the TEKs of the same flows go; without, they live to their end.
@@ -212,7 +292,7 @@ impl Keyring {
                 continue;
             };
             let at = if self.sends(tek) { cx.now.at + activation } else { cx.now.at };
-            if self.install_tek(tek.clone(), key, at, cx) {
+            if self.install_tek(tek.clone(), key, Some(at), cx) {
                 fresh.push(tek.clone());
             }
         }
@@ -230,6 +310,14 @@ impl Keyring {
         self.remove_due(cx);
     }
 
+    /// True when some TEK in use is neither listed nor replaced by `listed`: what a missed PUSH did to it is not known.
+    pub fn leaves_open(&self, listed: &[TekPolicy]) -> bool {
+        self.teks
+            .iter()
+            .filter(|tek| tek.leaves.is_none())
+            .any(|tek| !listed.iter().any(|new| new.spi == tek.policy.spi || same_flow(new, &tek.policy)))
+    }
+
     fn note_delays(&mut self, policy: &GroupPolicy) {
         self.deactivation_delay = Duration::from_secs(u64::from(policy.deactivation_delay.unwrap_or(0)));
     }
@@ -238,30 +326,32 @@ impl Keyring {
         self.teks.iter().any(|tek| tek.sending == Sending::Now && same_flow(&tek.policy, flow))
     }
 
-    /// Installs a TEK; false when it was there already with the same key, and only its life was set anew.
-    fn install_tek(&mut self, policy: TekPolicy, key: TekKey, at: Instant, cx: &mut Cx<'_>) -> bool {
+    /// Installs a TEK that encrypts from `at` on, or never; false when it was there already with the same key, and only
+    /// its life was set anew.
+    fn install_tek(&mut self, policy: TekPolicy, key: TekKey, at: Option<Instant>, cx: &mut Cx<'_>) -> bool {
         let now = cx.now.at;
         let life = Duration::from_secs(u64::from(policy.lifetime_seconds));
         let may_send = policy.direction != Direction::ReceiverOnly
             && (!policy.needs_sender_id() || self.sender_ids.is_some());
-        let sending = if may_send { Sending::At(at) } else { Sending::Never };
+        let at = at.filter(|_| may_send);
+        let sending = at.map_or(Sending::Never, Sending::At);
         let soft = soft_expiry(life, now, cx.entropy);
         if let Some(known) = self.teks.iter_mut().find(|tek| tek.policy.spi == policy.spi) {
             let same = same_key(&known.key, &key) && known.policy.cipher == policy.cipher;
             // A TEK that sent must not be installed again under the same key: its counter would restart
             // (RFC 6054 section 2).
-            if same && (known.sending != Sending::Never || !may_send) {
+            if same && (known.sending != Sending::Never || at.is_none()) {
                 known.expires = now + life;
                 known.soft = soft;
                 known.leaves = None;
-                if let Sending::At(before) = known.sending {
+                if let (Sending::At(before), Some(at)) = (known.sending, at) {
                     known.sending = Sending::At(before.min(at));
                 }
                 return false;
             }
         }
         self.teks.retain(|tek| tek.policy.spi != policy.spi);
-        let activate_after = may_send.then(|| at.since(now));
+        let activate_after = at.map(|at| at.since(now));
         cx.out.push(Output::Install(TekInstall {
             vpn: self.vpn.clone(),
             policy: policy.clone(),
@@ -276,7 +366,15 @@ impl Keyring {
             lifetime_seconds: u64::from(policy.lifetime_seconds),
             send_after_seconds: activate_after.unwrap_or(life).as_secs(),
         });
-        self.teks.push(Tek { policy, key, expires: now + life, sending, leaves: None, soft });
+        self.teks.push(Tek {
+            policy,
+            key,
+            expires: now + life,
+            sending,
+            leaves: None,
+            soft,
+            limit_told: None,
+        });
         true
     }
 
@@ -308,6 +406,18 @@ impl Keyring {
         }
     }
 
+    /// Drops KEKs and remembers that they are gone.
+    fn drop_keks(&mut self, which: impl Fn(KekSpi) -> bool) {
+        let known = self.kek.iter().chain(self.old_keks.iter().map(|old| &old.kek));
+        let gone: Vec<KekSpi> = known.map(|kek| kek.policy.spi).filter(|spi| which(*spi)).collect();
+        self.kek = self.kek.take().filter(|kek| !which(kek.policy.spi));
+        self.old_keks.retain(|old| !which(old.kek.policy.spi));
+        self.gone_keks.extend(gone);
+        while self.gone_keks.len() > GONE_KEKS {
+            self.gone_keks.pop_front();
+        }
+    }
+
     /// Deletes of a verified PUSH (RFC 6407 section 5.9). SPI 0 acts at once, others after DTD.
     pub fn delete(&mut self, deletes: &[Delete], delay: Option<u16>, cx: &mut Cx<'_>) -> Deleted {
         let mut done = Deleted::default();
@@ -324,18 +434,18 @@ impl Keyring {
                     (0, _, _) if all => {
                         done.everything = true;
                         done.count += u64::from(self.kek.is_some()) + self.old_keks.len() as u64;
-                        self.kek = None;
-                        self.old_keks.clear();
+                        self.drop_keks(|_| true);
                     }
                     (0, _, Ok(spi)) => {
                         done.count += u64::from(self.find_kek(KekSpi(spi)).is_some());
-                        self.kek = self.kek.take().filter(|kek| kek.policy.spi.0 != spi);
-                        self.old_keks.retain(|old| old.kek.policy.spi.0 != spi);
+                        self.drop_keks(|known| known.0 == spi);
                     }
                     (1, Ok(_), _) if all => {
                         done.everything = true;
                         done.count += self.teks.len() as u64;
                         self.teks.iter_mut().for_each(|tek| tek.leaves = Some(now));
+                        // They may be handed out again now (RFC 6407 section 3.5).
+                        self.sender_ids = None;
                     }
                     (1, Ok(spi), _) => {
                         let spi = Spi(u32::from_be_bytes(spi));
@@ -398,7 +508,11 @@ impl Keyring {
         self.activate_due(cx);
         let had_teks = !self.teks.is_empty();
         self.remove_due(cx);
-        self.old_keks.retain(|old| old.kek.expires > now && !(old.superseded && old.not_before <= now));
+        self.old_keks.retain(|old| old.kek.expires > now);
+        let over = |old: &OldKek| old.superseded && old.not_before <= now;
+        let gone: Vec<KekSpi> =
+            self.old_keks.iter().filter(|old| over(old)).map(|old| old.kek.policy.spi).collect();
+        self.drop_keks(|spi| gone.contains(&spi));
         let mut wish = None;
         if had_teks && self.teks.is_empty() {
             cx.out.event(Event::KeysExpired { vpn: self.vpn.clone() });
@@ -419,18 +533,47 @@ impl Keyring {
             if tek.soft.is_none_or(|soft| soft > now) {
                 continue;
             }
-            let succeeded = tek.leaves.is_some()
-                || self.teks.iter().any(|other| {
-                    other.leaves.is_none()
-                        && other.expires > tek.expires
-                        && same_flow(&other.policy, &tek.policy)
-                });
+            let succeeded = tek.leaves.is_some() || self.is_succeeded(tek);
             self.teks[index].soft = None;
             if !succeeded {
                 wish = Some("a TEK ends soon and no other replaces it");
             }
         }
         wish
+    }
+
+    /// A TEK is used up so far; true when the server must be asked. It is asked once per TEK, limit and Sender-ID, and not
+    /// when a successor is waiting.
+    pub fn on_limit(&mut self, spi: Spi, limit: Limit) -> bool {
+        let Some(tek) = self.teks.iter().find(|tek| tek.policy.spi == spi) else { return false };
+        let succeeded = tek.leaves.is_some() || self.is_succeeded(tek);
+        let told = tek.limit_told >= Some(limit);
+        if let Some(tek) = self.teks.iter_mut().find(|tek| tek.policy.spi == spi) {
+            tek.limit_told = tek.limit_told.max(Some(limit));
+        }
+        !succeeded && !told
+    }
+
+    /// True when a later TEK serves the same flow.
+    fn is_succeeded(&self, tek: &Tek) -> bool {
+        self.teks.iter().any(|other| {
+            other.leaves.is_none() && other.expires > tek.expires && same_flow(&other.policy, &tek.policy)
+        })
+    }
+
+    /// When the first flow is without a TEK if no more keys come.
+    pub fn keys_until(&self) -> Option<Instant> {
+        let end = |tek: &Tek| tek.leaves.map_or(tek.expires, |leaves| leaves.min(tek.expires));
+        let last =
+            |tek: &Tek| self.teks.iter().filter(|other| same_flow(&other.policy, &tek.policy)).map(end).max();
+        self.teks.iter().filter_map(last).min()
+    }
+
+    /// Until when no key sends us to the server: none when that moment has passed or there is no key.
+    pub fn quiet_until(&self) -> Option<Instant> {
+        let teks = self.teks.iter().filter(|tek| tek.leaves.is_none()).map(|tek| tek.soft);
+        let all: Option<Vec<Instant>> = teks.chain(self.kek.iter().map(|kek| kek.soft)).collect();
+        all?.into_iter().min()
     }
 
     /// The next timer.
@@ -459,135 +602,4 @@ impl Keyring {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::{Bench, kek, policy, tek};
-    use super::*;
-
-    #[test]
-    fn the_first_registration_sends_at_once_with_the_tek_that_ends_first() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600), tek(301, 400)]), 0).unwrap();
-        assert_eq!(bench.take_told(), "install 300, install 301, activate 301");
-        bench.pass(30);
-        assert_eq!(bench.take_told(), "activate 300");
-        assert_eq!(bench.vpn.state(), "registered");
-    }
-
-    #[test]
-    fn a_pushed_tek_receives_at_once_sends_after_atd_and_its_predecessor_goes_at_dtd() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
-        bench.take_told();
-        let push = bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)]));
-        bench.receive(&push);
-        assert_eq!(bench.take_told(), "install 301");
-        bench.pass(29);
-        assert_eq!(bench.take_told(), "");
-        bench.pass(1);
-        assert_eq!(bench.take_told(), "activate 301");
-        bench.pass(14);
-        assert_eq!(bench.take_told(), "");
-        bench.pass(1);
-        assert_eq!(bench.take_told(), "remove 300");
-    }
-
-    #[test]
-    fn without_dtd_the_predecessor_lives_to_its_end() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
-        let next = GroupPolicy { deactivation_delay: None, ..policy(None, vec![tek(301, 7200)]) };
-        bench.receive(&bench.push_keys(1, 1, &next));
-        bench.take_told();
-        bench.pass(3599);
-        assert_eq!(bench.take_told(), "activate 301");
-        bench.pass(1);
-        assert_eq!(bench.take_told(), "remove 300");
-    }
-
-    #[test]
-    fn a_tek_of_other_selectors_is_not_replaced() {
-        let mut bench = Bench::new();
-        let mut other = tek(302, 3600);
-        other.ip_protocol = 6;
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600), other]), 0).unwrap();
-        bench.receive(&bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)])));
-        bench.take_told();
-        bench.pass(60);
-        assert_eq!(bench.take_told(), "activate 301, remove 300");
-    }
-
-    #[test]
-    fn a_tek_without_successor_sends_us_to_the_server_and_goes_at_its_end_only() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
-        bench.take_told();
-        assert!(!bench.pass(3491));
-        assert!(bench.pass(1), "108 s before the end");
-        assert_eq!(bench.take_told(), "");
-        bench.pass(108);
-        assert_eq!(bench.take_told(), "remove 300");
-        assert!(bench.happened("keys_expired"));
-        assert_eq!(bench.vpn.state(), "registered", "the KEK is still there");
-    }
-
-    #[test]
-    fn a_tek_with_a_successor_ends_in_silence() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 90_000)), vec![tek(300, 3600)]), 0).unwrap();
-        bench.pass(3000);
-        bench.receive(&bench.push_keys(1, 1, &policy(None, vec![tek(301, 3600)])));
-        assert!(!bench.pass(1000));
-    }
-
-    #[test]
-    fn the_kek_without_successor_sends_us_to_the_server() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 600)), vec![tek(300, 90_000)]), 0).unwrap();
-        assert!(!bench.pass(569));
-        assert!(bench.pass(1), "30 s before its end");
-    }
-
-    #[test]
-    fn registering_again_installs_the_new_set_first_and_retires_what_is_no_longer_listed() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 5).unwrap();
-        bench.take_told();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(301, 3600)]), 3).unwrap();
-        assert_eq!(bench.take_told(), "install 301");
-        assert_eq!(bench.vpn.keyring.kek().unwrap().last, SeqNumber(5), "a stale SEQ is ignored");
-        bench.pass(45);
-        assert_eq!(bench.take_told(), "activate 301, remove 300");
-    }
-
-    #[test]
-    fn a_tek_listed_again_is_not_installed_twice() {
-        let mut bench = Bench::new();
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
-        bench.take_told();
-        bench.pass(1000);
-        bench.registered(policy(Some(kek(1, 6200)), vec![tek(300, 2600)]), 0).unwrap();
-        assert_eq!(bench.take_told(), "");
-    }
-
-    #[test]
-    fn a_counting_tek_without_a_sender_id_is_never_activated() {
-        let mut bench = Bench::new();
-        let first = policy(Some(kek(1, 7200)), vec![tek(300, 3600)]);
-        let keys = bench.keys(&first, false);
-        let local = "192.0.2.10".parse().unwrap();
-        bench
-            .step(|vpn, cx| {
-                vpn.begin(cx);
-                vpn.on_keys(
-                    super::super::pull::Download { policy: first, keys, seq: SeqNumber(0) },
-                    local,
-                    cx,
-                )
-            })
-            .unwrap();
-        bench.pass(100);
-        assert_eq!(bench.take_told(), "install 300");
-        bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 0).unwrap();
-        assert_eq!(bench.take_told(), "install 300, activate 300", "with a Sender-ID it may send");
-    }
-}
+mod tests;

@@ -1,12 +1,14 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
 //! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
-//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes.
+//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes, `probe.rs` what
+//! traffic under unknown keys leads to.
 
 pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod probe;
 pub mod pull;
 pub mod push;
 pub mod servers;
@@ -29,6 +31,8 @@ use ike::crypto::provider::Job;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 
 use io::{Command, Input, Output};
+use keyring::Limit;
+use probe::Trigger;
 use servers::{Letters, News, Server, ServerName};
 use settings::Settings;
 use vpn::Vpn;
@@ -120,14 +124,9 @@ impl GroupMember {
     pub fn new(settings: Settings, now: Now, entropy: Box<dyn Entropy>) -> GroupMember {
         let mut servers = BTreeMap::new();
         for gateway in &settings.gateways {
-            for (index, peer) in gateway.servers.iter().enumerate() {
-                let Some(policy) = gateway.policies.get(index).or(gateway.policies.last()) else { continue };
-                let name = (gateway.name.clone(), index);
-                let local = gateway.locals.get(index).copied().unwrap_or(gateway.local);
-                servers.insert(
-                    name.clone(),
-                    Server::new(name, local, *peer, policy.clone(), gateway.dead_peer_detection),
-                );
+            for index in 0..gateway.servers.len() {
+                let server = Server::new(gateway, index);
+                servers.extend(server.map(|server| ((gateway.name.clone(), index), server)));
             }
         }
         let mut vpns = BTreeMap::new();
@@ -225,6 +224,14 @@ impl GroupMember {
         self.deliver(now, name, letters.unwrap_or_default());
     }
 
+    fn at_vpn(&mut self, now: Now, name: &str, run: impl FnOnce(&mut Vpn, &mut Cx<'_>)) {
+        self.step(now, |_, vpns, cx| {
+            if let Some(vpn) = vpns.get_mut(name) {
+                run(vpn, cx);
+            }
+        });
+    }
+
     fn on_datagram(&mut self, now: Now, datagram: &Datagram) {
         let octets = datagram.octets.as_ref();
         let header = match Header::decode(octets) {
@@ -246,8 +253,18 @@ impl GroupMember {
                 }
             }
             ExchangeType::Informational if !header.flags.encrypted() => {
-                self.out
-                    .dropped(datagram.peer, "an informational message in clear proves nothing".to_owned());
+                let cookie = Some(header.cookies.initiator);
+                let asked = |server: &&Server| server.peer == datagram.peer && server.negotiating() == cookie;
+                match self.find_server(asked) {
+                    Some(name) => self.at_server(now, name, |server, cx| {
+                        server.on_clear_informational(octets, cx);
+                        Letters::new()
+                    }),
+                    None => {
+                        let reason = "an informational message in clear proves nothing";
+                        self.out.dropped(datagram.peer, reason.to_owned());
+                    }
+                }
             }
             ExchangeType::Informational | ExchangeType::GroupkeyPull => {
                 let under = |server: &&Server| server.sa().is_some_and(|sa| sa.cookies == header.cookies);
@@ -365,12 +382,29 @@ impl Machine for GroupMember {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => self.on_timeout(now),
             Input::Job(result) => self.on_job(now, result),
-            Input::Command { ticket, command } => self.on_command(now, ticket, command),
-            Input::Fault(fault) => self.step(now, |_, vpns, cx| {
-                if let Some(vpn) = vpns.get_mut(fault.vpn()) {
-                    vpn.on_fault(&fault, cx);
-                }
+            Input::Route { server, local } => {
+                self.at_server(now, server, |server, cx| server.on_route(local, cx));
+            }
+            Input::UnknownSpi { vpn, spi } => self.step(now, |_, vpns, cx| {
+                let meant =
+                    vpns.values_mut().filter(|known| vpn.as_deref().is_none_or(|it| it == known.name()));
+                // The data plane may have been told meanwhile.
+                let lacks = |known: &&mut Vpn| known.keyring.teks().iter().all(|tek| tek.policy.spi != spi);
+                meant.filter(lacks).for_each(|known| known.on_trouble(Trigger::UnknownSpi, cx));
             }),
+            Input::OutboundWithoutInbound { vpn } => self.at_vpn(now, &vpn, |vpn, cx| {
+                vpn.on_trouble(Trigger::OutboundWithoutInbound, cx);
+            }),
+            Input::InboundAgain { vpn } => self.at_vpn(now, &vpn, |vpn, _| {
+                vpn.on_recovery(Trigger::OutboundWithoutInbound);
+            }),
+            Input::SoftLimit { vpn, spi } => {
+                self.at_vpn(now, &vpn, |vpn, cx| vpn.on_limit(spi, Limit::Soft, cx));
+            }
+            Input::Spent { vpn, spi } => {
+                self.at_vpn(now, &vpn, |vpn, cx| vpn.on_limit(spi, Limit::Spent, cx));
+            }
+            Input::Command { ticket, command } => self.on_command(now, ticket, command),
             Input::Stop => self.stop(now),
         }
     }

@@ -128,6 +128,11 @@ impl Pull {
         &self.vpn
     }
 
+    /// True while message 2 is due: the only time at which a server refuses.
+    pub fn awaits_policy(&self) -> bool {
+        matches!(self.state, State::AwaitPolicy { .. })
+    }
+
     /// When [`Pull::on_timeout`] is due.
     pub fn due(&self) -> Instant {
         self.retransmit.due()
@@ -224,6 +229,9 @@ fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>, dialect: Dialect) -> Res
     };
     let kd = dialect.kd_from_peer(kd, policy.kek.as_ref().map(|kek| kek.spi));
     let keys = KeySet::read(&kd, &policy, Carriage::Pull).map_err(|error| error.to_string())?;
+    if keys.lkh_download.is_some() {
+        return Err(accept::NO_HIERARCHY.to_owned());
+    }
     Ok(Progress::Complete(Box::new(Download { policy, keys, seq })))
 }
 
@@ -232,6 +240,7 @@ mod tests {
     use std::time::Duration;
 
     use gdoi_proto::ids::{Cookie, CookiePair};
+    use gdoi_proto::payload::{LkhDownload, LkhKey};
     use gdoi_proto::policy::TekCipher;
     use gdoi_proto::secret::SecretBytes;
     use ike::crypto::cipher::CipherKey;
@@ -333,6 +342,18 @@ mod tests {
             }
             assert!(on_keys(policy, payloads, Dialect::STRICT).is_err());
         }
+    }
+
+    #[test]
+    fn keys_of_a_hierarchy_are_refused_at_message_4() {
+        let policy = policy(Some(kek(1, 7200)), vec![tek(300, 3600)]);
+        let key = LkhKey { id: 1, key_type: 3, created: 0, expires: 0, handle: 1, data: vec![1; 32] };
+        let mut keys = Bench::new().keys(&policy, true);
+        keys.lkh_download = Some(LkhDownload { keys: vec![key] });
+        let kd = keys.write(&policy);
+        let payloads = vec![Payload::Seq(SeqNumber(1)), Payload::Kd(kd)];
+        let reason = on_keys(policy, payloads, Dialect::STRICT).unwrap_err();
+        assert!(reason.contains("LKH"), "{reason}");
     }
 
     #[test]

@@ -1,21 +1,27 @@
 //! One key server of a gateway: its phase 1, and the PULLs of all VPNs that register there.
 //!
 //! ```text
-//! Down --a VPN wants to register--> Negotiating --established--> Up: one PULL per VPN, the SA is kept for later ones
-//!   ^---------------- no answer, refused ----'                   |
-//!   '---------------- deleted, expired, stale, policy refused ---'
+//! Down --a VPN wants to register--> Routing --our address--> Negotiating --established--> Up: one PULL per VPN
+//!   ^--------------------------------no route'                    |                       |  the SA is kept for later ones
+//!   |-------------------------------- no answer, refused ---------'                       |
+//!   '-------------------------------- deleted, expired, stale, policy refused ------------'
 //! ```
 //!
 //! Which server a VPN asks, and when again, is the VPN's business.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+pub mod pulls;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::header::Header;
-use gdoi_proto::ids::{Cookie, MessageId};
+use gdoi_proto::ids::Cookie;
+use gdoi_proto::message::{Message, Rules};
+use gdoi_proto::payload::Payload;
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
@@ -24,9 +30,11 @@ use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
-use super::pull::{Download, Progress, Pull, PullError, Repeat};
-use super::settings::VpnSettings;
+use super::io::Output;
+use super::pull::{Download, Progress, PullError};
+use super::settings::{GatewaySettings, VpnSettings};
 use super::{Cx, Owner};
+use pulls::{Pulls, Waiting};
 
 /// An SA with less life than this is not used for another PULL.
 const REUSE: std::time::Duration = std::time::Duration::from_secs(10);
@@ -45,18 +53,25 @@ pub struct Server {
     /// Its address and port.
     pub peer: SocketAddr,
     policy: PeerPolicy,
+    /// Our address is asked for before each phase 1; the file may name one.
+    ask_route: Option<Option<IpAddr>>,
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
-    waiting: BTreeMap<String, Arc<VpnSettings>>,
+    waiting: Waiting,
 }
 
 #[derive(Debug)]
 enum Phase {
     Down,
-    Negotiating(Box<Initiator>),
+    Routing,
+    Negotiating {
+        initiator: Box<Initiator>,
+        /// An error the server seems to have stated in clear.
+        hint: Option<NotifyType>,
+    },
     Up {
         sa: Box<IkeSa>,
-        pulls: BTreeMap<MessageId, Pull>,
+        pulls: Pulls,
         watch: Option<Watch>,
         /// Aggressive mode: message 3 may be lost, and message 2 comes again.
         answered: Option<Answered>,
@@ -80,6 +95,8 @@ pub enum News {
 /// How a registration failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
+    /// This machine knows no way there.
+    NoRoute,
     /// No answer.
     Silence,
     /// The server refused, or phase 1 failed.
@@ -92,31 +109,33 @@ pub enum Failure {
 pub type Letters = Vec<(String, News)>;
 
 impl Server {
-    /// A server not talked to yet.
-    pub fn new(
-        name: ServerName,
-        local: SocketAddr,
-        peer: SocketAddr,
-        policy: PeerPolicy,
-        dead_peer_detection: Option<dpd::Settings>,
-    ) -> Server {
-        let waiting = BTreeMap::new();
-        Server { name, local, peer, policy, dead_peer_detection, phase: Phase::Down, waiting }
+    /// Server `index` of a gateway, not talked to yet; none without an address or a policy.
+    pub fn new(gateway: &GatewaySettings, index: usize) -> Option<Server> {
+        Some(Server {
+            name: (gateway.name.clone(), index),
+            local: gateway.local,
+            peer: *gateway.servers.get(index)?,
+            policy: gateway.policies.get(index).or(gateway.policies.last())?.clone(),
+            ask_route: gateway.ask_route.then_some(gateway.local_address),
+            dead_peer_detection: gateway.dead_peer_detection,
+            phase: Phase::Down,
+            waiting: Waiting::new(),
+        })
     }
 
     /// Its established SA.
     pub fn sa(&self) -> Option<&IkeSa> {
         match &self.phase {
             Phase::Up { sa, .. } => Some(sa),
-            Phase::Down | Phase::Negotiating(_) => None,
+            Phase::Down | Phase::Routing | Phase::Negotiating { .. } => None,
         }
     }
 
     /// The cookie of the negotiation under way.
     pub fn negotiating(&self) -> Option<Cookie> {
         match &self.phase {
-            Phase::Negotiating(initiator) => Some(initiator.cookie()),
-            Phase::Down | Phase::Up { .. } => None,
+            Phase::Negotiating { initiator, .. } => Some(initiator.cookie()),
+            Phase::Down | Phase::Routing | Phase::Up { .. } => None,
         }
     }
 
@@ -126,9 +145,7 @@ impl Server {
 
     /// A VPN wants to register here.
     pub fn register(&mut self, vpn: &Arc<VpnSettings>, cx: &mut Cx<'_>) -> Letters {
-        if let Phase::Up { pulls, .. } = &self.phase
-            && pulls.values().any(|pull| pull.vpn().name == vpn.name)
-        {
+        if matches!(&self.phase, Phase::Up { pulls, .. } if pulls.has(&vpn.name)) {
             return Letters::new();
         }
         self.waiting.insert(vpn.name.clone(), vpn.clone());
@@ -143,32 +160,57 @@ impl Server {
         if self.sa().is_some_and(|sa| sa.expires <= cx.now.at + REUSE) {
             self.close("its life ends", true, cx);
         }
-        match &self.phase {
-            Phase::Up { .. } => {
-                self.start_pulls(false, cx);
+        match (&self.phase, self.ask_route) {
+            (Phase::Up { .. }, _) => {
+                self.start_pulls(cx);
                 Letters::new()
             }
-            Phase::Negotiating(_) => Letters::new(),
-            Phase::Down => {
-                // The server may hold an SA of an earlier life of ours: it learns so once (RFC 2407 section 4.6.3.3).
-                let first = cx.out.first_contact(&self.name.0);
-                let (local, peer) = (self.local.ip(), self.peer.ip());
-                let (initiator, steps) =
-                    Initiator::start(self.policy.clone(), local, peer, first, cx.now.at, cx.entropy);
-                self.phase = Phase::Negotiating(Box::new(initiator));
-                self.take_steps(Ok(steps), cx)
+            (Phase::Routing | Phase::Negotiating { .. }, _) => Letters::new(),
+            (Phase::Down, Some(address)) => {
+                self.phase = Phase::Routing;
+                let (server, peer) = (self.name.clone(), self.peer);
+                cx.out.push(Output::Route { server, peer, address });
+                Letters::new()
+            }
+            (Phase::Down, None) => self.negotiate(cx),
+        }
+    }
+
+    /// Our address towards this server, or why there is none.
+    pub fn on_route(&mut self, local: Result<SocketAddr, String>, cx: &mut Cx<'_>) -> Letters {
+        if !matches!(self.phase, Phase::Routing) {
+            return Letters::new();
+        }
+        match local {
+            Ok(local) => {
+                self.local = local;
+                self.negotiate(cx)
+            }
+            Err(reason) => {
+                self.phase = Phase::Down;
+                self.fail_waiting(&reason, Failure::NoRoute)
             }
         }
     }
 
-    fn start_pulls(&mut self, fresh_sa: bool, cx: &mut Cx<'_>) {
+    fn negotiate(&mut self, cx: &mut Cx<'_>) -> Letters {
+        // The server may hold an SA of an earlier life of ours: it learns so once (RFC 2407 section 4.6.3.3).
+        let first = cx.out.first_contact(&self.name.0);
+        let (local, peer) = (self.local.ip(), self.peer.ip());
+        let (initiator, steps) =
+            Initiator::start(self.policy.clone(), local, peer, first, cx.now.at, cx.entropy);
+        self.phase = Phase::Negotiating { initiator: Box::new(initiator), hint: None };
+        self.take_steps(Ok(steps), cx)
+    }
+
+    fn fail_waiting(&mut self, reason: &str, kind: Failure) -> Letters {
+        let failed = std::mem::take(&mut self.waiting).into_keys();
+        failed.map(|vpn| (vpn, News::Failed { reason: reason.to_owned(), kind })).collect()
+    }
+
+    fn start_pulls(&mut self, cx: &mut Cx<'_>) {
         let Phase::Up { sa, pulls, .. } = &mut self.phase else { return };
-        let mut firsts = Vec::new();
-        for (_, vpn) in std::mem::take(&mut self.waiting) {
-            let (pull, first) = Pull::start(vpn, sa, fresh_sa, cx.now.at, cx.entropy);
-            pulls.insert(pull.message_id(), pull);
-            firsts.push(first);
-        }
+        let firsts = pulls.start(&mut self.waiting, sa, cx.now.at, cx.entropy);
         for first in firsts {
             self.transmit(first, cx);
         }
@@ -214,11 +256,11 @@ impl Server {
                     expect_more(&mut watch, cx.now.at);
                     self.phase = Phase::Up {
                         sa: Box::new(done.sa),
-                        pulls: BTreeMap::new(),
+                        pulls: Pulls::for_waiting(&self.waiting),
                         watch,
                         answered: done.answered,
                     };
-                    self.start_pulls(true, cx);
+                    self.start_pulls(cx);
                 }
             }
         }
@@ -233,25 +275,21 @@ impl Server {
 
     fn phase1_failed(&mut self, reason: &str, cx: &mut Cx<'_>) -> Letters {
         let (stage, kind) = match &self.phase {
-            Phase::Negotiating(initiator) if initiator.is_unanswered() => {
+            Phase::Negotiating { initiator, hint: None } if initiator.is_unanswered() => {
                 (initiator.state().to_owned(), Failure::Silence)
             }
-            Phase::Negotiating(initiator) => (initiator.state().to_owned(), Failure::Refused),
-            Phase::Down | Phase::Up { .. } => (String::new(), Failure::Refused),
+            Phase::Negotiating { initiator, .. } => (initiator.state().to_owned(), Failure::Refused),
+            Phase::Down | Phase::Routing | Phase::Up { .. } => (String::new(), Failure::Refused),
         };
         cx.out.statistics.phase1_failed += 1;
         cx.out.event(Event::Phase1Failed { peer: self.peer.to_string(), reason: reason.to_owned(), stage });
         self.phase = Phase::Down;
-        let reason = format!("phase 1: {reason}");
-        std::mem::take(&mut self.waiting)
-            .into_keys()
-            .map(|vpn| (vpn, News::Failed { reason: reason.clone(), kind }))
-            .collect()
+        self.fail_waiting(&format!("phase 1: {reason}"), kind)
     }
 
     /// The result of a job of the negotiation `cookie`.
     pub fn on_done(&mut self, cookie: Cookie, done: Done, cx: &mut Cx<'_>) -> Letters {
-        let Phase::Negotiating(initiator) = &mut self.phase else { return Letters::new() };
+        let Phase::Negotiating { initiator, .. } = &mut self.phase else { return Letters::new() };
         if initiator.cookie() != cookie {
             return Letters::new();
         }
@@ -262,20 +300,49 @@ impl Server {
     /// A message of main mode or aggressive mode.
     pub fn on_phase1(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let steps = match &mut self.phase {
-            Phase::Negotiating(initiator) => initiator.on_message(cx.now, header, octets),
+            Phase::Negotiating { initiator, hint } => {
+                let steps = initiator.on_message(cx.now, header, octets);
+                if steps.is_ok() {
+                    // It goes on all the same.
+                    *hint = None;
+                }
+                steps
+            }
             Phase::Up { answered, .. } => answered
                 .as_mut()
                 .and_then(|answered| answered.repeat(octets))
                 .map(|answer| vec![Step::Send(answer)])
                 .ok_or_else(|| Refusal::Dropped("phase 1 is over".to_owned())),
-            Phase::Down => return Letters::new(),
+            Phase::Down | Phase::Routing => return Letters::new(),
         };
         self.take_steps(steps, cx)
     }
 
+    /// An informational message in clear proves nothing; before keys are agreed, an error in it is a hint: the present
+    /// interval is the last one this server is given.
+    pub fn on_clear_informational(&mut self, octets: &[u8], cx: &mut Cx<'_>) {
+        let rules = Rules::PHASE1_CLEAR.for_dialect(self.policy.dialect);
+        let payloads = match Message::decode(octets, rules) {
+            Ok(message) => message.payloads,
+            Err(error) => return cx.out.dropped(self.peer, error.to_string()),
+        };
+        for payload in payloads {
+            let Payload::Notify(notify) = payload else { continue };
+            let kind = NotifyType::from_number(notify.kind);
+            let (peer, protected) = (self.peer.to_string(), false);
+            cx.out.event(Event::NotifyReceived { peer, kind: kind.to_string(), protected });
+            if let Phase::Negotiating { initiator, hint } = &mut self.phase
+                && initiator.is_without_keys()
+                && kind.number() < FIRST_STATUS
+            {
+                *hint = Some(kind);
+            }
+        }
+    }
+
     /// A protected informational message while phase 1 is negotiated: an error in it ends the attempt.
     pub fn on_early_informational(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
-        let Phase::Negotiating(initiator) = &mut self.phase else { return Letters::new() };
+        let Phase::Negotiating { initiator, .. } = &mut self.phase else { return Letters::new() };
         let steps = initiator.on_informational(cx.now, header, octets).map(|()| Vec::new());
         self.take_steps(steps, cx)
     }
@@ -283,7 +350,7 @@ impl Server {
     /// A PULL message under our SA.
     pub fn on_pull(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let Phase::Up { sa, pulls, watch, .. } = &mut self.phase else { return Letters::new() };
-        let Some(pull) = pulls.get_mut(&header.message_id) else {
+        let Some(pull) = pulls.get_mut(header.message_id) else {
             cx.out.dropped(self.peer, "no such exchange".to_owned());
             return Letters::new();
         };
@@ -291,20 +358,23 @@ impl Server {
         match pull.on_message(sa, cx.now.at, header, octets, cx.entropy) {
             Ok(Progress::Send(third)) => {
                 expect_more(watch, cx.now.at);
+                let refused = pulls.refused();
                 self.transmit(third, cx);
-                Letters::new()
+                self.fail_refused(refused, cx)
             }
             Ok(Progress::Complete(download)) => {
                 expect_more(watch, cx.now.at);
-                pulls.remove(&header.message_id);
-                vec![(vpn, News::Keys(download))]
+                pulls.finish(header.message_id);
+                let mut letters = vec![(vpn, News::Keys(download))];
+                letters.extend(self.begin(cx));
+                letters
             }
             Err(PullError::Dropped(error)) => {
                 cx.out.dropped(self.peer, error.to_string());
                 Letters::new()
             }
             Err(PullError::Refused(reason)) => {
-                pulls.remove(&header.message_id);
+                pulls.finish(header.message_id);
                 self.policy_refused(vpn, reason, cx)
             }
         }
@@ -319,9 +389,25 @@ impl Server {
         letters
     }
 
-    /// Ends the SA; its PULLs wait for a new one.
-    fn close(&mut self, reason: &str, tell: bool, cx: &mut Cx<'_>) {
-        let Phase::Up { mut sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) else { return };
+    /// VPNs that the server refused; others take their places.
+    fn fail_refused(&mut self, refused: Vec<(String, String)>, cx: &mut Cx<'_>) -> Letters {
+        if refused.is_empty() {
+            return Letters::new();
+        }
+        let mut letters = self.begin(cx);
+        let failed = |(vpn, reason)| (vpn, News::Failed { reason, kind: Failure::Refused });
+        letters.extend(refused.into_iter().map(failed));
+        letters
+    }
+
+    /// Ends the SA; its PULLs wait for a new one. The VPNs it was made for, as far as they wait.
+    fn close(&mut self, reason: &str, tell: bool, cx: &mut Cx<'_>) -> Vec<String> {
+        if !matches!(self.phase, Phase::Up { .. }) {
+            return Vec::new();
+        }
+        let Phase::Up { mut sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) else {
+            return Vec::new();
+        };
         if tell {
             let delete = notify::delete_isakmp(sa.cookies);
             let octets = notify::seal(&mut sa, &[delete], cx.entropy);
@@ -332,9 +418,7 @@ impl Server {
             identity: sa.peer_identity.to_string(),
             reason: reason.to_owned(),
         });
-        for pull in pulls.into_values() {
-            self.waiting.insert(pull.vpn().name.clone(), pull.vpn().clone());
-        }
+        pulls.orphans(&mut self.waiting)
     }
 
     /// A protected informational message under our SA.
@@ -349,8 +433,7 @@ impl Server {
         };
         expect_more(watch, cx.now.at);
         let mut answers = Vec::new();
-        let mut failed: BTreeSet<String> = BTreeSet::new();
-        let mut reason = String::new();
+        let mut refused = Vec::new();
         let mut deleted = false;
         for item in said {
             match item {
@@ -367,10 +450,7 @@ impl Server {
                         protected: true,
                     });
                     if kind.number() < FIRST_STATUS {
-                        // A notify does not say which PULL it is about: every one under this SA may be meant.
-                        reason = format!("the server said {kind}");
-                        failed
-                            .extend(std::mem::take(pulls).into_values().map(|pull| pull.vpn().name.clone()));
+                        refused.extend(pulls.on_error(kind));
                     }
                 }
             }
@@ -378,22 +458,36 @@ impl Server {
         for answer in answers {
             self.transmit(answer, cx);
         }
+        let mut letters = self.fail_refused(refused, cx);
         if deleted {
-            self.close("deleted by the key server", false, cx);
-            reason = "the server deleted phase 1".to_owned();
-            failed.extend(std::mem::take(&mut self.waiting).into_keys());
+            letters.extend(self.on_deleted(cx));
         }
-        failed
-            .into_iter()
-            .map(|vpn| (vpn, News::Failed { reason: reason.clone(), kind: Failure::Refused }))
-            .collect()
+        letters
+    }
+
+    /// The server ended the SA. Its life may have been over while message 1 of a PULL was on its way: who asked under an
+    /// SA of earlier days asks again under a new one; who had it made is refused.
+    fn on_deleted(&mut self, cx: &mut Cx<'_>) -> Letters {
+        let own = self.close("deleted by the key server", false, cx);
+        let reason = "the server deleted phase 1";
+        let mut letters = Letters::new();
+        for vpn in own {
+            self.waiting.remove(&vpn);
+            letters.push((vpn, News::Failed { reason: reason.to_owned(), kind: Failure::Refused }));
+        }
+        letters.extend(self.begin(cx));
+        letters
     }
 
     /// Timers of phase 1, of PULLs and of the SA's life.
     pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Letters {
         match &mut self.phase {
-            Phase::Down => Letters::new(),
-            Phase::Negotiating(initiator) => {
+            Phase::Down | Phase::Routing => Letters::new(),
+            Phase::Negotiating { initiator, hint: Some(kind) } if initiator.due() <= cx.now.at => {
+                let reason = format!("the server said {kind} (in clear)");
+                self.phase1_failed(&reason, cx)
+            }
+            Phase::Negotiating { initiator, .. } => {
                 let steps = initiator.on_timeout(cx.now.at, cx.entropy);
                 self.take_steps(steps, cx)
             }
@@ -424,25 +518,12 @@ impl Server {
 
     fn on_pull_timeouts(&mut self, cx: &mut Cx<'_>) -> Letters {
         let Phase::Up { sa, pulls, .. } = &mut self.phase else { return Letters::new() };
-        let (mut again, mut over, mut stale) = (Vec::new(), Vec::new(), false);
-        for (message_id, pull) in pulls.iter_mut() {
-            match pull.on_timeout(cx.now.at, cx.entropy) {
-                Repeat::Wait => {}
-                Repeat::Again(octets) => again.push(octets),
-                Repeat::StaleSa => stale = true,
-                Repeat::GiveUp => over.push(*message_id),
-            }
-        }
-        let silent: Vec<String> = over
-            .iter()
-            .filter_map(|message_id| pulls.remove(message_id))
-            .map(|pull| pull.vpn().name.clone())
-            .collect();
-        let expired = sa.expires <= cx.now.at;
-        for octets in again {
+        let due = pulls.on_timeout(cx.now.at, cx.entropy);
+        let (expired, silent) = (sa.expires <= cx.now.at, due.silent);
+        for octets in due.again {
             self.transmit(octets, cx);
         }
-        if stale {
+        if due.stale {
             self.close("two messages under it stayed unanswered", false, cx);
         } else if !silent.is_empty() {
             self.close("the server is silent", false, cx);
@@ -470,14 +551,15 @@ impl Server {
     /// The next timer.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
         match &self.phase {
-            Phase::Down => None,
-            Phase::Negotiating(initiator) => Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" }),
+            Phase::Down | Phase::Routing => None,
+            Phase::Negotiating { initiator, .. } => {
+                Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" })
+            }
             Phase::Up { sa, pulls, watch, .. } => {
                 let asking = watch.as_ref().and_then(Watch::due);
                 let asking = asking.map(|at| Wakeup { at, why: "dead-peer detection" });
                 let end = Wakeup { at: sa.expires, why: "end of phase 1" };
-                let repeat = pulls.values().map(Pull::due).min();
-                let repeat = repeat.map(|at: Instant| Wakeup { at, why: "registration repeat" });
+                let repeat = pulls.due().map(|at| Wakeup { at, why: "registration repeat" });
                 Wakeup::earlier(Wakeup::earlier(Some(end), repeat), asking)
             }
         }

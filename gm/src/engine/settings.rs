@@ -22,10 +22,12 @@ pub struct GatewaySettings {
     pub name: String,
     /// Addresses and ports, tried in order.
     pub servers: Vec<SocketAddr>,
-    /// The address and port of our socket, as the servers see it.
+    /// The address and port of our socket, as the servers see it; without meaning when `ask_route`.
     pub local: SocketAddr,
-    /// The same per server, where it differs: the route may choose another address for each. A missing one is `local`.
-    pub locals: Vec<SocketAddr>,
+    /// Our address is asked for before each phase 1, by [`super::io::Output::Route`]: routes come, go and change.
+    pub ask_route: bool,
+    /// Our address as the configuration names it; none: the route decides.
+    pub local_address: Option<IpAddr>,
     /// How to negotiate with each server, in the same order; the last one holds for all further servers.
     pub policies: Vec<PeerPolicy>,
     /// How to ask whether a server is there; none: not at all.
@@ -38,7 +40,8 @@ impl Default for GatewaySettings {
             name: String::new(),
             servers: Vec::new(),
             local: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 848),
-            locals: Vec::new(),
+            ask_route: false,
+            local_address: None,
             policies: Vec::new(),
             dead_peer_detection: None,
         }
@@ -58,6 +61,8 @@ pub struct VpnSettings {
     pub allowed_flows: Vec<Flow>,
     /// Algorithms a server may use.
     pub accept: Accept,
+    /// Traffic under unknown keys may lead to a registration.
+    pub recovery_probe: bool,
 }
 
 impl Default for VpnSettings {
@@ -68,6 +73,7 @@ impl Default for VpnSettings {
             group: GroupId::number(0),
             allowed_flows: Vec::new(),
             accept: Accept::default(),
+            recovery_probe: false,
         }
     }
 }

@@ -65,6 +65,7 @@ impl Vpn {
                 .unwrap_or_default(),
             sid_bits: sender_ids.map_or(0, |ids| u64::from(ids.bits)),
             reregister_in_seconds: self.planned().map(|planned| planned.since(at).as_secs()),
+            keys_end_in_seconds: keyring.keys_until().map(|until| until.since(at).as_secs()),
             statistics: self.statistics,
             traffic: None,
         }

@@ -1,5 +1,7 @@
 //! What the tests of the engine share: a VPN with keys, a server's hand, a clock.
 
+pub mod site;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +10,18 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{GroupId, KekSpi, SenderId, SeqNumber, Spi};
 use gdoi_proto::message::Dialect;
-use gdoi_proto::payload::Endpoint;
+use gdoi_proto::payload::{Delete, Endpoint};
 use gdoi_proto::policy::{
     AckRequest, AddressPreservation, Carriage, Direction, Encapsulation, GroupPolicy, KekCipher, KekKey,
     KekPolicy, KeySet, SenderIds, SignatureAlgorithm, SignatureHash, TekCipher, TekKey, TekPolicy,
 };
-use gdoi_proto::registry::IdType;
+use gdoi_proto::registry::{Doi, IdType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{Provider, Signer, default_provider, run};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, Now};
+use ike::io::{Datagram, Entropy, Instant, JobRequest, Now};
 use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
@@ -123,6 +125,10 @@ pub struct Bench {
     pub events: Vec<Event>,
     /// Datagrams sent.
     pub sent: Vec<Datagram>,
+    /// Jobs wait for [`Bench::run_held_jobs`].
+    pub hold_jobs: bool,
+    held: Vec<JobRequest>,
+    sid: u32,
     provider: Arc<dyn Provider>,
     signer: Arc<dyn Signer>,
 }
@@ -147,6 +153,9 @@ impl Bench {
             told: Vec::new(),
             events: Vec::new(),
             sent: Vec::new(),
+            hold_jobs: false,
+            held: Vec::new(),
+            sid: 6,
             provider,
             signer,
         }
@@ -161,18 +170,34 @@ impl Bench {
             match output {
                 Output::Install(install) => self.told.push(format!("install {}", install.spi().0)),
                 Output::Activate { spi, .. } => self.told.push(format!("activate {}", spi.0)),
+                Output::SenderIds { spi, sender_ids, .. } => {
+                    let sids: Vec<String> = sender_ids.values.iter().map(|sid| sid.0.to_string()).collect();
+                    self.told.push(format!("sids {} of {}", sids.join("+"), spi.0));
+                }
                 Output::Remove { spi, .. } => self.told.push(format!("remove {}", spi.0)),
                 Output::Event(event) => self.events.push(event),
                 Output::Transmit(datagram) => self.sent.push(datagram),
+                Output::Job(request) if self.hold_jobs => self.held.push(request),
                 Output::Job(request) => {
                     let done = run(self.provider.as_ref(), request.job);
                     let mut cx = Cx { now: self.now, entropy: &mut entropy, out: &mut self.out };
                     self.vpn.on_verified(request.id, done, &mut cx);
                 }
-                Output::Reply { .. } => {}
+                Output::Reply { .. } | Output::Route { .. } => {}
             }
         }
         result
+    }
+
+    /// Runs the jobs that wait, in the order they were asked for; how many.
+    pub fn run_held_jobs(&mut self) -> usize {
+        let held = std::mem::take(&mut self.held);
+        let count = held.len();
+        for request in held {
+            let done = run(self.provider.as_ref(), request.job);
+            self.step(|vpn, cx| vpn.on_verified(request.id, done, cx));
+        }
+        count
     }
 
     /// Lets time pass, stopping at every timer; true when the VPN wanted to register.
@@ -213,12 +238,22 @@ impl Bench {
 
     /// Registers with these keys.
     pub fn registered(&mut self, policy: GroupPolicy, seq: u32) -> Result<(), String> {
-        let keys = self.keys(&policy, true);
+        self.begin();
+        self.download(policy, seq)
+    }
+
+    /// Begins a registration.
+    pub fn begin(&mut self) {
+        self.step(|vpn, cx| vpn.begin(cx));
+    }
+
+    /// Message 4 of the registration under way brings these keys.
+    pub fn download(&mut self, policy: GroupPolicy, seq: u32) -> Result<(), String> {
+        let mut keys = self.keys(&policy, true);
+        self.sid += 1;
+        keys.sender_ids = Some(SenderIds { bits: 16, values: vec![SenderId(self.sid)] });
         let local = MEMBER.parse::<SocketAddr>().expect("an address").ip();
-        self.step(|vpn, cx| {
-            vpn.begin(cx);
-            vpn.on_keys(Download { policy, keys, seq: SeqNumber(seq) }, local, cx)
-        })
+        self.step(|vpn, cx| vpn.on_keys(Download { policy, keys, seq: SeqNumber(seq) }, local, cx))
     }
 
     /// A PUSH under the KEK `spi`.
@@ -234,6 +269,13 @@ impl Bench {
         let kd = self.keys(policy, false).write(policy);
         let keys = Some((policy.write(Carriage::Push), kd));
         self.push(spi, &PushContent { seq: SeqNumber(seq), deletes: Vec::new(), keys })
+    }
+
+    /// A PUSH that deletes one SPI.
+    pub fn push_delete(&self, spi: u8, seq: u32, protocol: u8, deleted: &[u8]) -> Bytes {
+        let delete =
+            Delete { doi: Doi::Gdoi, protocol, spi_size: deleted.len() as u8, spis: vec![deleted.to_vec()] };
+        self.push(spi, &PushContent { seq: SeqNumber(seq), deletes: vec![delete], keys: None })
     }
 
     /// Hands a PUSH over.

@@ -6,7 +6,13 @@
 //!                                    '--- Backoff <--- all failed -'   30 s doubling to 600 s, each +-20 %
 //! ```
 //!
+//! A registration begins with the server in use, after a backoff with the first. Who is registered with another than the
+//! first looks every now and then whether those before it are back (`Purpose::Return`).
+//!
 //! Registering again never takes a working key away: the new set comes first.
+
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,7 +20,7 @@ use std::time::Duration;
 
 use ctl::event::Event;
 use ctl::observe::VpnStatistics;
-use dataplane::Fault;
+use gdoi_proto::ids::Spi;
 use gdoi_proto::message::Dialect;
 use ike::io::{Instant, Wakeup};
 use ike::retransmit::{below, spread};
@@ -22,7 +28,8 @@ use ike::retransmit::{below, spread};
 use super::Cx;
 use super::accept;
 use super::kek::Kek;
-use super::keyring::Keyring;
+use super::keyring::{Keyring, Limit, Standing};
+use super::probe::{Probe, Trigger};
 use super::pull::Download;
 use super::push::Pushes;
 use super::servers::Failure;
@@ -30,10 +37,14 @@ use super::settings::{GatewaySettings, VpnSettings};
 
 /// Backoff after the first full round.
 const FIRST_BACKOFF: Duration = Duration::from_secs(30);
-/// Longest wait before new keys are asked for because the data plane uses up the present ones.
-const SOFT_LIMIT_WAIT: Duration = Duration::from_secs(10);
 /// Longest backoff.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(600);
+/// The first look whether an earlier server is back, +-20 %.
+const FIRST_RETURN: Duration = Duration::from_secs(1800);
+/// Longest time between such looks.
+const LONGEST_RETURN: Duration = Duration::from_secs(14_400);
+/// A server that is away costs no more than this.
+const SILENCE: Duration = Duration::from_secs(95);
 
 /// One joined group.
 #[derive(Debug)]
@@ -55,14 +66,29 @@ pub struct Vpn {
     current: usize,
     rounds: u32,
     planned: Option<Instant>,
+    /// When to look whether an earlier server is back.
+    returns: Option<Instant>,
+    fruitless_returns: u32,
+    probe: Option<Probe>,
     registered_once: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Registration {
     Idle,
-    Trying { server: usize, failed: usize },
+    Trying { server: usize, failed: usize, purpose: Purpose },
     Backoff { until: Instant },
+}
+
+/// What a registration is for, which decides where it ends when servers fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// We need keys: it goes round all servers, again and again.
+    Keys,
+    /// The recovery probe, which has its own schedule: one round; then a backoff goes on that it interrupted.
+    Probe { backoff: Option<Instant> },
+    /// Is a server before the one in use back? One round up to that one.
+    Return,
 }
 
 impl Vpn {
@@ -70,6 +96,7 @@ impl Vpn {
     pub fn new(settings: VpnSettings, gateway: &GatewaySettings) -> Vpn {
         Vpn {
             keyring: Keyring::new(&settings.name),
+            probe: settings.recovery_probe.then(Probe::default),
             settings: Arc::new(settings),
             pushes: Pushes::default(),
             statistics: VpnStatistics::default(),
@@ -80,6 +107,8 @@ impl Vpn {
             current: 0,
             rounds: 0,
             planned: None,
+            returns: None,
+            fruitless_returns: 0,
             registered_once: false,
         }
     }
@@ -124,25 +153,100 @@ impl Vpn {
     pub fn planned(&self) -> Option<Instant> {
         match self.registration {
             Registration::Backoff { until } => Some(until),
-            Registration::Idle | Registration::Trying { .. } => self.planned,
+            Registration::Idle | Registration::Trying { .. } => {
+                let probe = self.probe.as_ref().and_then(Probe::due);
+                self.planned.into_iter().chain(probe).min()
+            }
         }
     }
 
     /// Begins a registration: the server to ask, none without servers or when one is under way.
     pub fn begin(&mut self, cx: &mut Cx<'_>) -> Option<usize> {
-        if self.is_trying() {
+        if let Registration::Trying { purpose, .. } = &mut self.registration {
+            // From now on it must not end before it brings keys.
+            *purpose = Purpose::Keys;
             return None;
         }
         let server = if matches!(self.registration, Registration::Backoff { .. }) { 0 } else { self.current };
         self.planned = None;
-        self.try_server(server, 0, cx)
+        self.try_server(server, 0, Purpose::Keys, cx)
     }
 
-    fn try_server(&mut self, server: usize, failed: usize, cx: &mut Cx<'_>) -> Option<usize> {
+    fn try_server(
+        &mut self,
+        server: usize,
+        failed: usize,
+        purpose: Purpose,
+        cx: &mut Cx<'_>,
+    ) -> Option<usize> {
         let address = self.servers.get(server)?;
-        self.registration = Registration::Trying { server, failed };
+        self.registration = Registration::Trying { server, failed, purpose };
         cx.out.event(Event::Registering { vpn: self.name().to_owned(), server: address.to_string() });
         Some(server)
+    }
+
+    /// Traffic looks as if our keys were not those of the group.
+    pub fn on_trouble(&mut self, trigger: Trigger, cx: &mut Cx<'_>) {
+        let Some(wait) = self.probe.as_mut().and_then(|probe| probe.trigger(trigger, cx.now.at)) else {
+            return;
+        };
+        let (vpn, reason) = (self.name().to_owned(), trigger.reason().to_owned());
+        cx.out.event(Event::ReregistrationScheduled { vpn, seconds: wait.as_secs(), reason });
+    }
+
+    /// What the probe was wanted for is over.
+    pub fn on_recovery(&mut self, trigger: Trigger) {
+        if let Some(probe) = &mut self.probe {
+            probe.resolved(trigger);
+        }
+    }
+
+    /// Keys came.
+    pub fn settle_probe(&mut self) {
+        if let Some(probe) = &mut self.probe {
+            probe.settled();
+        }
+    }
+
+    /// The data plane says that a TEK's packets, octets or IVs run out, or are spent.
+    pub fn on_limit(&mut self, spi: Spi, limit: Limit, cx: &mut Cx<'_>) {
+        if self.keyring.on_limit(spi, limit) {
+            let (latest, reason) = match limit {
+                Limit::Soft => (Duration::from_secs(5), "the packets, octets or IVs of a TEK run out"),
+                Limit::Spent => (Duration::from_secs(1), "a TEK encrypts nothing more: it is spent"),
+            };
+            self.plan(Duration::ZERO, latest, reason, cx);
+        }
+    }
+
+    /// A probe or a look at earlier servers that is due.
+    fn begin_aside(&mut self, cx: &mut Cx<'_>) -> Option<usize> {
+        let now = cx.now.at;
+        let probes = self.probe.as_mut().is_some_and(|probe| probe.fire(now));
+        let returns = self.returns.is_some_and(|at| at <= now);
+        match self.registration {
+            // What is under way is as good as a probe.
+            Registration::Trying { .. } => None,
+            Registration::Backoff { until } if probes => {
+                self.try_server(0, 0, Purpose::Probe { backoff: Some(until) }, cx)
+            }
+            Registration::Idle if probes => {
+                self.try_server(self.current, 0, Purpose::Probe { backoff: None }, cx)
+            }
+            Registration::Idle if returns => {
+                self.plan_return(cx);
+                // Not when our keys may want the servers while those that are away are waited for.
+                let quiet = self.keyring.quiet_until()? > now + SILENCE * self.current as u32;
+                quiet.then(|| self.try_server(0, 0, Purpose::Return, cx)).flatten()
+            }
+            Registration::Backoff { .. } | Registration::Idle => None,
+        }
+    }
+
+    fn plan_return(&mut self, cx: &mut Cx<'_>) {
+        let wait = FIRST_RETURN.saturating_mul(1 << self.fruitless_returns.min(8)).min(LONGEST_RETURN);
+        self.fruitless_returns += 1;
+        self.returns = (self.current > 0).then(|| cx.now.at + spread(wait, 20, cx.entropy));
     }
 
     /// Plans a registration within `earliest..=latest` from now; an earlier plan stays.
@@ -162,7 +266,7 @@ impl Vpn {
 
     /// The registration with the present server failed: the next server, or none and a pause.
     pub fn on_failed(&mut self, reason: &str, kind: Failure, cx: &mut Cx<'_>) -> Option<usize> {
-        let Registration::Trying { server, failed } = self.registration else { return None };
+        let Registration::Trying { server, failed, purpose } = self.registration else { return None };
         let (vpn, address) =
             (self.name().to_owned(), self.server().map(|a| a.to_string()).unwrap_or_default());
         match kind {
@@ -170,20 +274,27 @@ impl Vpn {
                 self.statistics.pull_timeout += 1;
                 cx.out.event(Event::ServerUnreachable { vpn: vpn.clone(), server: address.clone() });
             }
-            Failure::Refused => self.statistics.pull_failed += 1,
+            Failure::NoRoute | Failure::Refused => self.statistics.pull_failed += 1,
             Failure::Policy => {
                 self.statistics.pull_aborted += 1;
                 self.statistics.unsupported_algorithm += 1;
             }
         }
         let failed = failed + 1;
-        let another = failed < self.servers.len();
-        let wait = if another {
-            Duration::ZERO
-        } else {
-            let wait = FIRST_BACKOFF.saturating_mul(1 << self.rounds.min(8)).min(LONGEST_BACKOFF);
-            self.rounds += 1;
-            spread(wait, 20, cx.entropy)
+        let round = if purpose == Purpose::Return { self.current } else { self.servers.len() };
+        let another = failed < round;
+        let wait = match purpose {
+            _ if another => Duration::ZERO,
+            Purpose::Keys => {
+                let wait = FIRST_BACKOFF.saturating_mul(1 << self.rounds.min(8)).min(LONGEST_BACKOFF);
+                // A route may come any moment, and looking for it costs the servers nothing.
+                self.rounds += u32::from(kind != Failure::NoRoute);
+                spread(wait, 20, cx.entropy)
+            }
+            Purpose::Probe { backoff } => {
+                backoff.or(self.probe.as_ref().and_then(Probe::due)).unwrap_or(cx.now.at).since(cx.now.at)
+            }
+            Purpose::Return => self.returns.unwrap_or(cx.now.at).since(cx.now.at),
         };
         cx.out.event(Event::RegistrationFailed {
             vpn,
@@ -193,9 +304,13 @@ impl Vpn {
         });
         if another {
             self.statistics.server_failover += 1;
-            return self.try_server((server + 1) % self.servers.len(), failed, cx);
+            return self.try_server((server + 1) % self.servers.len(), failed, purpose, cx);
         }
-        self.registration = Registration::Backoff { until: cx.now.at + wait };
+        self.registration = match purpose {
+            Purpose::Keys => Registration::Backoff { until: cx.now.at + wait },
+            Purpose::Probe { backoff: Some(until) } => Registration::Backoff { until: until.max(cx.now.at) },
+            Purpose::Probe { backoff: None } | Purpose::Return => Registration::Idle,
+        };
         None
     }
 
@@ -215,13 +330,26 @@ impl Vpn {
             (Some(_), None) => return Err("the KEK is missing".to_owned()),
             (None, _) => None,
         };
+        let standing = self.keyring.standing(policy.kek.as_ref().map(|sak| sak.spi), seq);
         let outside = self.report_outside(&policy, cx);
         self.registration = Registration::Idle;
+        let moved = self.current != server || !self.registered_once;
         self.current = server;
         self.rounds = 0;
+        if moved {
+            self.fruitless_returns = 0;
+            self.plan_return(cx);
+        }
+        self.settle_probe();
         self.registered_once = true;
         self.address = Some(local);
         self.statistics.pull_succeeded += 1;
+        if standing == Standing::Gone {
+            // Its TEKs may have been deleted with it.
+            let why = "the key server's terms were older than its last push";
+            self.plan(Duration::from_secs(1), Duration::from_secs(10), why, cx);
+            return Ok(());
+        }
         self.keyring.apply_pull(&policy, keys, kek, seq, &outside, cx);
         let sids = self.keyring.sender_ids.iter().flat_map(|sids| &sids.values);
         cx.out.event(Event::Registered {
@@ -235,11 +363,7 @@ impl Vpn {
     }
 
     /// SAs outside the allowed flows, told.
-    pub fn report_outside(
-        &self,
-        policy: &gdoi_proto::policy::GroupPolicy,
-        cx: &mut Cx<'_>,
-    ) -> Vec<gdoi_proto::ids::Spi> {
+    pub fn report_outside(&self, policy: &gdoi_proto::policy::GroupPolicy, cx: &mut Cx<'_>) -> Vec<Spi> {
         let outside = accept::outside(&self.settings.allowed_flows, policy);
         for spi in &outside {
             let reason = format!("SA {spi} lies outside the allowed flows and is left out");
@@ -248,37 +372,18 @@ impl Vpn {
         outside
     }
 
-    /// The data plane noticed something: keys that near their end are replaced before it.
-    pub fn on_fault(&mut self, fault: &Fault, cx: &mut Cx<'_>) {
-        let vpn = self.name().to_owned();
-        match fault {
-            Fault::SoftLimit { spi, .. } => {
-                let reason = format!("TEK {spi} is nearly used up");
-                self.plan(Duration::from_secs(1), SOFT_LIMIT_WAIT, &reason, cx);
-            }
-            Fault::Spent { spi, .. } => {
-                // Every packet that finds it spent tells so; one registration answers all.
-                if !self.is_trying() && self.planned().is_none() {
-                    cx.out.event(Event::TekSpent { vpn, spi: spi.to_string() });
-                    self.plan(Duration::from_secs(1), SOFT_LIMIT_WAIT, "a TEK is used up", cx);
-                }
-            }
-            Fault::UnknownSpi { spi, source, .. } => {
-                let (spi, source) = (spi.to_string(), source.to_string());
-                cx.out.event(Event::UnknownSpi { vpn, spi, source });
-            }
-        }
-    }
-
     /// Timers: the server to ask, when a registration must begin.
     pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Option<usize> {
         let now = cx.now.at;
         let wish = self.keyring.on_timeout(cx);
         let planned = self.planned.is_some_and(|planned| planned <= now);
-        if planned {
-            self.planned = None;
+        if wish.is_some()
+            && let Registration::Trying { purpose, .. } = &mut self.registration
+        {
+            *purpose = Purpose::Keys;
         }
-        match self.registration {
+        let begun = match self.registration {
+            // A plan that falls due meanwhile stays: it may know of something newer than this registration brings.
             Registration::Trying { .. } => None,
             Registration::Backoff { until } => (until <= now).then(|| self.begin(cx)).flatten(),
             Registration::Idle => {
@@ -288,7 +393,9 @@ impl Vpn {
                 }
                 (planned || wish.is_some()).then(|| self.begin(cx)).flatten()
             }
-        }
+        };
+        let aside = self.begin_aside(cx);
+        begun.or(aside)
     }
 
     /// The next timer.
@@ -296,8 +403,13 @@ impl Vpn {
         let again = match self.registration {
             Registration::Trying { .. } => None,
             Registration::Backoff { until } => Some(Wakeup { at: until, why: "next try to register" }),
-            Registration::Idle => self.planned.map(|at| Wakeup { at, why: "planned registration" }),
+            Registration::Idle => {
+                let returns = self.returns.map(|at| Wakeup { at, why: "is an earlier server back" });
+                let planned = self.planned.map(|at| Wakeup { at, why: "planned registration" });
+                Wakeup::earlier(planned, returns)
+            }
         };
-        Wakeup::earlier(again, self.keyring.poll_timeout())
+        let probe = self.probe.as_ref().and_then(Probe::due).map(|at| Wakeup { at, why: "recovery probe" });
+        Wakeup::earlier(Wakeup::earlier(again, probe), self.keyring.poll_timeout())
     }
 }

@@ -23,6 +23,7 @@ use super::messages::{self, Extras, Heard};
 use super::proposal::{self, Reading};
 use super::responder::Answered;
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
+use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CryptoError, DhKey, Done, Job, ProofError, Proved};
 use crate::identity::address_identity;
 use crate::io::{Entropy, Instant, Now};
@@ -154,6 +155,18 @@ impl Initiator {
         matches!(self.state, State::SentSa | State::MakeFirst | State::SentFirst { .. })
     }
 
+    /// True while no keys are agreed: whatever the server says comes in clear.
+    pub fn is_without_keys(&self) -> bool {
+        matches!(
+            self.state,
+            State::SentSa
+                | State::MakeKey { .. }
+                | State::SentKe { .. }
+                | State::MakeFirst
+                | State::SentFirst { .. }
+        )
+    }
+
     /// When [`Initiator::on_timeout`] is due.
     pub fn due(&self) -> Instant {
         self.retransmit.due()
@@ -169,8 +182,13 @@ impl Initiator {
             Attempt::Wait | Attempt::Again => Ok(Vec::new()),
             Attempt::GiveUp => {
                 // The peer cannot read what another key sealed, and must not answer it.
-                let hint = match self.state {
-                    State::SentAuth { .. } => ": do both sides have the same pre-shared key?",
+                let hint = match &self.state {
+                    State::SentAuth { agreed, .. } => match agreed.reading.suite.method {
+                        AuthMethod::PreSharedKey => {
+                            ": the server did not accept message 5: another pre-shared key or identity?"
+                        }
+                        _ => ": the server did not accept message 5: another identity or certificate?",
+                    },
                     _ => "",
                 };
                 Err(Refusal::failed(format!("no answer in state {}{hint}", self.state.name())))

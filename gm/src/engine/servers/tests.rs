@@ -1,0 +1,141 @@
+//! What becomes of registrations when a key server refuses, deletes, or cannot be reached.
+
+use std::time::Duration;
+
+use super::super::io::{Command, Input};
+use super::super::testing::site::{Manner, Site, vpn};
+
+fn register(site: &mut Site) {
+    site.tell(Input::Command { ticket: 1, command: Command::Register { vpn: None } });
+}
+
+#[test]
+fn twelve_vpns_of_one_gateway_register_eight_at_a_time() {
+    let mut site = Site::started((1..=12).map(vpn).collect(), &[Manner::Serves], |servers| {
+        servers[0].holds_keys = true;
+    });
+    assert_eq!((site.servers[0].most_open, site.servers[0].served.len()), (8, 0));
+    site.servers[0].holds_keys = false;
+    site.pass(3);
+    assert_eq!(site.states(), ["registered"; 12], "the others follow when one is done");
+    assert_eq!(site.servers[0].most_open, 8);
+}
+
+#[test]
+fn an_unauthorised_vpn_does_not_fail_the_others() {
+    for refused in 1..=3 {
+        let mut site = Site::started((1..=3).map(vpn).collect(), &[Manner::Serves], |servers| {
+            servers[0].refuses.insert(refused);
+        });
+        let states = site.states();
+        assert_eq!(states.iter().filter(|state| **state == "registered").count(), 2, "within one round trip");
+        assert_eq!(states[refused as usize - 1], "unregistered");
+        let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+        assert!(failed.contains("INVALID-ID-INFORMATION"), "{failed}");
+        site.pass(1);
+    }
+}
+
+#[test]
+fn two_unauthorised_vpns_of_many_are_told_apart() {
+    let site = Site::started((1..=12).map(vpn).collect(), &[Manner::Serves], |servers| {
+        servers[0].refuses.extend([2, 9]);
+    });
+    assert_eq!(site.servers[0].served.len(), 10);
+    assert_eq!(site.lines("registration_failed").len(), 2);
+}
+
+#[test]
+fn a_delete_that_crosses_a_fresh_pull_leads_to_a_new_phase_1() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::Serves]);
+    assert_eq!(site.states(), ["registered"]);
+    let deletes = site.servers[0].delete_sas();
+    register(&mut site);
+    assert_eq!(site.knocks.len(), 1, "message 1 of the PULL went to a server that has no SA any more");
+    for delete in deletes {
+        site.hear(0, delete);
+    }
+    assert_eq!((site.knocks.len(), site.servers[0].served.len()), (2, 2));
+    assert!(site.lines("registration_failed").is_empty());
+}
+
+#[test]
+fn a_delete_of_the_sa_made_for_a_pull_fails_it() {
+    let mut site = Site::started(vec![vpn(1)], &[Manner::Serves], |servers| servers[0].holds_keys = true);
+    for delete in site.servers[0].delete_sas() {
+        site.hear(0, delete);
+    }
+    let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+    assert!(failed.contains("deleted phase 1"), "{failed}");
+    assert_eq!(site.knocks.len(), 1);
+}
+
+#[test]
+fn a_delete_after_the_registration_takes_no_key() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::Serves]);
+    for delete in site.servers[0].delete_sas() {
+        site.hear(0, delete);
+    }
+    site.pass(60);
+    assert_eq!((site.states(), site.knocks.len()), (vec!["registered"], 1), "the server may only be idle");
+}
+
+#[test]
+fn no_proposal_chosen_in_clear_is_named_and_the_next_server_is_asked_within_one_interval() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::NoProposal, Manner::Serves]);
+    assert!(site.lines("registration_failed").is_empty(), "it may be forged");
+    site.pass(3);
+    let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+    assert!(failed.contains("NO-PROPOSAL-CHOSEN"), "{failed}");
+    assert_eq!(site.states(), ["registered"]);
+    let refused: Vec<_> = site.knocks.iter().map(|(_, index)| *index).collect();
+    assert_eq!(refused, [0, 1]);
+}
+
+#[test]
+fn a_forged_notification_does_not_stop_a_negotiation_that_goes_on() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::Silent]);
+    let knock = site.last_knock();
+    site.hear(0, Site::no_proposal(&knock));
+    site.servers[0].manner = Manner::Serves;
+    site.pass(1);
+    for answer in site.answer_knock(&knock) {
+        site.hear(0, answer);
+    }
+    site.pass(10);
+    assert!(site.lines("registration_failed").is_empty());
+    assert_eq!(site.states(), ["registered"]);
+}
+
+#[test]
+fn a_server_without_a_route_fails_its_turn_and_the_next_one_serves() {
+    let site = Site::started(vec![vpn(1)], &[Manner::Serves, Manner::Serves], |servers| {
+        servers[0].routeless = true;
+    });
+    assert_eq!((site.states(), site.servers[1].served.len()), (vec!["registered"], 1));
+    let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+    assert!(failed.contains("no route to key server 192.0.2.1:848"), "{failed}");
+}
+
+#[test]
+fn a_route_that_comes_later_is_found_at_the_next_try() {
+    let mut site = Site::started(vec![vpn(1)], &[Manner::Serves], |servers| servers[0].routeless = true);
+    let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+    assert!(failed.contains("no route to key server 192.0.2.1:848"), "{failed}");
+    site.pass(600);
+    assert!(site.lines("registration_failed").len() >= 16, "again every half minute or so");
+    site.no_route.clear();
+    site.pass(36);
+    assert_eq!(site.states(), ["registered"]);
+}
+
+#[test]
+fn a_server_deaf_to_message_5_makes_the_member_name_key_and_identity() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::DeafToProofs]);
+    site.pass(90);
+    let [failed] = &site.lines("registration_failed")[..] else { panic!("one fails") };
+    assert!(failed.contains("did not accept message 5: another pre-shared key or identity?"), "{failed}");
+    let (_, event) = site.events.iter().find(|(_, event)| event.name() == "registration_failed").unwrap();
+    assert_eq!(event.level(), ctl::event::Level::Warn);
+    assert!(site.now.at.since(site.knocks[0].0) >= Duration::from_secs(82));
+}
