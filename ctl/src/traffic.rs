@@ -30,7 +30,7 @@ pub struct DirectionView {
     pub clear_exclude: u64,
     /// Clear: a fail-open rule.
     pub clear_fail_open: u64,
-    /// Encrypted in fragments, because the whole was longer than the tunnel takes.
+    /// Encrypted in fragments, because the whole was longer than the tunnel takes; inbound: ESP that came in fragments.
     pub fragmented: u64,
     /// Encrypted, and not sent by the system.
     pub not_sent: u64,

@@ -16,6 +16,7 @@ pub mod header;
 pub mod icmp;
 pub mod path;
 pub mod policy;
+pub mod reassembly;
 pub mod recorder;
 pub mod sa;
 pub mod selector;

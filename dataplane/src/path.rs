@@ -151,7 +151,7 @@ pub struct Counters {
     pub clear: [u64; 3],
     /// Dropped, by name of the cause.
     pub dropped: BTreeMap<&'static str, u64>,
-    /// Outbound packets sent in fragments.
+    /// Outbound: packets sent in fragments. Inbound: ESP put together from fragments.
     pub fragmented: u64,
     /// Sealed packets the system did not send.
     pub not_sent: u64,
@@ -369,7 +369,13 @@ mod tests {
     #[test]
     fn a_packet_crosses_two_members_and_everything_is_counted() {
         let ping = hex::decode(PING).unwrap();
-        for tek in [gcm(300), cbc(300)] {
+        let mut teks = vec![gcm(300), cbc(300)];
+        for tek in teks.clone() {
+            let mut transport = tek;
+            transport.policy.encapsulation = gdoi_proto::policy::Encapsulation::Transport;
+            teks.push(transport);
+        }
+        for tek in teks {
             let (here, there) = (member(&tek), member(&tek));
             let (mut out, mut inn) = (Counters::default(), Counters::default());
             let esp = sealed(&here, &mut out, &ping).unwrap();

@@ -134,7 +134,7 @@ fn traffic(vpn: &VpnView) -> String {
     row("clear, key management".to_owned(), out.clear_control, inn.clear_control);
     row("clear, exclude rule".to_owned(), out.clear_exclude, inn.clear_exclude);
     row("clear, fail-open rule".to_owned(), out.clear_fail_open, inn.clear_fail_open);
-    row("fragmented before ESP".to_owned(), out.fragmented, inn.fragmented);
+    row("in fragments".to_owned(), out.fragmented, inn.fragmented);
     row("not sent by the system".to_owned(), out.not_sent, inn.not_sent);
     for (cause, dropped) in &out.dropped {
         let other = inn.dropped.get(cause).copied().unwrap_or_default();

@@ -14,12 +14,13 @@ use super::routes::{Behind, Routes};
 use super::{DEVICE_MTU, Member, Shared, Way, clock, now};
 use crate::Fault;
 use crate::d3p::Timestamp;
-use crate::esp::{HEADROOM, TAILROOM};
+use crate::esp::{HEADROOM, OpenError, TAILROOM};
 use crate::fragment::Fragments;
-use crate::header::Header;
+use crate::header::{Fragment, Header, protocol};
 use crate::icmp;
 use crate::path::{self, Counters, Dropped, How, Passed, When};
 use crate::policy::{Gspd, Outbound};
+use crate::reassembly::{Added, Reassembler};
 use crate::sa::Sa;
 
 /// How often a thread looks whether it should end.
@@ -38,6 +39,7 @@ pub struct Worker {
     sockets: [Socket; 2],
     /// For fragments and answers.
     scratch: Vec<u8>,
+    reassembler: Reassembler,
     /// Second of the last answer, and answers in it.
     answers: (u64, u32),
 }
@@ -56,7 +58,15 @@ fn lock(counters: &std::sync::Mutex<Counters>) -> MutexGuard<'_, Counters> {
 impl Worker {
     /// The thread of a zone.
     pub(super) fn new(shared: Arc<Shared>, zone: usize, device: SyncDevice, sockets: [Socket; 2]) -> Worker {
-        Worker { shared, zone, device, sockets, scratch: vec![0; BUFFER], answers: (0, 0) }
+        Worker {
+            shared,
+            zone,
+            device,
+            sockets,
+            scratch: vec![0; BUFFER],
+            reassembler: Reassembler::new(usize::from(DEVICE_MTU)),
+            answers: (0, 0),
+        }
     }
 
     /// Works until told to stop.
@@ -96,6 +106,14 @@ impl Worker {
         let (Some(member), Some(gspd)) = (shared.members.get(*vpn), view.gspds.get(*vpn)) else { return };
         match way {
             Way::Out => self.outbound(shared, member, view, gspd, &header, buffer, packet),
+            Way::In
+                if header.is_v4()
+                    && header.protocol == protocol::ESP
+                    && header.fragment != Fragment::Whole =>
+            {
+                let fragment = buffer.get(packet).unwrap_or_default();
+                self.inbound_fragment(shared, member, view, gspd, &header, fragment);
+            }
             Way::In => self.inbound(shared, member, view, gspd, header.source, buffer, packet),
         }
     }
@@ -208,6 +226,32 @@ impl Worker {
             Err(Dropped::UnknownSpi(spi)) => shared.tell_stranger(member, view.when.now, spi, source),
             Err(_) => {}
         }
+    }
+
+    /// ESP that a router on the way has fragmented.
+    fn inbound_fragment(
+        &mut self,
+        shared: &Shared,
+        member: &Member,
+        view: &View,
+        gspd: &Gspd,
+        header: &Header,
+        fragment: &[u8],
+    ) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let added = self.reassembler.add(fragment, header, view.when.now, &mut scratch, HEADROOM);
+        match added {
+            Added::Whole(at) => {
+                lock(&member.inbound).fragmented += 1;
+                self.inbound(shared, member, view, gspd, header.source, &mut scratch, at);
+            }
+            Added::Waits(given_up) => {
+                let mut counters = lock(&member.inbound);
+                (0..given_up).for_each(|_| counters.count_drop(Dropped::Open(OpenError::Fragment)));
+            }
+            Added::Refused => lock(&member.inbound).count_drop(Dropped::Open(OpenError::Fragment)),
+        }
+        self.scratch = scratch;
     }
 
     fn watch(&self, shared: &Shared, sa: &Sa) {
