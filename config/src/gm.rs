@@ -27,11 +27,11 @@ pub struct Gm {
     pub gateways: Vec<GmGateway>,
     /// `[vpn.*]` in the order of the file.
     pub vpns: Vec<Vpn>,
-    /// `[data-plane] backend`; always none in this build.
+    /// `[data-plane] backend`, default tun.
     pub backend: Backend,
-    /// `[zone.*]`; always empty in this build.
+    /// `[zone.*]` by name.
     pub zones: Vec<Zone>,
-    /// `[[ipsec-policy]]`; always empty in this build.
+    /// `[[ipsec-policy]]`; without any, keys protect no traffic.
     pub policies: Vec<IpsecPolicy>,
 }
 
@@ -62,9 +62,9 @@ pub struct Member {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// Nothing: keys are shown by `gdoictl` only.
-    #[default]
     None,
-    /// Userspace ESP; not in this build.
+    /// Userspace ESP.
+    #[default]
     Tun,
     /// The Linux kernel; not in this build.
     Xfrm,
@@ -122,7 +122,7 @@ pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> O
     ike.finish();
     let vpns = vpn::read_vpns(root, &gateways);
     let (zones, policies) = vpn::read_zones_and_policies(root);
-    let backend = read_backend(root);
+    let backend = read_backend(root, &policies);
     let mut gateways = gateways.into_values().collect::<Option<Vec<_>>>()?;
     gateways.sort_by_key(|gateway| gateway.line);
     if let Some(local) = gateways.iter().find_map(|gateway| unreachable_from(gateway, &member)) {
@@ -165,23 +165,22 @@ fn read_member(root: &Table<'_>) -> Member {
     member
 }
 
-fn read_backend(root: &Table<'_>) -> Backend {
+fn read_backend(root: &Table<'_>, policies: &[IpsecPolicy]) -> Backend {
     let table = root.section("data-plane");
     let words = [("none", Backend::None), ("tun", Backend::Tun), ("xfrm", Backend::Xfrm)];
-    let backend = table.word("backend", &words, Some(Backend::None)).unwrap_or_default();
-    let word = match backend {
-        Backend::None => None,
-        Backend::Tun => Some("tun"),
-        Backend::Xfrm => Some("xfrm"),
-    };
-    if let Some(word) = word {
-        root.report().not_supported(
+    let backend = table.word("backend", &words, Some(Backend::Tun)).unwrap_or_default();
+    if backend == Backend::Xfrm {
+        root.report().not_supported(&table.place_of("backend"), "= \"xfrm\"; \"tun\" needs no kernel module");
+    }
+    if backend == Backend::None && !policies.is_empty() {
+        root.report().warning(
             &table.place_of("backend"),
-            &format!("= {word:?}; \"none\" registers and shows keys"),
+            "nothing obeys the ipsec-policies, traffic passes in clear",
+            "tun",
         );
     }
-    if !table.states("backend") {
-        root.report().notice("data-plane: not supported yet, keys are shown and protect no traffic");
+    if backend != Backend::None && policies.is_empty() {
+        root.report().notice("no ipsec-policy: keys are shown and protect no traffic");
     }
     table.finish();
     backend

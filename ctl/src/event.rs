@@ -515,6 +515,36 @@ events! {
         /// VPN.
         vpn: String,
     } => ("{vpn}: no usable key is left");
+    /// Traffic between zones takes its way through the data plane.
+    DataPlaneStarted "data_plane_started" Info {
+        /// Its kind.
+        backend: String,
+        /// `from -> to: vpn`, for each pair of zones.
+        pairs: Vec<String>,
+    } => ("data plane {backend}: {}", join(pairs));
+    /// The data plane did not do what the keys need.
+    DataPlaneFailed "data_plane_failed" Error {
+        /// Its kind.
+        backend: String,
+        /// Why.
+        reason: String,
+    } => ("data plane {backend}: {reason}");
+    /// ESP came that the policy covers and no key of ours opens; told once a second at most.
+    UnknownSpi "unknown_spi" Debug {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: String,
+        /// Its sender, unverified.
+        source: String,
+    } => ("{vpn}: ESP of {source} with unknown SPI {spi}");
+    /// A TEK has no packets or octets left to encrypt with.
+    TekSpent "tek_spent" Error {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+    } => ("{vpn}: TEK {spi} is used up and encrypts nothing more");
     /// A key server does not answer.
     ServerUnreachable "server_unreachable" Warn {
         /// VPN.

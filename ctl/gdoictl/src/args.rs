@@ -261,10 +261,9 @@ impl MemberShow {
     /// The name of what does not exist yet.
     pub fn later(&self) -> Option<&'static str> {
         match self {
-            MemberShow::Ipsec(IpsecShow::Statistics(_)) => Some("ipsec statistics"),
             MemberShow::InactiveTunnels(_) => Some("inactive-tunnels"),
             MemberShow::Kek(_)
-            | MemberShow::Ipsec(IpsecShow::SecurityAssociations { .. })
+            | MemberShow::Ipsec(_)
             | MemberShow::Ike(_)
             | MemberShow::Policy
             | MemberShow::Statistics => None,
@@ -284,8 +283,12 @@ pub enum IpsecShow {
         #[arg(long, value_name = "V")]
         group: Option<String>,
     },
-    /// Packets and octets (not supported yet)
-    Statistics(Later),
+    /// Packets and octets
+    Statistics {
+        /// Only this VPN
+        #[arg(long, value_name = "V")]
+        group: Option<String>,
+    },
 }
 
 /// Arguments of a command that does not exist yet: anything.

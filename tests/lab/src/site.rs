@@ -52,12 +52,14 @@ pub struct ServerPlan {
     pub threshold: Option<u32>,
     /// Members whose gateway the group admits.
     pub admitted: Vec<&'static str>,
+    /// A second policy, for the IPv6 LANs of [`crate::lans`].
+    pub ipv6: bool,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
-        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec() }
+        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec(), ipv6: false }
     }
 }
 
@@ -70,6 +72,8 @@ pub struct MemberPlan {
     pub pre_shared_key: Option<&'static str>,
     /// `server-address`; none: that of the key server.
     pub server: Option<SocketAddr>,
+    /// Protects what goes from its `lan` to its `wan`; without: keys only.
+    pub traffic: bool,
 }
 
 /// One lab.
@@ -149,6 +153,11 @@ source = "172.16.0.0/12"
 destination = "172.16.0.0/12"
 "#
         );
+        if plan.ipv6 {
+            let policy = format!("[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan-6\"\n");
+            let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
+            text.push_str(&(policy + nets));
+        }
         self.write(GCKS, &text, PRE_SHARED_KEY)
     }
 
@@ -163,6 +172,18 @@ destination = "172.16.0.0/12"
         let group = plan.group.unwrap_or(GROUP_NUMBER);
         let key = plan.pre_shared_key.unwrap_or(PRE_SHARED_KEY);
         let common = self.common(host);
+        let zones = format!(
+            r#"[zone.lan]
+interfaces = ["lan"]
+[zone.wan]
+interfaces = ["wan"]
+[[ipsec-policy]]
+from-zone = "lan"
+to-zone = "wan"
+vpn = "{GROUP}"
+"#
+        );
+        let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
             r#"[member]
 listen = [{own:?}]
@@ -174,9 +195,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-[data-plane]
-backend = "none"
-"#
+{zones}"#
         );
         self.write(host, &text, key)
     }
@@ -218,6 +237,13 @@ pre-shared-key = {{ file = "{host}.psk" }}
         let mut command = self.network.command(host, &program);
         command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", "--log", "json"]);
         Daemon::start(host, command, self.control(host), watcher)
+    }
+
+    /// `gmd` of a host with one more argument, such as `--release`: it does that and ends.
+    pub fn gmd(&self, host: &str, argument: &str) -> Command {
+        let mut command = self.network.command(host, &self.binaries.path("gmd"));
+        command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", argument]);
+        command
     }
 
     /// `gdoictl` for the daemon of a host.
