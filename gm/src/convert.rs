@@ -9,7 +9,7 @@ use config::{Gm, GmGateway, Vpn};
 use gdoi_proto::ids::GroupId;
 use ike::crypto::Suite;
 use ike::identity::IdentityRule;
-use ike::phase1::{Offer, PeerPolicy};
+use ike::phase1::{Ends, Offer, PeerPolicy, nat};
 use thiserror::Error;
 
 use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
@@ -35,29 +35,49 @@ pub enum ConvertError {
     },
 }
 
-/// The whole configuration as the engine takes it. `listening` are the addresses of our sockets.
+/// The whole configuration as the engine takes it. `listening` are the addresses of our sockets, `floated` of those for
+/// NAT traversal.
 ///
 /// # Errors
 /// [`ConvertError`] for the first key server that cannot be talked to.
-pub fn settings(config: &Gm, listening: &[SocketAddr]) -> Result<Settings, ConvertError> {
-    let gateways = config.gateways.iter().map(|it| gateway(it, listening)).collect::<Result<_, _>>()?;
+pub fn settings(
+    config: &Gm,
+    listening: &[SocketAddr],
+    floated: &[SocketAddr],
+) -> Result<Settings, ConvertError> {
+    let gateways =
+        config.gateways.iter().map(|it| gateway(it, listening, floated)).collect::<Result<_, _>>()?;
     let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
     Ok(Settings { gateways, vpns })
 }
 
-fn gateway(gateway: &GmGateway, listening: &[SocketAddr]) -> Result<GatewaySettings, ConvertError> {
+fn gateway(
+    gateway: &GmGateway,
+    listening: &[SocketAddr],
+    floated: &[SocketAddr],
+) -> Result<GatewaySettings, ConvertError> {
     let locals = gateway
         .servers
         .iter()
         .map(|server| local(gateway, *server, listening))
         .collect::<Result<Vec<SocketAddr>, _>>()?;
-    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index)).collect();
+    let floats: Vec<Option<Ends>> = locals
+        .iter()
+        .zip(&gateway.servers)
+        .map(|(local, server)| {
+            let local = float(*local, floated)?;
+            Some(Ends { local, peer: SocketAddr::new(server.ip(), nat::PORT) })
+        })
+        .collect();
+    let policies = floats.iter().enumerate().map(|(index, ends)| policy(gateway, index, ends.is_some()));
+    let policies = policies.collect();
     let fallback = GatewaySettings::default();
     Ok(GatewaySettings {
         name: gateway.name.clone(),
         servers: gateway.servers.clone(),
         local: locals.first().copied().unwrap_or(fallback.local),
         locals,
+        floats,
         policies,
         dead_peer_detection: gateway.dead_peer_detection.map(|dpd| ike::dpd::Settings {
             interval: Duration::from_secs(u64::from(dpd.interval_seconds)),
@@ -88,7 +108,15 @@ fn local(
     Ok(SocketAddr::new(address, socket.port()))
 }
 
-fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
+/// The socket for NAT traversal that goes on where `local` leaves off: of the same address.
+fn float(local: SocketAddr, floated: &[SocketAddr]) -> Option<SocketAddr> {
+    let family = || floated.iter().filter(|socket| socket.is_ipv4() == local.is_ipv4());
+    let exact = family().find(|socket| socket.ip() == local.ip());
+    let socket = exact.or_else(|| family().find(|socket| socket.ip().is_unspecified()))?;
+    Some(SocketAddr::new(local.ip(), socket.port()))
+}
+
+fn policy(gateway: &GmGateway, index: usize, nat_traversal: bool) -> PeerPolicy {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -104,6 +132,7 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
+        nat_traversal,
         dialect: gateway.compat,
     }
 }
@@ -185,7 +214,7 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     #[test]
     fn every_server_gets_its_identity_and_our_address_on_the_route_to_it() {
         let settings =
-            settings(&config(), &["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()]).unwrap();
+            settings(&config(), &["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()], &[]).unwrap();
         let [gateway] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
         assert_eq!(gateway.servers, ["127.0.0.1:848".parse().unwrap(), "127.0.0.2:8480".parse().unwrap()]);
         assert_eq!(gateway.local, "127.0.0.1:850".parse().unwrap());
@@ -198,8 +227,22 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     }
 
     #[test]
+    fn nat_traversal_needs_a_socket_of_our_address_towards_the_server() {
+        let (listening, floated) = ("0.0.0.0:850".parse().unwrap(), "127.0.0.1:4511".parse().unwrap());
+        let other = "[::]:4500".parse().unwrap();
+        for (floated, found) in [(vec![], false), (vec![floated], true), (vec![other], false)] {
+            let settings = settings(&config(), &[listening], &floated).unwrap();
+            let gateway = &settings.gateways[0];
+            assert_eq!(gateway.policies[0].nat_traversal, found);
+            let ends = |port: u16| ([127, 0, 0, 1], port).into();
+            let expected = Ends { local: ends(4511), peer: ends(4500) };
+            assert_eq!(gateway.floats[0], found.then_some(expected));
+        }
+    }
+
+    #[test]
     fn a_vpn_keeps_its_limits() {
-        let settings = settings(&config(), &["127.0.0.5:850".parse().unwrap()]).unwrap();
+        let settings = settings(&config(), &["127.0.0.5:850".parse().unwrap()], &[]).unwrap();
         assert_eq!(settings.gateways[0].local, "127.0.0.5:850".parse().unwrap(), "the only socket there is");
         let [vpn] = &settings.vpns[..] else { panic!("{:?}", settings.vpns) };
         assert_eq!(vpn.group, GroupId::number(9));
@@ -210,7 +253,7 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 
     #[test]
     fn a_server_without_a_socket_of_its_family_is_named() {
-        let error = settings(&config(), &["[::1]:848".parse().unwrap()]).unwrap_err();
+        let error = settings(&config(), &["[::1]:848".parse().unwrap()], &[]).unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
     }
 }

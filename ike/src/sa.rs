@@ -14,6 +14,7 @@ use crate::crypto::prf::prf;
 use crate::crypto::skeyid::exchange_iv;
 use crate::dpd::Questions;
 use crate::io::{Entropy, Instant};
+use crate::phase1::nat::Behind;
 
 /// Message IDs remembered per SA against replays.
 const REMEMBERED: usize = 256;
@@ -46,6 +47,8 @@ pub struct IkeSa {
     pub dialect: Dialect,
     /// Both sides announced dead-peer detection (RFC 3706 section 5.1).
     pub peer_does_dpd: bool,
+    /// Who is behind a NAT.
+    pub nat: Behind,
     /// The peer's R-U-THERE so far.
     pub questions: Questions,
     skeyid_a: SecretBytes,
@@ -88,6 +91,7 @@ impl IkeSa {
             expires,
             dialect,
             peer_does_dpd: false,
+            nat: Behind::default(),
             questions: Questions::default(),
             skeyid_a: keys.skeyid_a,
             key: keys.key,

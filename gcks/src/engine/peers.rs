@@ -19,7 +19,7 @@ use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
 use ike::io::{Entropy, Instant, Now, Wakeup};
-use ike::phase1::{Answered, FirstAggressive, Mode, Refusal, Responder, Step};
+use ike::phase1::{Answered, Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
@@ -57,6 +57,8 @@ pub struct Asker {
     pub peer: SocketAddr,
     /// Where it found us.
     pub local: SocketAddr,
+    /// A NAT is before it: its address is not the one it knows itself by.
+    pub behind_nat: bool,
 }
 
 /// A question to a group.
@@ -92,6 +94,17 @@ pub enum PeerOutput {
     Event(Event),
     /// Ask a group.
     Ask(Ask),
+    /// An identity is somewhere else now: the NAT before it changed its mind.
+    Moved(Identification, Move),
+}
+
+/// From where to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Where its packets came from.
+    pub from: SocketAddr,
+    /// Where they come from now, and where they find us.
+    pub to: Ends,
 }
 
 /// Counters of phase 1 and its exchanges.
@@ -110,10 +123,12 @@ pub struct PeerCounters {
 struct HalfOpen {
     responder: Responder,
     gateway: Arc<GatewaySettings>,
-    local: SocketAddr,
+    /// Where it began.
     peer: SocketAddr,
+    /// Where the last message that fitted came along, and where answers go: with a NAT on the way the peer floats.
+    ends: Ends,
     started: Instant,
-    ends: Instant,
+    until: Instant,
 }
 
 struct Established {
@@ -288,10 +303,15 @@ impl Peers {
             return self.on_first(now, (local, peer), header, octets, entropy);
         }
         if let Some(half) = self.half_open.get_mut(&header.cookies) {
-            if half.peer != peer {
+            let ends = Ends { local, peer };
+            let moved = half.ends != ends;
+            if moved && (!half.responder.may_move() || half.responder.answered().is_for(octets)) {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
-            let result = half.responder.on_message(now, header, octets, entropy);
+            let result = half.responder.on_message(now, ends, header, octets, entropy);
+            if result.is_ok() {
+                half.ends = ends;
+            }
             return self.on_steps(now.at, header.cookies, result, entropy);
         }
         let repeat = self
@@ -343,20 +363,20 @@ impl Peers {
         }
         let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
         let policy = gateway.policy.clone();
-        let ends = (local.ip(), peer.ip());
+        let here = Ends { local, peer };
         let started = match aggressive {
-            Some(first) => Responder::start_aggressive(policy, cookie, ends, first, entropy),
-            None => Responder::start(policy, cookie, ends.0, ends.1, header, octets),
+            Some(first) => Responder::start_aggressive(policy, cookie, here, first, entropy),
+            None => Responder::start(policy, cookie, here, header, octets),
         };
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                let ends = now.at + self.timeout;
-                let half = HalfOpen { responder, gateway, local, peer, started: now.at, ends };
+                let until = now.at + self.timeout;
+                let half = HalfOpen { responder, gateway, peer, ends: here, started: now.at, until };
                 self.half_open.insert(cookies, Box::new(half));
                 self.by_first.insert(first, cookies);
                 *self.per_address.entry(peer.ip()).or_default() += 1;
-                self.timers.insert((ends, cookies));
+                self.timers.insert((until, cookies));
                 self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
@@ -445,7 +465,7 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
-        let (local, peer) = (half.local, half.peer);
+        let Ends { local, peer } = half.ends;
         match result {
             Ok(steps) => {
                 for step in steps {
@@ -494,13 +514,22 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
+        let Ends { local, peer } = half.ends;
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
-            peer: half.peer.to_string(),
+            peer: peer.to_string(),
             identity: sa.peer_identity.to_string(),
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
+        if sa.nat.any() {
+            self.out.push_back(PeerOutput::Event(Event::NatFound {
+                peer: peer.to_string(),
+                local: local.to_string(),
+                ours: sa.nat.ours,
+                theirs: sa.nat.theirs,
+            }));
+        }
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
             for old in self.named(&sa.peer_identity) {
@@ -519,8 +548,8 @@ impl Peers {
                 sa,
                 watch: asks.map(|settings| Watch::new(settings, entropy)),
                 gateway,
-                local: half.local,
-                peer: half.peer,
+                local,
+                peer,
                 answered,
                 since: now,
                 used: now,
@@ -541,9 +570,29 @@ impl Peers {
         }
     }
 
+    /// A fresh authenticated message came along other ends than those known: the NAT before the peer chose a new port or
+    /// address, and from now on everything goes there (RFC 3947 section 7). Who is behind a NAT itself never follows.
+    fn follow(&mut self, cookies: CookiePair, to: Ends) {
+        let Some(known) = self.established.get_mut(&cookies).filter(|known| known.sa.nat.follows()) else {
+            return;
+        };
+        if (known.local, known.peer) == (to.local, to.peer) {
+            return;
+        }
+        let from = std::mem::replace(&mut known.peer, to.peer);
+        known.local = to.local;
+        let identity = known.sa.peer_identity.clone();
+        self.out.push_back(PeerOutput::Event(Event::PeerMoved {
+            identity: identity.to_string(),
+            from: from.to_string(),
+            to: to.peer.to_string(),
+        }));
+        self.out.push_back(PeerOutput::Moved(identity, Move { from, to }));
+    }
+
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
-        self.timers.remove(&(half.ends, cookies));
+        self.timers.remove(&(half.until, cookies));
         self.by_first.remove(&(cookies.initiator, half.peer));
         if let Some(count) = self.per_address.get_mut(&half.peer.ip()) {
             *count -= 1;
@@ -595,7 +644,7 @@ impl Peers {
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, cookies));
-            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
+            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.until) {
                 let steps = half.responder.on_timeout(now, entropy);
                 self.on_steps(now, cookies, Ok(steps), entropy);
             } else if let Some(half) = self.forget_half_open(cookies) {
@@ -639,7 +688,7 @@ impl Peers {
     /// Exchange 5: informational.
     pub fn on_informational(
         &mut self,
-        peer: SocketAddr,
+        (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
@@ -652,6 +701,7 @@ impl Peers {
             Err(error) => return self.drop_message(peer, error),
         };
         known.heard();
+        self.follow(header.cookies, Ends { local, peer });
         for said in said {
             let Some(known) = self.established.get_mut(&header.cookies) else { return };
             match said {
@@ -676,19 +726,27 @@ impl Peers {
     }
 
     /// Exchange 32: GROUPKEY-PULL.
-    pub fn on_pull(&mut self, now: Instant, peer: SocketAddr, header: &Header, octets: &[u8]) {
+    pub fn on_pull(
+        &mut self,
+        now: Instant,
+        (local, peer): (SocketAddr, SocketAddr),
+        header: &Header,
+        octets: &[u8],
+    ) {
         let Some(known) = self.established.get_mut(&header.cookies) else {
             return self.drop_message(peer, "PULL without a phase 1");
         };
-        if known.peer != peer {
+        let moved = known.peer != peer;
+        if moved && !known.sa.nat.follows() {
             return self.drop_message(peer, "PULL from another address than its phase 1");
         }
         known.pulls.retain(|_, pull| now.since(pull.started) < pull::LIFE);
         let asker = Asker {
             identity: known.sa.peer_identity.clone(),
             gateway: known.gateway.clone(),
-            peer: known.peer,
-            local: known.local,
+            peer,
+            local: if moved { local } else { known.local },
+            behind_nat: known.sa.nat.theirs,
         };
         let name = PullName { sa: header.cookies, message_id: header.message_id };
         let under_way = known.pulls.len();
@@ -707,13 +765,17 @@ impl Peers {
             Ok(Wish::Policy { group }) => {
                 known.used = now;
                 known.heard();
+                self.follow(header.cookies, Ends { local: asker.local, peer });
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
                 known.used = now;
                 known.heard();
+                self.follow(header.cookies, Ends { local: asker.local, peer });
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
+            // Anybody can repeat what was heard on the way: only what is fresh moves a peer.
+            Ok(Wish::Repeat(_)) if moved => return self.drop_message(peer, "a repeat from another address"),
             Ok(Wish::Repeat(answer)) => {
                 self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
             }

@@ -17,6 +17,7 @@ use ike::protect::push::Unsigned;
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
+use super::peers::Move;
 use super::pull;
 use super::roster::NumberSet;
 use super::settings::Acknowledgement;
@@ -303,7 +304,9 @@ impl Group {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
-        if ack.address() != Some(peer.ip()) {
+        // Behind a NAT the ID is an address nobody sees here; its source address and port name the member.
+        let hidden = self.members.get_mut(number).is_some_and(|member| member.behind_nat);
+        if ack.address() != Some(peer.ip()) && !(hidden && ack.address().is_some()) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "its ID is not the address it came from");
         }
@@ -347,6 +350,20 @@ impl Group {
             milliseconds,
         });
         self.close_answered(now);
+    }
+
+    /// A NAT chose another address or port for a member: pushes go there from now on.
+    pub fn on_moved(&mut self, identity: &MemberKey, moved: Move) {
+        let here = self.members.get(identity).filter(|member| member.peer == moved.from);
+        let Some(mut member) = here.cloned() else { return };
+        (member.peer, member.local) = (moved.to.peer, moved.to.local);
+        let mut changes = vec![self.member_row(identity, &member)];
+        let there = self.members.at(member.peer).and_then(|number| self.members.key(number)).cloned();
+        if let Some(other) = there.filter(|other| other != identity) {
+            changes.extend(self.forget_member(&other, "its address is another identity's now"));
+        }
+        self.members.put(identity.clone(), member);
+        self.out.push_back(GroupOutput::Persist(changes));
     }
 
     /// Closes what everybody acknowledged.

@@ -1,12 +1,13 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
-//! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
+//! Where to look: `servers.rs` phase 1 and who runs under it, `path.rs` the NAT on the way, `pull.rs` the four messages of a registration, `vpn.rs` which
 //! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes.
 
 pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod path;
 pub mod pull;
 pub mod push;
 pub mod servers;
@@ -27,8 +28,10 @@ use gdoi_proto::registry::ExchangeType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::Job;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
+use ike::phase1::Ends;
 
 use io::{Command, Input, Output};
+use path::Path;
 use servers::{Letters, News, Server, ServerName};
 use settings::Settings;
 use vpn::Vpn;
@@ -124,9 +127,11 @@ impl GroupMember {
                 let Some(policy) = gateway.policies.get(index).or(gateway.policies.last()) else { continue };
                 let name = (gateway.name.clone(), index);
                 let local = gateway.locals.get(index).copied().unwrap_or(gateway.local);
+                let float = gateway.floats.get(index).copied().flatten();
+                let path = Path::new(Ends { local, peer: *peer }, float);
                 servers.insert(
                     name.clone(),
-                    Server::new(name, local, *peer, policy.clone(), gateway.dead_peer_detection),
+                    Server::new(name, path, policy.clone(), gateway.dead_peer_detection),
                 );
             }
         }

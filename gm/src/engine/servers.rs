@@ -20,10 +20,11 @@ use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
 use ike::io::{Datagram, Instant, Wakeup};
-use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
+use ike::phase1::{Answered, Behind, Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 
+use super::path::Path;
 use super::pull::{Download, Progress, Pull, PullError, Repeat};
 use super::settings::VpnSettings;
 use super::{Cx, Owner};
@@ -44,6 +45,7 @@ pub struct Server {
     pub local: SocketAddr,
     /// Its address and port.
     pub peer: SocketAddr,
+    path: Path,
     policy: PeerPolicy,
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
@@ -95,13 +97,13 @@ impl Server {
     /// A server not talked to yet.
     pub fn new(
         name: ServerName,
-        local: SocketAddr,
-        peer: SocketAddr,
+        path: Path,
         policy: PeerPolicy,
         dead_peer_detection: Option<dpd::Settings>,
     ) -> Server {
         let waiting = BTreeMap::new();
-        Server { name, local, peer, policy, dead_peer_detection, phase: Phase::Down, waiting }
+        let Ends { local, peer } = path.first();
+        Server { name, local, peer, path, policy, dead_peer_detection, phase: Phase::Down, waiting }
     }
 
     /// Its established SA.
@@ -120,7 +122,8 @@ impl Server {
         }
     }
 
-    fn transmit(&self, octets: Bytes, cx: &mut Cx<'_>) {
+    fn transmit(&mut self, octets: Bytes, cx: &mut Cx<'_>) {
+        self.path.sent(Ends { local: self.local, peer: self.peer }, cx.now.at);
         cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
     }
 
@@ -152,9 +155,10 @@ impl Server {
             Phase::Down => {
                 // The server may hold an SA of an earlier life of ours: it learns so once (RFC 2407 section 4.6.3.3).
                 let first = cx.out.first_contact(&self.name.0);
-                let (local, peer) = (self.local.ip(), self.peer.ip());
+                let ends = self.path.first();
+                (self.local, self.peer) = (ends.local, ends.peer);
                 let (initiator, steps) =
-                    Initiator::start(self.policy.clone(), local, peer, first, cx.now.at, cx.entropy);
+                    Initiator::start(self.policy.clone(), ends, first, cx.now.at, cx.entropy);
                 self.phase = Phase::Negotiating(Box::new(initiator));
                 self.take_steps(Ok(steps), cx)
             }
@@ -196,6 +200,7 @@ impl Server {
                 Step::Established(done) => {
                     cx.out.statistics.phase1_established += 1;
                     cx.out.contacted(&self.name.0);
+                    self.on_nat(done.sa.nat, cx);
                     cx.out.event(Event::Phase1Established {
                         peer: self.peer.to_string(),
                         identity: done.sa.peer_identity.to_string(),
@@ -262,7 +267,15 @@ impl Server {
     /// A message of main mode or aggressive mode.
     pub fn on_phase1(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let steps = match &mut self.phase {
-            Phase::Negotiating(initiator) => initiator.on_message(cx.now, header, octets),
+            Phase::Negotiating(initiator) => {
+                let steps = initiator.on_message(cx.now, header, octets);
+                let here = Ends { local: self.local, peer: self.peer };
+                if let Some(ends) = self.path.floats(here, initiator.nat()) {
+                    (self.local, self.peer) = (ends.local, ends.peer);
+                    initiator.moved(ends);
+                }
+                steps
+            }
             Phase::Up { answered, .. } => answered
                 .as_mut()
                 .and_then(|answered| answered.repeat(octets))
@@ -389,8 +402,24 @@ impl Server {
             .collect()
     }
 
-    /// Timers of phase 1, of PULLs and of the SA's life.
+    /// Who is behind a NAT keeps its mapping alive for as long as pushes may come through it.
+    fn on_nat(&mut self, nat: Behind, cx: &mut Cx<'_>) {
+        self.path.established(Ends { local: self.local, peer: self.peer }, nat, cx.now.at);
+        if nat.any() {
+            cx.out.event(Event::NatFound {
+                peer: self.peer.to_string(),
+                local: self.local.to_string(),
+                ours: nat.ours,
+                theirs: nat.theirs,
+            });
+        }
+    }
+
+    /// Timers of phase 1, of PULLs, of the SA's life and of the NAT on the way.
     pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Letters {
+        if let Some(datagram) = self.path.keepalive(cx.now.at) {
+            cx.out.transmit(datagram);
+        }
         match &mut self.phase {
             Phase::Down => Letters::new(),
             Phase::Negotiating(initiator) => {
@@ -463,12 +492,17 @@ impl Server {
     /// The daemon ends: the server is told.
     pub fn stop(&mut self, cx: &mut Cx<'_>) {
         self.close("the member stops", true, cx);
+        self.path.stop();
         self.phase = Phase::Down;
         self.waiting.clear();
     }
 
     /// The next timer.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
+        Wakeup::earlier(self.phase_timeout(), self.path.due())
+    }
+
+    fn phase_timeout(&self) -> Option<Wakeup> {
         match &self.phase {
             Phase::Down => None,
             Phase::Negotiating(initiator) => Some(Wakeup { at: initiator.due(), why: "phase 1 repeat" }),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::policy::{SignatureAlgorithm, TekCipher};
-use ike::phase1::PeerPolicy;
+use ike::phase1::{Ends, PeerPolicy};
 
 /// The whole configuration of a member.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +26,8 @@ pub struct GatewaySettings {
     pub local: SocketAddr,
     /// The same per server, where it differs: the route may choose another address for each. A missing one is `local`.
     pub locals: Vec<SocketAddr>,
+    /// Where it goes on with each server when a NAT is on the way; none, or missing: NAT traversal is off.
+    pub floats: Vec<Option<Ends>>,
     /// How to negotiate with each server, in the same order; the last one holds for all further servers.
     pub policies: Vec<PeerPolicy>,
     /// How to ask whether a server is there; none: not at all.
@@ -39,6 +41,7 @@ impl Default for GatewaySettings {
             servers: Vec::new(),
             local: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 848),
             locals: Vec::new(),
+            floats: Vec::new(),
             policies: Vec::new(),
             dead_peer_detection: None,
         }
