@@ -32,7 +32,7 @@ pub struct Gcks {
 pub struct Server {
     /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
     pub listen: Vec<SocketAddr>,
-    /// Always false in this build.
+    /// Float to `nat_traversal_listen` when a NAT is on the way (RFC 3947), default true.
     pub nat_traversal: bool,
     /// UDP addresses for NAT traversal, default port 4500.
     pub nat_traversal_listen: Vec<SocketAddr>,
@@ -100,7 +100,8 @@ pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> O
 fn read_server(root: &Table<'_>) -> Server {
     let report = root.report();
     let table = &root.section("server");
-    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
     table.later("state-key", "would seal the state; protect state-directory by other means");
     match table.get("ike-fragmentation").map(|item| item.boolean(report)) {
         None => report.notice("ike-fragmentation: not supported yet, messages go out whole"),
@@ -121,7 +122,7 @@ fn read_server(root: &Table<'_>) -> Server {
         );
     }
     let server = Server {
-        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        listen,
         nat_traversal,
         nat_traversal_listen,
         state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),

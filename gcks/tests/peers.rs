@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Output};
+use gcks::engine::io::{Command, Input, Outcome, Output};
 use gcks::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
 };
@@ -25,7 +25,7 @@ use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
@@ -53,6 +53,7 @@ fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -122,7 +123,7 @@ struct Bench {
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
     events: Vec<Event>,
-    replies: Vec<Result<(String, Option<u32>), String>>,
+    replies: Vec<Result<Outcome, String>>,
     settings: Settings,
 }
 
@@ -218,7 +219,7 @@ impl Bench {
         self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
-    fn command(&mut self, command: Command) -> Result<(String, Option<u32>), String> {
+    fn command(&mut self, command: Command) -> Result<Outcome, String> {
         self.server.handle(self.now, Input::Command { ticket: 1, command });
         self.drain();
         self.replies.pop().expect("every command is answered")
@@ -237,7 +238,7 @@ impl Bench {
 fn first_message(bench: &Bench, address: SocketAddr, policy: PeerPolicy) -> (Initiator, Bytes) {
     let mut random = Random(bench.provider.clone());
     let (initiator, steps) =
-        Initiator::start(policy, address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+        Initiator::start(policy, Ends { local: address, peer: SERVER }, false, bench.now.at, &mut random);
     let Some(Step::Send(octets)) = steps.into_iter().next() else { panic!("no first message") };
     (initiator, octets)
 }

@@ -18,7 +18,7 @@ use ike::crypto::provider::{self, Provider, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::Entropy;
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
@@ -403,13 +403,15 @@ impl Ours {
             credentials: credentials.clone(),
             local_identity: Some(fqdn(OURS)),
             remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
+            nat_traversal: false,
             dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
         };
         while self.receive().is_some() {}
-        let local = self.socket.local_addr().map_err(|error| error.to_string())?.ip();
-        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?.ip();
+        let local = self.socket.local_addr().map_err(|error| error.to_string())?;
+        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?;
         let now = self.clock.now();
-        let (mut phase1, mut steps) = Initiator::start(policy, local, peer, false, now.at, &mut self.random);
+        let (mut phase1, mut steps) =
+            Initiator::start(policy, Ends { local, peer }, false, now.at, &mut self.random);
         let mut refused = Vec::new();
         for _ in 0..60 {
             let mut established = None;

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ctl::event::Event;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{CookiePair, GroupId, Spi};
+use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{ExchangeType, NotifyType};
 use ike::crypto::provider::Job;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
@@ -28,7 +29,7 @@ use ike::protect::ack::Ack;
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
-use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
+use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
 pub use rows::RestoreError;
 use settings::Settings;
 
@@ -149,8 +150,10 @@ impl KeyServer {
             ExchangeType::MainMode | ExchangeType::Aggressive => {
                 self.peers.on_phase1(now, (local, peer), &header, octets, entropy);
             }
-            ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
-            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
+            ExchangeType::Informational => {
+                self.peers.on_informational((local, peer), &header, octets, entropy)
+            }
+            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, (local, peer), &header, octets),
             ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
@@ -265,6 +268,7 @@ impl KeyServer {
                     }
                     PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                     PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                    PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                     PeerOutput::Ask(ask) => {
                         self.on_ask(now, ask);
                         // A join persists before its message 4 may leave: take the group's wishes first.
@@ -340,6 +344,7 @@ impl KeyServer {
                                 }
                                 PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                                 PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                                PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                                 PeerOutput::Ask(ask) => self.on_ask(now, ask),
                             }
                         }
@@ -351,6 +356,10 @@ impl KeyServer {
                 }
             }
         }
+    }
+
+    fn on_moved(&mut self, identity: &Identification, moved: Move) {
+        self.groups.values_mut().for_each(|group| group.on_moved(identity, moved));
     }
 
     fn request(&mut self, owner: Owner, job: Job) {

@@ -25,7 +25,7 @@ use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
 use ike::io::{Entropy, Instant, Now, Wakeup};
-use ike::phase1::{FirstAggressive, Mode, Refusal, Responder, Step};
+use ike::phase1::{Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
 
@@ -62,6 +62,8 @@ pub struct Asker {
     pub peer: SocketAddr,
     /// Where it found us.
     pub local: SocketAddr,
+    /// A NAT is before it: its address is not the one it knows itself by.
+    pub behind_nat: bool,
 }
 
 /// A question to a group.
@@ -97,6 +99,17 @@ pub enum PeerOutput {
     Event(Event),
     /// Ask a group.
     Ask(Ask),
+    /// An identity is somewhere else now: the NAT before it changed its mind.
+    Moved(Identification, Move),
+}
+
+/// From where to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Where its packets came from.
+    pub from: SocketAddr,
+    /// Where they come from now, and where they find us.
+    pub to: Ends,
 }
 
 /// Counters of phase 1 and its exchanges.
@@ -249,10 +262,15 @@ impl Peers {
             return self.on_first(now, (local, peer), header, octets, entropy);
         }
         if let Some(half) = self.half_open.get_mut(&header.cookies) {
-            if half.peer != peer {
+            let ends = Ends { local, peer };
+            let moved = half.ends != ends;
+            if moved && (!half.responder.may_move() || half.responder.answered().is_for(octets)) {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
-            let result = half.responder.on_message(now, header, octets, entropy);
+            let result = half.responder.on_message(now, ends, header, octets, entropy);
+            if result.is_ok() {
+                half.ends = ends;
+            }
             self.half_open.settle(&header.cookies);
             return self.on_steps(now.at, header.cookies, result, entropy);
         }
@@ -305,16 +323,16 @@ impl Peers {
         }
         let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
         let policy = gateway.policy.clone();
-        let ends = (local.ip(), peer.ip());
+        let here = Ends { local, peer };
         let started = match aggressive {
-            Some(first) => Responder::start_aggressive(policy, cookie, ends, first, entropy),
-            None => Responder::start(policy, cookie, ends.0, ends.1, header, octets),
+            Some(first) => Responder::start_aggressive(policy, cookie, here, first, entropy),
+            None => Responder::start(policy, cookie, here, header, octets),
         };
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                let ends = self.half_open.insert(now.at, (local, peer), responder, gateway, known);
-                self.timers.insert((ends, cookies));
+                let until = self.half_open.insert(now.at, here, responder, gateway, known);
+                self.timers.insert((until, cookies));
                 self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
@@ -394,7 +412,7 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
-        let (local, peer) = (half.local, half.peer);
+        let Ends { local, peer } = half.ends;
         match result {
             Ok(steps) => {
                 for step in steps {
@@ -450,17 +468,27 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
+        let Ends { local, peer } = half.ends;
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
-            peer: half.peer.to_string(),
+            peer: peer.to_string(),
             identity: sa.peer_identity.to_string(),
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
-        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
+        let gateway = self.gateway_proved(&half.gateway, &sa, half.first.ip());
         // From here on an identity is a name to look up by: one form for one peer.
         sa.peer_identity = member_key(sa.peer_identity);
-        self.acquaintances.meet(half.peer.ip());
+        // Its next phase 1 begins where this one did, before it floats.
+        self.acquaintances.meet(half.first.ip());
+        if sa.nat.any() {
+            self.out.push_back(PeerOutput::Event(Event::NatFound {
+                peer: peer.to_string(),
+                local: local.to_string(),
+                ours: sa.nat.ours,
+                theirs: sa.nat.theirs,
+            }));
+        }
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
             for old in self.named(&sa.peer_identity) {
@@ -474,8 +502,8 @@ impl Peers {
             sa,
             watch: asks.map(|settings| Watch::new(settings, entropy)),
             gateway,
-            local: half.local,
-            peer: half.peer,
+            local,
+            peer,
             answered,
             since: now,
             used: now,
@@ -500,7 +528,7 @@ impl Peers {
 
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
-        self.timers.remove(&(half.ends, cookies));
+        self.timers.remove(&(half.until, cookies));
         Some(half)
     }
 
@@ -553,13 +581,13 @@ impl Peers {
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, cookies));
-            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
+            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.until) {
                 let steps = half.responder.on_timeout(now, entropy);
                 self.on_steps(now, cookies, Ok(steps), entropy);
             } else if let Some(half) = self.forget_half_open(cookies) {
                 self.counters.failed += 1;
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
-                    peer: half.peer.to_string(),
+                    peer: half.ends.peer.to_string(),
                     reason: "no answer in time".to_owned(),
                     stage: half.responder.state().to_owned(),
                 }));

@@ -182,16 +182,16 @@ impl Group {
     /// Makes what is missing without a PUSH: first start, or keys that ended while we were away.
     fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
-        if let (Some(communication), None) = (&self.settings.communication, &self.kek) {
-            if let Some(mut kek) = communication.new_kek(now, entropy) {
-                kek.generation = self.next_generation();
-                self.event(Event::GroupCreated {
-                    group: self.settings.name.clone(),
-                    kek_spi: kek.spi.to_string(),
-                });
-                changes.push(self.kek_row(&kek));
-                self.kek = Some(kek);
-            }
+        if let (Some(communication), None) = (&self.settings.communication, &self.kek)
+            && let Some(mut kek) = communication.new_kek(now, entropy)
+        {
+            kek.generation = self.next_generation();
+            self.event(Event::GroupCreated {
+                group: self.settings.name.clone(),
+                kek_spi: kek.spi.to_string(),
+            });
+            changes.push(self.kek_row(&kek));
+            self.kek = Some(kek);
         }
         for sa in self.settings.sas.clone() {
             if !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {

@@ -1,13 +1,14 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
-//! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
-//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes, `probe.rs` what
-//! traffic under unknown keys leads to.
+//! Where to look: `servers.rs` phase 1 and who runs under it, `path.rs` the NAT on the way, `pull.rs` the four messages of a
+//! registration, `vpn.rs` which server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when
+//! it goes, `probe.rs` what traffic under unknown keys leads to.
 
 pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod path;
 pub mod probe;
 pub mod pull;
 pub mod push;
@@ -382,8 +383,8 @@ impl Machine for GroupMember {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => self.on_timeout(now),
             Input::Job(result) => self.on_job(now, result),
-            Input::Route { server, local } => {
-                self.at_server(now, server, |server, cx| server.on_route(local, cx));
+            Input::Route { server, locals } => {
+                self.at_server(now, server, |server, cx| server.on_route(locals, cx));
             }
             Input::UnknownSpi { vpn, spi } => self.step(now, |_, vpns, cx| {
                 let meant =

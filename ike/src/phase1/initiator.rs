@@ -9,8 +9,6 @@
 
 mod aggressive;
 
-use std::net::IpAddr;
-
 use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, CookiePair};
@@ -20,6 +18,7 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 
 use super::auth::{Facts, Proof, Proving, SaEnds};
 use super::messages::{self, Extras, Heard};
+use super::nat::{Behind, Ends, VENDOR_NAT_T};
 use super::proposal::{self, Reading};
 use super::responder::Answered;
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
@@ -36,7 +35,8 @@ use crate::sa::{IkeSa, Role};
 pub struct Initiator {
     policy: PeerPolicy,
     local: Identification,
-    peer: IpAddr,
+    ends: Ends,
+    nat: Behind,
     initial_contact: bool,
     cookies: CookiePair,
     sai_b: Vec<u8>,
@@ -51,6 +51,8 @@ pub struct Initiator {
 struct Agreed {
     reading: Reading,
     dpd: bool,
+    /// Both sides do NAT traversal.
+    nat_traversal: bool,
     credential: Credential,
     /// The server asked for our certificates.
     wanted: bool,
@@ -99,11 +101,10 @@ impl State {
 }
 
 impl Initiator {
-    /// A phase 1 with `peer` from `local`, in the policy's mode.
+    /// A phase 1 between `ends`, in the policy's mode.
     pub fn start(
         policy: PeerPolicy,
-        local: IpAddr,
-        peer: IpAddr,
+        ends: Ends,
         initial_contact: bool,
         now: Instant,
         entropy: &mut dyn Entropy,
@@ -114,11 +115,12 @@ impl Initiator {
         }
         let mut nonce = [0; NONCE_LEN];
         entropy.fill(&mut nonce);
-        let local = policy.local_identity.clone().unwrap_or_else(|| address_identity(local));
+        let local = policy.local_identity.clone().unwrap_or_else(|| address_identity(ends.local.ip()));
         let mut initiator = Initiator {
             sai_b: Vec::new(),
             local,
-            peer,
+            ends,
+            nat: Behind::default(),
             initial_contact,
             cookies: CookiePair { initiator: Cookie(cookie), responder: Cookie::ZERO },
             nonce,
@@ -143,6 +145,18 @@ impl Initiator {
     /// CKY-I, by which answers find their way.
     pub fn cookie(&self) -> Cookie {
         self.cookies.initiator
+    }
+
+    /// Who is behind a NAT, as far as is known. Once there is one, everything goes between the ports of NAT traversal,
+    /// beginning with the next message (RFC 3947 section 4): the owner moves its ends and says so with
+    /// [`Initiator::moved`].
+    pub fn nat(&self) -> Behind {
+        self.nat
+    }
+
+    /// Where the negotiation runs from now on.
+    pub fn moved(&mut self, ends: Ends) {
+        self.ends = ends;
     }
 
     /// The state's name, for refusals and tables.
@@ -208,7 +222,26 @@ impl Initiator {
 
     /// What our first message carries besides its own payloads.
     fn extras(&self) -> Extras {
-        Extras { vendors: vec![VENDOR_DPD.to_vec()], nat_d: Vec::new() }
+        let mut vendors = vec![VENDOR_DPD.to_vec()];
+        if self.policy.nat_traversal {
+            vendors.push(VENDOR_NAT_T.to_vec());
+        }
+        Extras { vendors, nat_d: Vec::new() }
+    }
+
+    /// What shows the server whether a NAT is between us.
+    fn nat_d(&self, agreed: &Agreed) -> Extras {
+        let hash = agreed.reading.suite.hash;
+        let nat_d = if agreed.nat_traversal { self.ends.hashes(hash, self.cookies) } else { Vec::new() };
+        Extras { vendors: Vec::new(), nat_d }
+    }
+
+    /// What the hashes of the server's message show.
+    fn examine(&mut self, agreed: &Agreed, heard: &Heard) {
+        if agreed.nat_traversal {
+            let found = self.ends.examine(agreed.reading.suite.hash, self.cookies, &heard.nat_d);
+            self.nat = found.unwrap_or_default();
+        }
     }
 
     /// A message of the server.
@@ -250,7 +283,13 @@ impl Initiator {
         let reading = proposal::accept(sa, &self.policy)?;
         let credential = self.policy.credentials.for_method(reading.suite.method);
         let credential = credential.ok_or_else(|| Refusal::dropped("a method that was not offered"))?;
-        Ok(Agreed { reading, dpd: heard.announces_dpd(), credential, wanted: heard.wants_certificate })
+        Ok(Agreed {
+            reading,
+            dpd: heard.announces_dpd(),
+            nat_traversal: self.policy.nat_traversal && heard.announces_nat_traversal(),
+            credential,
+            wanted: heard.wants_certificate,
+        })
     }
 
     fn read(&self, octets: &[u8], expected: &[PayloadType]) -> Result<Heard, Refusal> {
@@ -287,6 +326,7 @@ impl Initiator {
             return Err(Refusal::dropped("no KE is due"));
         };
         agreed.wanted |= heard.wants_certificate;
+        self.examine(&agreed, &heard);
         self.state = State::Agree { agreed, g_xi: key.public().to_vec(), g_xr: g_xr.clone(), nr };
         Ok(vec![Step::Run(Job::DhAgree { key, peer_public: g_xr })])
     }
@@ -325,6 +365,7 @@ impl Initiator {
         let ends = SaEnds { peer: id, local: &self.local, expires, dialect: self.policy.dialect };
         let mut sa = proof.sa(Role::Initiator, last, ends);
         sa.peer_does_dpd = agreed.dpd;
+        sa.nat = self.nat;
         sa
     }
 
@@ -336,7 +377,7 @@ impl Initiator {
         answered: Option<Answered>,
     ) -> Result<Vec<Step>, Refusal> {
         self.state = State::Over;
-        if !self.policy.admits(&sa.peer_identity, self.peer) {
+        if !self.policy.admits(&sa.peer_identity, self.ends.peer.ip()) {
             let id = &sa.peer_identity;
             return Err(Refusal::failed(format!("the peer is {id}, not the configured key server")));
         }
@@ -352,7 +393,7 @@ impl Initiator {
         match (std::mem::replace(&mut self.state, State::Over), done) {
             (State::MakeKey { agreed }, Done::DhKey(key)) => {
                 let key = key.map_err(Refusal::failed)?;
-                let payloads = messages::key_exchange(key.public(), &self.nonce, &[], &Extras::default());
+                let payloads = messages::key_exchange(key.public(), &self.nonce, &[], &self.nat_d(&agreed));
                 let message = self.clear(payloads);
                 self.state = State::SentKe { agreed, key };
                 Ok(self.send(message, now, entropy))

@@ -17,6 +17,7 @@ use gdoi_proto::message::{Message, encode_payload};
 use gdoi_proto::payload::{Certificate, CertificateRequest, Identification, Notify, Payload, Sa};
 use gdoi_proto::registry::{ExchangeType, PayloadType};
 
+use super::nat::VENDOR_NAT_T;
 use super::{Refusal, VENDOR_DPD};
 use crate::crypto::{AuthMethod, Suite};
 
@@ -211,6 +212,11 @@ impl Heard {
             (Some((name, [1, _])), Some((wanted, _))) => name == wanted,
             _ => false,
         })
+    }
+
+    /// True when NAT traversal was announced (RFC 3947 section 3.1); drafts of it do not count.
+    pub fn announces_nat_traversal(&self) -> bool {
+        self.vendors.iter().any(|vid| *vid == VENDOR_NAT_T)
     }
 
     /// KE and NONCE for `suite`. `own_nonce` is ours where it is known already.
