@@ -5,7 +5,7 @@
 //! ```
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
 use aes::Aes256;
@@ -44,6 +44,12 @@ pub struct Spent;
 struct Sender {
     iv: IvSource,
     sealed: AtomicU64,
+    /// Packets sealed with Sender-IDs of earlier days: sequence numbers go on, IVs begin anew.
+    before: u64,
+    /// Sender-IDs of earlier days: they are never used again.
+    former: Vec<u64>,
+    /// One host sends this flow.
+    single: bool,
     /// Packets that may be sealed in all.
     hard: u64,
     /// Packets after which a new key is asked for: 7/8 of that.
@@ -154,7 +160,7 @@ pub struct Sa {
     pub delay_detection: Option<Duration>,
     /// Its end.
     pub expires: Moment,
-    sender: Option<Sender>,
+    sender: Option<RwLock<Sender>>,
     window: Option<Mutex<Window>>,
     octet_limit: Option<u64>,
     /// 0 not active; the largest of a flow sends.
@@ -195,7 +201,7 @@ impl Sa {
             keys,
             delay_detection: tek.delay_detection,
             expires: now.saturating_add(Duration::from_secs(u64::from(policy.lifetime_seconds))),
-            sender,
+            sender: sender.map(RwLock::new),
             window: (single && policy.direction == Direction::ReceiverOnly).then(Mutex::default),
             octet_limit: policy.lifetime_kilobytes.map(|kilobytes| u64::from(kilobytes) * 1024),
             activated: AtomicU64::new(0),
@@ -214,6 +220,22 @@ impl Sa {
         }
         self.activated.store(order, Ordering::Release);
         Ok(())
+    }
+
+    /// Sender-IDs in place of all it had. One that does not send, or whose cipher needs none, stays as it is.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] for Sender-IDs that are none, or were in use already: it goes on with the old ones.
+    pub fn set_sender_ids(&self, ids: &SenderIds) -> Result<(), DataPlaneError> {
+        let Some(sender) = &self.sender else { return Ok(()) };
+        let mut sender = sender.write().unwrap_or_else(PoisonError::into_inner);
+        sender.renew(ids)?;
+        self.soft_told.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sender(&self) -> Option<RwLockReadGuard<'_, Sender>> {
+        self.sender.as_ref().map(|sender| sender.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// When it was activated, as a count of activations; none when it was not.
@@ -238,8 +260,7 @@ impl Sa {
 
     /// True when it must seal nothing more: its counter or its octets are used up.
     pub fn is_spent(&self) -> bool {
-        let counter = self.sender.as_ref();
-        counter.is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.hard)
+        self.sender().is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.hard)
             || self.octet_limit.is_some_and(|limit| self.octets() >= limit)
     }
 
@@ -253,10 +274,10 @@ impl Sa {
     /// # Errors
     /// [`Spent`] when it may seal nothing more.
     pub fn stamp(&self, octets: usize) -> Result<Stamp, Spent> {
-        let sender = self.sender.as_ref().ok_or(Spent)?;
         if self.is_spent() {
             return Err(Spent);
         }
+        let sender = self.sender().ok_or(Spent)?;
         // At most one too many per thread, and never as far as to wrap.
         let number = sender.sealed.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         if number > sender.hard {
@@ -265,15 +286,15 @@ impl Sa {
         self.traffic.packets_out.fetch_add(1, Ordering::Relaxed);
         self.traffic.octets_out.fetch_add(octets as u64, Ordering::Relaxed);
         let [.., a, b, c, d] = number.to_be_bytes();
-        let iv = sender.iv.iv(number).ok_or(Spent)?;
+        let iv = number.checked_sub(sender.before).and_then(|number| sender.iv.iv(number)).ok_or(Spent)?;
         Ok(Stamp { sequence: u32::from_be_bytes([a, b, c, d]), iv })
     }
 
     /// True once, when 7/8 of its packets or octets are used: time to ask for a new key.
     pub fn take_soft_limit(&self) -> bool {
-        let packets = self.sender.as_ref();
-        let reached = packets.is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.soft)
-            || self.octet_limit.is_some_and(|limit| self.octets() >= soft(limit));
+        let reached =
+            self.sender().is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.soft)
+                || self.octet_limit.is_some_and(|limit| self.octets() >= soft(limit));
         reached && !self.soft_told.swap(true, Ordering::Relaxed)
     }
 
@@ -313,7 +334,12 @@ impl Sa {
 }
 
 fn soft(hard: u64) -> u64 {
-    hard - hard / 8
+    hard - soft_part(hard)
+}
+
+/// What is left for the way to a new key.
+fn soft_part(packets: u64) -> u64 {
+    packets / 8
 }
 
 impl Sender {
@@ -326,7 +352,27 @@ impl Sender {
             (false, _) => IvSource::Random(Box::new(Aes256::new(seed.into()))),
         };
         let hard = if single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
-        Ok(Sender { iv, sealed: AtomicU64::new(0), hard, soft: soft(hard) })
+        let (sealed, before, former) = (AtomicU64::new(0), 0, Vec::new());
+        Ok(Sender { iv, sealed, before, former, single, hard, soft: soft(hard) })
+    }
+
+    fn renew(&mut self, ids: &SenderIds) -> Result<(), DataPlaneError> {
+        let IvSource::Counter { sid_bits, sids, .. } = &self.iv else { return Ok(()) };
+        let new = IvSource::counter(ids)?;
+        let mut known = self.former.iter().chain(sids);
+        if *sid_bits != u32::from(ids.bits)
+            || known.any(|sid| ids.values.iter().any(|id| u64::from(id.0) == *sid))
+        {
+            return Err(DataPlaneError("Sender-IDs that were in use under this key".to_owned()));
+        }
+        self.former.extend(sids);
+        self.before = *self.sealed.get_mut();
+        let packets = new.packets();
+        let all = self.before.saturating_add(packets);
+        self.hard = if self.single { all.min(LAST_SEQUENCE) } else { all };
+        self.soft = self.hard - soft_part(self.hard.saturating_sub(self.before));
+        self.iv = new;
+        Ok(())
     }
 }
 
@@ -393,6 +439,26 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn new_sender_ids_begin_a_new_iv_space_and_used_ones_are_refused() {
+        let sa = Sa::new(&gcm(256), Moment::ZERO, &[1; SEED]).unwrap();
+        sa.activate(1).unwrap();
+        let ids = |bits: u8, sid: u32| SenderIds { bits, values: vec![SenderId(sid)] };
+        let iv = || sa.stamp(1).unwrap().iv[..8].to_vec();
+        assert_eq!((iv(), iv()), (vec![2, 3, 0, 0, 0, 0, 0, 1], vec![2, 3, 0, 0, 0, 0, 0, 2]));
+        sa.set_sender_ids(&ids(16, 0x204)).unwrap();
+        let next = sa.stamp(1).unwrap();
+        assert_eq!(
+            (next.sequence, &next.iv[..8]),
+            (3, &[2, 4, 0, 0, 0, 0, 0, 1][..]),
+            "the sequence goes on"
+        );
+        for used in [ids(16, 0x203), ids(16, 0x204), ids(8, 5)] {
+            assert!(sa.set_sender_ids(&used).is_err(), "{used:?}");
+        }
+        assert_eq!(iv(), [2, 4, 0, 0, 0, 0, 0, 2], "it goes on with the old ones");
+    }
+
+    #[test]
     fn sender_ids_that_are_equal_or_too_large_are_refused() {
         for values in [vec![], vec![SenderId(256)], vec![SenderId(1), SenderId(1)]] {
             let tek = TekInstall { sender_ids: Some(SenderIds { bits: 8, values }), ..gcm(256) };
@@ -422,7 +488,7 @@ pub(crate) mod tests {
     fn a_counter_asks_for_a_new_key_once_and_stops_at_its_end() {
         let mut sa = sa(&gcm(256));
         sa.activate(1).unwrap();
-        let sender = sa.sender.as_mut().unwrap();
+        let sender = sa.sender.as_mut().unwrap().get_mut().unwrap();
         (sender.hard, sender.soft) = (16, soft(16));
         for _ in 0..13 {
             sa.stamp(1).unwrap();
@@ -473,7 +539,7 @@ pub(crate) mod tests {
         tek.policy.direction = Direction::SenderOnly;
         tek.policy.source = Endpoint { id_type: IdType::Ipv4Addr, port: 0, data: vec![10, 0, 0, 1] };
         let sa = sa(&tek);
-        sa.sender.as_ref().unwrap().sealed.store(LAST_SEQUENCE - 1, Ordering::Relaxed);
+        sa.sender().unwrap().sealed.store(LAST_SEQUENCE - 1, Ordering::Relaxed);
         assert_eq!(sa.stamp(1).map(|stamp| stamp.sequence), Ok(u32::MAX));
         assert_eq!(sa.stamp(1), Err(Spent));
     }
@@ -481,7 +547,7 @@ pub(crate) mod tests {
     #[test]
     fn several_senders_let_the_sequence_wrap() {
         let sa = sa(&cbc(256));
-        sa.sender.as_ref().unwrap().sealed.store(LAST_SEQUENCE, Ordering::Relaxed);
+        sa.sender().unwrap().sealed.store(LAST_SEQUENCE, Ordering::Relaxed);
         assert_eq!(sa.stamp(1).map(|stamp| stamp.sequence), Ok(0));
     }
 

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
+use gdoi_proto::policy::SenderIds;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -328,6 +329,14 @@ impl DataPlane for TunPlane {
         let sa = sa.ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
         self.activations += 1;
         sa.activate(self.activations)
+    }
+
+    fn set_sender_ids(&mut self, vpn: &str, spi: Spi, sender_ids: SenderIds) -> Result<(), DataPlaneError> {
+        self.check_vpn(vpn)?;
+        let gspd = self.shared.gspd();
+        let sa =
+            gspd.find(spi).ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
+        sa.set_sender_ids(&sender_ids).map_err(|error| DataPlaneError(format!("{vpn}: TEK {spi}: {error}")))
     }
 
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {
