@@ -1,6 +1,7 @@
 //! Programs nobody here wrote, against ours. A test whose program is not installed prints a line that begins with SKIP.
 
 mod ground;
+mod libreswan;
 mod nat;
 mod strongswan;
 mod table;
