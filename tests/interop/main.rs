@@ -3,6 +3,7 @@
 mod ground;
 mod libreswan;
 mod nat;
+mod scan;
 mod strongswan;
 mod table;
 mod tshark;
