@@ -563,11 +563,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
         (
             "log-level = \"info\"",
-            "ike-fragmentation = true",
-            "2:1: server.ike-fragmentation: not supported yet: ike-fragmentation = true; messages go out whole (false, or leave it out)",
-        ),
-        (
-            "log-level = \"info\"",
             "approved-only = true",
             "2:1: server.approved-only: not supported yet: approved-only = true; nothing would enforce it",
         ),

@@ -252,7 +252,7 @@ fn strongswan_behind_a_nat_floats_to_our_key_server() {
     let Some(binaries) = enter(test) else { return };
     let site = Site::new(network(), binaries).expect("a directory");
     ground::certificates(site.directory());
-    let charon = Charon::start(&site.network, HOME, site.directory());
+    let charon = Charon::start(&site.network, HOME, site.directory(), "");
     for mode in [Mode::Main, Mode::Aggressive] {
         let all = Cell::all(1);
         let same = |cell: &&Cell| (cell.mode, cell.group.number(), cell.hash) == (mode, 19, Hash::Sha256);

@@ -30,13 +30,13 @@ impl Drop for Charon {
 }
 
 impl Charon {
-    /// On a host of the network.
-    pub fn start(network: &Network, host: &str, directory: &Path) -> Charon {
+    /// On a host of the network; `more` settings are words of strongswan.conf.
+    pub fn start(network: &Network, host: &str, directory: &Path, more: &str) -> Charon {
         let directory = directory.to_owned();
         let (log, socket) = (directory.join("charon.log"), directory.join("charon.vici"));
         let conf = format!(
             "charon {{\n port = 500\n port_nat_t = 4500\n\n load = random nonce aes sha1 sha2 hmac kdf gmp openssl curve25519 x509 \
-             constraints pubkey pkcs1 pkcs8 pem kernel-netlink socket-default vici\n install_routes = no\n retransmit_tries = 2\n\
+             constraints pubkey pkcs1 pkcs8 pem kernel-netlink socket-default vici\n install_routes = no\n {more}\n retransmit_tries = 2\n\
              i_dont_care_about_security_and_use_aggressive_mode_psk = yes\n\
              plugins {{ vici {{ socket = unix://{} }} }}\n\
              filelog {{ log {{ path = {}\n flush_line = yes\n default = 1\n enc = 1\n }} }}\n}}\n",
@@ -130,6 +130,54 @@ impl Charon {
     }
 }
 
+/// `gm2.toml`: a member of ours that registers with charon on gm1, as this cell says. SHA-256.
+pub fn member(site: &Site, cell: &Cell) {
+    let (method, proof) = match cell.certificate() {
+        None => ("pre-shared-keys", "pre-shared-key = { file = \"gcks.psk\" }".to_owned()),
+        Some(kind) => (
+            "rsa-signatures",
+            format!(
+                "certificates = [{{ certificate = \"{OURS}-{kind}.pem\", private-key = {{ file = \"{OURS}-{kind}.key\" }} }}]\n\
+                 trust-anchors = [\"ca.pem\"]"
+            ),
+        ),
+    };
+    let text = format!(
+        r#"[member]
+listen = ["192.0.2.12:848"]
+nat-traversal-listen = ["192.0.2.12:4500"]
+control-socket = {:?}
+observe-socket = {:?}
+[ike.proposal.p]
+authentication-method = {method:?}
+dh-group = "group{}"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+mode = {:?}
+proposals = ["p"]
+{proof}
+[ike.gateway.servers]
+ike-policy = "pol"
+server-address = ["192.0.2.11:500"]
+local-identity = {{ hostname = {OURS:?} }}
+remote-identity = {{ hostname = {:?} }}
+compat = ["phase1-doi-ipsec"]
+[vpn.v]
+ike-gateway = "servers"
+group = 1
+[data-plane]
+backend = "none"
+"#,
+        site.control("gm2"),
+        site.path("gm2.observe"),
+        cell.group.number(),
+        cell.mode_name(),
+        cell.identity(),
+    );
+    ground::write(&site.path("gm2.toml"), &text);
+}
+
 #[test]
 fn strongswan_and_we_agree_on_phase_1_both_ways() {
     let test = "strongswan::strongswan_and_we_agree_on_phase_1_both_ways";
@@ -147,7 +195,7 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
     ground::server(&directory, &cells, "192.0.2.1:848");
     let gcks = site.start(GCKS, None).expect("gcksd starts");
     gcks.wait_named(gcks.beginning(), SOON * 3, "listening").expect("it listens");
-    let charon = Charon::start(&site.network, "gm1", &directory);
+    let charon = Charon::start(&site.network, "gm1", &directory, "");
     let mut outcomes: Vec<Outcome> = Vec::new();
 
     for cell in &cells {
@@ -199,39 +247,9 @@ fn a_member_of_ours_comes_up_with_strongswan_and_says_goodbye() {
     let site = Site::new(Network::namespaces().expect("namespaces"), binaries).expect("a directory");
     let directory = site.directory().to_owned();
     ground::certificates(&directory);
-    let charon = Charon::start(&site.network, "gm1", &directory);
+    let charon = Charon::start(&site.network, "gm1", &directory, "");
     charon.load(&cell, "192.0.2.11", "192.0.2.12", 0).expect("its connection");
-    let text = format!(
-        r#"[member]
-listen = ["192.0.2.12:848"]
-nat-traversal-listen = ["192.0.2.12:4500"]
-control-socket = {:?}
-observe-socket = {:?}
-[ike.proposal.p]
-authentication-method = "pre-shared-keys"
-dh-group = "group14"
-authentication-algorithm = "sha-256"
-encryption-algorithm = "aes-256-cbc"
-[ike.policy.pol]
-proposals = ["p"]
-pre-shared-key = {{ file = "gcks.psk" }}
-[ike.gateway.servers]
-ike-policy = "pol"
-server-address = ["192.0.2.11:500"]
-local-identity = {{ hostname = {OURS:?} }}
-remote-identity = {{ hostname = {:?} }}
-compat = ["phase1-doi-ipsec"]
-[vpn.v]
-ike-gateway = "servers"
-group = 1
-[data-plane]
-backend = "none"
-"#,
-        site.control("gm2"),
-        site.path("gm2.observe"),
-        cell.identity(),
-    );
-    ground::write(&site.path("gm2.toml"), &text);
+    member(&site, &cell);
     let gm2 = site.start("gm2", None).expect("gmd starts");
     let up = gm2.wait_named(gm2.beginning(), SOON * 3, "phase1_established");
     let up = up.unwrap_or_else(|error| panic!("{error}\n{}", charon.log())).to_string();

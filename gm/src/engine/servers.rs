@@ -19,6 +19,7 @@ use gdoi_proto::ids::{Cookie, MessageId};
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
+use ike::fragment::{self, Assembly};
 use ike::io::{Datagram, Instant, Wakeup};
 use ike::phase1::{Answered, Behind, Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
@@ -50,6 +51,7 @@ pub struct Server {
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
     waiting: BTreeMap<String, Arc<VpnSettings>>,
+    assembly: Assembly,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,17 @@ impl Server {
     ) -> Server {
         let waiting = BTreeMap::new();
         let Ends { local, peer } = path.first();
-        Server { name, local, peer, path, policy, dead_peer_detection, phase: Phase::Down, waiting }
+        Server {
+            name,
+            local,
+            peer,
+            path,
+            policy,
+            dead_peer_detection,
+            phase: Phase::Down,
+            waiting,
+            assembly: Assembly::default(),
+        }
     }
 
     /// Its established SA.
@@ -124,7 +136,21 @@ impl Server {
 
     fn transmit(&mut self, octets: Bytes, cx: &mut Cx<'_>) {
         self.path.sent(Ends { local: self.local, peer: self.peer }, cx.now.at);
-        cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+        let fragments = match &self.phase {
+            Phase::Down => false,
+            Phase::Negotiating(initiator) => initiator.fragments(),
+            Phase::Up { sa, .. } => sa.fragments,
+        };
+        let parts = if fragments { fragment::split(&octets) } else { vec![octets] };
+        for octets in parts {
+            cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+        }
+    }
+
+    /// A fragment of a message of this server; the message it completes.
+    pub fn on_fragment(&mut self, octets: &[u8], cx: &mut Cx<'_>) -> Option<Bytes> {
+        let whole = self.assembly.take(octets);
+        whole.map_err(|reason| cx.out.dropped(self.peer, reason.to_owned())).ok().flatten()
     }
 
     /// A VPN wants to register here.

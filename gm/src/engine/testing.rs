@@ -52,6 +52,7 @@ pub fn peer_policy() -> PeerPolicy {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
