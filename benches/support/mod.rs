@@ -67,6 +67,7 @@ pub fn peer_policy(group: DhGroup) -> PeerPolicy {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -21,7 +21,11 @@ use crate::engine::settings::{
 pub fn settings(config: &Gcks, nat_traversal: bool) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        gateways: config.gateways.iter().map(|it| gateway(it, nat_traversal)).collect(),
+        gateways: config
+            .gateways
+            .iter()
+            .map(|it| gateway(it, nat_traversal, config.server.ike_fragmentation))
+            .collect(),
         groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
@@ -38,7 +42,7 @@ pub fn notices(config: &Gcks) -> Vec<String> {
     lines
 }
 
-fn gateway(gateway: &Gateway, nat_traversal: bool) -> GatewaySettings {
+fn gateway(gateway: &Gateway, nat_traversal: bool, fragmentation: bool) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -56,6 +60,7 @@ fn gateway(gateway: &Gateway, nat_traversal: bool) -> GatewaySettings {
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
         nat_traversal,
+        fragmentation,
         dialect: gateway.compat,
     };
     GatewaySettings {

@@ -75,6 +75,7 @@ fn first_message() -> Vec<u8> {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     };
     let end = SocketAddr::from((Ipv4Addr::LOCALHOST, 848));

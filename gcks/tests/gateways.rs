@@ -56,6 +56,7 @@ fn policy(mode: Mode, method: AuthMethod, credentials: Credentials, remote: Vec<
         local_identity: Some(named(IdType::Fqdn, "gcks.example")),
         remote,
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -181,6 +181,7 @@ impl Insider {
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
             nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect::STRICT,
         };
         let provider = default_provider();

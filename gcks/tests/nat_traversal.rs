@@ -66,6 +66,7 @@ fn policy(mode: Mode, ours: &str, theirs: &str) -> PeerPolicy {
         local_identity: Some(named(ours)),
         remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: theirs.as_bytes().to_vec() }],
         nat_traversal: true,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -54,6 +54,7 @@ fn peer_policy() -> PeerPolicy {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -127,6 +127,7 @@ fn policy(gateway: &GmGateway, index: usize, nat_traversal: bool) -> PeerPolicy 
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
         nat_traversal,
+        fragmentation: true,
         dialect: gateway.compat,
     }
 }

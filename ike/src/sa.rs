@@ -47,6 +47,8 @@ pub struct IkeSa {
     pub dialect: Dialect,
     /// Both sides announced dead-peer detection (RFC 3706 section 5.1).
     pub peer_does_dpd: bool,
+    /// Both sides announced fragmentation.
+    pub fragments: bool,
     /// Who is behind a NAT.
     pub nat: Behind,
     /// The peer's R-U-THERE so far.
@@ -93,6 +95,7 @@ impl IkeSa {
             expires,
             dialect,
             peer_does_dpd: false,
+            fragments: false,
             nat: Behind::default(),
             questions: Questions::default(),
             skeyid_a: keys.skeyid_a,

@@ -48,6 +48,7 @@ fn policy() -> Arc<PeerPolicy> {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     })
 }

@@ -188,6 +188,11 @@ pub fn addresses(cells: &[Cell]) {
 
 /// A CA and for each of both names a certificate of every kind: `NAME-rsa.pem`, `NAME-rsa.key`, ...; `ca.pem`.
 pub fn certificates(directory: &Path) {
+    certificates_with(directory, 0);
+}
+
+/// The same; ours have so many more names, so that they are long.
+pub fn certificates_with(directory: &Path, more: usize) {
     let mut ca = CertificateParams::default();
     ca.distinguished_name = rcgen::DistinguishedName::new();
     ca.distinguished_name.push(DnType::CommonName, "Interop Root");
@@ -204,12 +209,14 @@ pub fn certificates(directory: &Path) {
     for name in [PEER, OURS] {
         for (kind, algorithm) in kinds {
             let key = KeyPair::generate_for(algorithm).expect("a key");
-            let mut params = CertificateParams::new(vec![if name == PEER {
-                format!("{kind}.{name}")
-            } else {
-                name.to_owned()
-            }])
-            .expect("a name");
+            let names = match name {
+                PEER => vec![format!("{kind}.{name}")],
+                _ => [name.to_owned()]
+                    .into_iter()
+                    .chain((0..more).map(|n| format!("site-{n}.{name}")))
+                    .collect(),
+            };
+            let mut params = CertificateParams::new(names).expect("names");
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, format!("{name} {kind}"));
             params.is_ca = IsCa::ExplicitNoCa;
@@ -404,6 +411,7 @@ impl Ours {
             local_identity: Some(fqdn(OURS)),
             remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
             nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
         };
         while self.receive().is_some() {}

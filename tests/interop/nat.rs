@@ -16,8 +16,11 @@ use gdoi_lab::binaries::Binaries;
 use gdoi_lab::daemon::{Daemon, Mark};
 use gdoi_lab::network::{GCKS, Network};
 use gdoi_lab::site::Site;
+use ike::crypto::Hash;
+use ike::phase1::Mode;
 
-use crate::ground::{self, run};
+use crate::ground::{self, Cell, run};
+use crate::strongswan::{CHARON, Charon};
 
 const NFT: &str = "/usr/sbin/nft";
 const SOON: Duration = Duration::from_secs(30);
@@ -220,9 +223,18 @@ fn a_member_behind_a_nat_registers_and_is_rekeyed_through_it_also_after_it_forgo
 
         // The NAT forgets, and lets the next packet out by another port: a registration under the same SA moves all.
         translate("30000-30999");
-        forget();
         let mark = gcks.mark();
-        assert!(matches!(home.ask(&Request::Register { vpn: None }).unwrap(), Reply::Done { .. }));
+        for _ in 0..10 {
+            // It forgets in its own time: a packet that is quicker still leaves by the old port.
+            forget();
+            std::thread::sleep(Duration::from_millis(500));
+            let mark = gcks.mark();
+            assert!(matches!(home.ask(&Request::Register { vpn: None }).unwrap(), Reply::Done { .. }));
+            gcks.wait_named(mark, SOON, "member_reregistered").unwrap();
+            if gcks.count(mark, "peer_moved") > 0 {
+                break;
+            }
+        }
         let second = outside(&gcks, mark, "peer_moved");
         assert!((30_000..31_000).contains(&second.port()), "{second}");
         gcks.wait_named(mark, SOON, "member_reregistered").unwrap();
@@ -236,5 +248,39 @@ fn a_member_behind_a_nat_registers_and_is_rekeyed_through_it_also_after_it_forgo
         }
         assert_eq!(home.stop().unwrap().0, Some(0));
         gcks.wait_named(mark, SOON, "phase1_deleted").unwrap();
+    }
+}
+
+#[test]
+fn strongswan_behind_a_nat_floats_to_our_key_server() {
+    let test = "nat::strongswan_behind_a_nat_floats_to_our_key_server";
+    if !Path::new(CHARON).is_file() {
+        println!("SKIP {test}: {CHARON} is not installed");
+        return;
+    }
+    let Some(binaries) = enter(test) else { return };
+    let site = Site::new(network(), binaries).expect("a directory");
+    ground::certificates(site.directory());
+    let charon = Charon::start(&site.network, HOME, site.directory(), "");
+    for mode in [Mode::Main, Mode::Aggressive] {
+        let all = Cell::all(1);
+        let same = |cell: &&Cell| (cell.mode, cell.group.number(), cell.hash) == (mode, 19, Hash::Sha256);
+        let cell = all.iter().find(same).expect("a cell");
+        let _ = std::fs::remove_dir_all(site.path("state"));
+        server(&site, cell.mode_name());
+        let gcks = site.start(GCKS, None).unwrap();
+        gcks.wait_named(gcks.beginning(), SOON, "group_created").unwrap();
+        charon.load(cell, "10.77.0.5", "192.0.2.1", 1).expect("its connection");
+        let from = charon.log().len();
+        let said = charon.swanctl(&["--initiate", "--ike", "cell", "--timeout", "8"]);
+        let found = gcks.wait_named(gcks.beginning(), SOON, "nat_found");
+        let found = found.unwrap_or_else(|error| panic!("{error}: {said:?}\n{}", gcks.tail(20).join("\n")));
+        let Event::NatFound { peer, local, ours: false, theirs: true } = found else { panic!("{found:?}") };
+        let peer: SocketAddr = peer.parse().unwrap();
+        assert_eq!((local.as_str(), peer.ip().to_string().as_str()), ("192.0.2.1:4500", "192.0.2.99"));
+        assert!((20_000..21_000).contains(&peer.port()), "{peer}");
+        charon.says(from, "N(DPD_ACK)").expect("dead-peer detection through the NAT");
+        charon.swanctl(&["--terminate", "--ike", "cell", "--timeout", "5"]).expect("it ends");
+        gcks.wait_named(gcks.beginning(), SOON, "phase1_deleted").unwrap();
     }
 }

@@ -23,6 +23,7 @@ use gdoi_proto::ids::{CookiePair, GroupId, Spi};
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{ExchangeType, NotifyType};
 use ike::crypto::provider::Job;
+use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 use ike::protect::ack::Ack;
 
@@ -144,6 +145,12 @@ impl KeyServer {
         // While the store refuses writes nobody can be registered: members repeat their messages.
         if self.store_failing && header.exchange != ExchangeType::GroupkeyPushAck {
             return self.drop_message(datagram, "the store refuses writes".to_owned());
+        }
+        if is_fragment(&header) {
+            if let Some(octets) = self.peers.on_fragment(peer, &header, octets) {
+                self.on_datagram(now, &Datagram { local, peer, octets });
+            }
+            return;
         }
         let entropy = self.entropy.as_mut();
         match header.exchange {

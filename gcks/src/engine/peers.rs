@@ -24,6 +24,7 @@ use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
+use ike::fragment::{self, Assemblies};
 use ike::io::{Entropy, Instant, Now, Wakeup};
 use ike::phase1::{Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
@@ -137,6 +138,7 @@ pub struct Peers {
     established: BTreeMap<CookiePair, Box<Established>>,
     by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
+    assemblies: Assemblies,
     notifies: NotifyLimit,
     refusals: NotifyLimit,
     complaints: Complaints,
@@ -169,6 +171,7 @@ impl Peers {
             established: BTreeMap::new(),
             by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
+            assemblies: Assemblies::default(),
             notifies: NotifyLimit::new(CLEAR_NOTIFIES.0, CLEAR_NOTIFIES.1),
             refusals: NotifyLimit::new(REFUSALS.0, REFUSALS.1),
             complaints: Complaints::default(),
@@ -177,9 +180,38 @@ impl Peers {
         }
     }
 
-    /// The next wish.
+    /// The next wish. A long message to a peer that takes fragments leaves as those.
     pub fn poll(&mut self) -> Option<PeerOutput> {
+        let output = self.out.pop_front()?;
+        let PeerOutput::Transmit(local, peer, octets) = &output else { return Some(output) };
+        let cookies = Header::decode(octets).map(|header| header.cookies);
+        if octets.len() <= fragment::LIMIT || !cookies.is_ok_and(|cookies| self.takes_fragments(cookies)) {
+            return Some(output);
+        }
+        for part in fragment::split(octets).into_iter().rev() {
+            self.out.push_front(PeerOutput::Transmit(*local, *peer, part));
+        }
         self.out.pop_front()
+    }
+
+    fn takes_fragments(&self, cookies: CookiePair) -> bool {
+        let half = self.half_open.get(&cookies).map(|half| half.responder.fragments());
+        half.or(self.established.get(&cookies).map(|known| known.sa.fragments)).unwrap_or(false)
+    }
+
+    /// A fragment; the message it completes. Our cookie in it shows that its sender got an answer of ours.
+    pub fn on_fragment(&mut self, peer: SocketAddr, header: &Header, octets: &[u8]) -> Option<Bytes> {
+        if !self.takes_fragments(header.cookies) {
+            self.drop_message(peer, "a fragment nobody agreed on");
+            return None;
+        }
+        match self.assemblies.take(header.cookies, octets) {
+            Ok(whole) => whole,
+            Err(reason) => {
+                self.drop_message(peer, reason);
+                None
+            }
+        }
     }
 
     /// The next timer.

@@ -200,6 +200,7 @@ impl Member {
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
             nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect::STRICT,
         }
     }

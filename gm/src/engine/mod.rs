@@ -29,6 +29,7 @@ use gdoi_proto::ids::{Cookie, KekSpi, Spi};
 use gdoi_proto::registry::ExchangeType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::Job;
+use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 
 use io::{Command, Input, Output};
@@ -239,20 +240,28 @@ impl GroupMember {
             Ok(header) => header,
             Err(error) => return self.out.dropped(datagram.peer, error.to_string()),
         };
-        match header.exchange {
-            ExchangeType::MainMode | ExchangeType::Aggressive => {
-                let cookie = header.cookies.initiator;
-                let from = |server: &&Server| {
-                    let under = server.negotiating().or(server.sa().map(|sa| sa.cookies.initiator));
-                    server.peer.ip() == datagram.peer.ip() && under == Some(cookie)
-                };
-                match self.find_server(from) {
-                    Some(name) => {
-                        self.at_server(now, name, |server, cx| server.on_phase1(&header, octets, cx))
-                    }
-                    None => self.out.dropped(datagram.peer, "no such negotiation".to_owned()),
-                }
+        let cookie = header.cookies.initiator;
+        let from = |server: &&Server| {
+            let under = server.negotiating().or(server.sa().map(|sa| sa.cookies.initiator));
+            server.peer.ip() == datagram.peer.ip() && under == Some(cookie)
+        };
+        if is_fragment(&header) {
+            let Some(name) = self.find_server(from) else {
+                return self.out.dropped(datagram.peer, "a fragment of no negotiation".to_owned());
+            };
+            let take = |servers: &mut BTreeMap<ServerName, Server>, cx: &mut Cx<'_>| {
+                servers.get_mut(&name).and_then(|server| server.on_fragment(octets, cx))
+            };
+            if let Some(octets) = self.step(now, |servers, _, cx| take(servers, cx)) {
+                self.on_datagram(now, &Datagram { octets, ..datagram.clone() });
             }
+            return;
+        }
+        match header.exchange {
+            ExchangeType::MainMode | ExchangeType::Aggressive => match self.find_server(from) {
+                Some(name) => self.at_server(now, name, |server, cx| server.on_phase1(&header, octets, cx)),
+                None => self.out.dropped(datagram.peer, "no such negotiation".to_owned()),
+            },
             ExchangeType::Informational if !header.flags.encrypted() => {
                 let cookie = Some(header.cookies.initiator);
                 let asked = |server: &&Server| server.peer == datagram.peer && server.negotiating() == cookie;

@@ -25,6 +25,7 @@ use gdoi_proto::payload::Payload;
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
+use ike::fragment::{self, Assembly};
 use ike::io::{Datagram, Instant, Wakeup};
 use ike::phase1::{Answered, Behind, Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
@@ -60,6 +61,7 @@ pub struct Server {
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
     waiting: Waiting,
+    assembly: Assembly,
 }
 
 #[derive(Debug)]
@@ -124,6 +126,7 @@ impl Server {
             dead_peer_detection: gateway.dead_peer_detection,
             phase: Phase::Down,
             waiting: Waiting::new(),
+            assembly: Assembly::default(),
         })
     }
 
@@ -145,7 +148,21 @@ impl Server {
 
     fn transmit(&mut self, octets: Bytes, cx: &mut Cx<'_>) {
         self.path.sent(Ends { local: self.local, peer: self.peer }, cx.now.at);
-        cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+        let fragments = match &self.phase {
+            Phase::Down | Phase::Routing => false,
+            Phase::Negotiating { initiator, .. } => initiator.fragments(),
+            Phase::Up { sa, .. } => sa.fragments,
+        };
+        let parts = if fragments { fragment::split(&octets) } else { vec![octets] };
+        for octets in parts {
+            cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+        }
+    }
+
+    /// A fragment of a message of this server; the message it completes.
+    pub fn on_fragment(&mut self, octets: &[u8], cx: &mut Cx<'_>) -> Option<Bytes> {
+        let whole = self.assembly.take(octets);
+        whole.map_err(|reason| cx.out.dropped(self.peer, reason.to_owned())).ok().flatten()
     }
 
     /// A VPN wants to register here.

@@ -24,6 +24,7 @@ use super::responder::Answered;
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CryptoError, DhKey, Done, Job, ProofError, Proved};
+use crate::fragment::VENDOR_FRAGMENTATION;
 use crate::identity::address_identity;
 use crate::io::{Entropy, Instant, Now};
 use crate::protect::notify::{self, Informational};
@@ -37,6 +38,7 @@ pub struct Initiator {
     local: Identification,
     ends: Ends,
     nat: Behind,
+    fragments: bool,
     initial_contact: bool,
     cookies: CookiePair,
     sai_b: Vec<u8>,
@@ -121,6 +123,7 @@ impl Initiator {
             local,
             ends,
             nat: Behind::default(),
+            fragments: false,
             initial_contact,
             cookies: CookiePair { initiator: Cookie(cookie), responder: Cookie::ZERO },
             nonce,
@@ -152,6 +155,11 @@ impl Initiator {
     /// [`Initiator::moved`].
     pub fn nat(&self) -> Behind {
         self.nat
+    }
+
+    /// True once both sides announced fragmentation: long messages go in fragments from now on.
+    pub fn fragments(&self) -> bool {
+        self.fragments
     }
 
     /// Where the negotiation runs from now on.
@@ -225,6 +233,9 @@ impl Initiator {
         let mut vendors = vec![VENDOR_DPD.to_vec()];
         if self.policy.nat_traversal {
             vendors.push(VENDOR_NAT_T.to_vec());
+        }
+        if self.policy.fragmentation {
+            vendors.push(VENDOR_FRAGMENTATION.to_vec());
         }
         Extras { vendors, nat_d: Vec::new() }
     }
@@ -305,6 +316,7 @@ impl Initiator {
         let heard = self.read(octets, &[PayloadType::Sa])?;
         let agreed = self.agree(header, &heard)?;
         self.cookies.responder = header.cookies.responder;
+        self.fragments = self.policy.fragmentation && heard.announces_fragmentation();
         let group = agreed.reading.suite.group;
         self.state = State::MakeKey { agreed };
         Ok(vec![Step::Run(Job::DhGenerate { group })])
@@ -366,6 +378,7 @@ impl Initiator {
         let mut sa = proof.sa(Role::Initiator, last, ends);
         sa.peer_does_dpd = agreed.dpd;
         sa.nat = self.nat;
+        sa.fragments = self.fragments;
         sa
     }
 

@@ -20,6 +20,7 @@ use gdoi_proto::registry::{ExchangeType, PayloadType};
 use super::nat::VENDOR_NAT_T;
 use super::{Refusal, VENDOR_DPD};
 use crate::crypto::{AuthMethod, Suite};
+use crate::fragment::is_announcement;
 
 /// Certificate encoding of X.509 for signatures, the only one sent and taken (RFC 2408 section 3.9).
 const X509_SIGNATURE: u8 = 4;
@@ -217,6 +218,11 @@ impl Heard {
     /// True when NAT traversal was announced (RFC 3947 section 3.1); drafts of it do not count.
     pub fn announces_nat_traversal(&self) -> bool {
         self.vendors.iter().any(|vid| *vid == VENDOR_NAT_T)
+    }
+
+    /// True when fragmentation was announced.
+    pub fn announces_fragmentation(&self) -> bool {
+        self.vendors.iter().any(|vid| is_announcement(vid))
     }
 
     /// KE and NONCE for `suite`. `own_nonce` is ours where it is known already.

@@ -93,6 +93,8 @@ pub struct PeerPolicy {
     pub remote: Vec<IdentityRule>,
     /// Announce and use NAT traversal where the peer does too (RFC 3947).
     pub nat_traversal: bool,
+    /// Announce fragmentation, and use it where the peer announces it too.
+    pub fragmentation: bool,
     /// Deviations of this peer.
     pub dialect: Dialect,
 }

@@ -29,6 +29,7 @@ use super::proposal::{self, Choice};
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::Suite;
 use crate::crypto::provider::{Done, Job, ProofError, Proved};
+use crate::fragment::VENDOR_FRAGMENTATION;
 use crate::identity::address_identity;
 use crate::io::{Entropy, Instant, Now};
 use crate::retransmit::Retransmit;
@@ -54,6 +55,7 @@ pub struct Responder {
     /// Both sides do NAT traversal.
     nat_traversal: bool,
     nat: Behind,
+    fragments: bool,
     cookies: CookiePair,
     suite: Suite,
     life: Duration,
@@ -187,6 +189,7 @@ impl Responder {
         Ok(Responder {
             credential: credential.ok_or_else(|| Refusal::dropped("no credential for the method"))?,
             nat_traversal: policy.nat_traversal && heard.announces_nat_traversal(),
+            fragments: policy.fragmentation && heard.announces_fragmentation(),
             policy,
             ends,
             nat: Behind::default(),
@@ -245,6 +248,11 @@ impl Responder {
         }
     }
 
+    /// True when both sides announced fragmentation.
+    pub fn fragments(&self) -> bool {
+        self.fragments
+    }
+
     /// True while the next message may come along other ends than the first: with a NAT between us the peer goes on
     /// from its port of NAT traversal (RFC 3947 section 4). In aggressive mode only message 3 itself tells.
     pub fn may_move(&self) -> bool {
@@ -284,6 +292,9 @@ impl Responder {
         }
         if self.nat_traversal {
             vendors.push(VENDOR_NAT_T.to_vec());
+        }
+        if self.fragments {
+            vendors.push(VENDOR_FRAGMENTATION.to_vec());
         }
         Extras { vendors, nat_d: Vec::new() }
     }
@@ -539,6 +550,7 @@ impl Responder {
         let mut sa = proof.sa(Role::Responder, last_block, ends);
         sa.peer_does_dpd = self.dpd;
         sa.nat = self.nat;
+        sa.fragments = self.fragments;
         sa
     }
 

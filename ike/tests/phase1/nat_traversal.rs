@@ -1,10 +1,11 @@
-//! Both sides with a NAT between them: who finds out, when they float, and what an SA remembers of it (RFC 3947).
+//! Both sides with a NAT between them: who finds out, when they float, and what an SA remembers of it (RFC 3947); and
+//! who announces fragmentation.
 
 use gdoi_proto::header::HEADER_LEN;
 use gdoi_proto::message::{Message, Rules};
 use gdoi_proto::payload::Payload;
 
-use super::pair::{Pair, fqdn, member, shared, suite};
+use super::pair::{Pair, fqdn, member as member_address, shared, suite};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 use ike::identity::IdentityRule;
 use ike::phase1::nat::VENDOR_NAT_T;
@@ -66,10 +67,25 @@ fn aggressive_mode_through_a_nat_floats_before_message_3() {
 }
 
 #[test]
+fn fragmentation_is_used_when_both_announce_it_and_else_not() {
+    for mode in [Mode::Main, Mode::Aggressive] {
+        for (ours, theirs) in [(true, true), (true, false), (false, true), (false, false)] {
+            let (mut member, mut server) = policies(mode);
+            (member.fragmentation, server.fragmentation) = (ours, theirs);
+            let pair = Pair::through(member_address(), member, server, 1);
+            let agreed = |side: &Option<Box<ike::phase1::Established>>| {
+                side.as_ref().expect("established").sa.fragments
+            };
+            assert_eq!((agreed(&pair.member_sa), agreed(&pair.server_sa)), (ours && theirs, ours && theirs));
+        }
+    }
+}
+
+#[test]
 fn without_a_nat_both_do_nat_traversal_and_nothing_moves() {
     for mode in [Mode::Main, Mode::Aggressive] {
         let (ours, theirs) = policies(mode);
-        let mut pair = Pair::through(member(), ours, theirs, 2);
+        let mut pair = Pair::through(member_address(), ours, theirs, 2);
         assert!(pair.talks(), "{}", pair.said());
         assert_eq!(behind(&pair), (Behind::default(), Behind::default()));
         assert!(told(&pair).iter().any(|(_, _, hashes)| *hashes == 2));

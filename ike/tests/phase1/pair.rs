@@ -58,6 +58,7 @@ pub fn policy(suites: &[Suite], credentials: Credentials) -> PeerPolicy {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -112,6 +112,7 @@ fn peer_policy(dialect: Dialect) -> PeerPolicy {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect,
     }
 }

@@ -83,6 +83,7 @@ fn policy(options: &LoadArgs) -> Result<PeerPolicy, Failure> {
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
         nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     })
 }

@@ -68,6 +68,9 @@ impl Peers {
 
     /// A fresh authenticated message came along other ends than those known: the NAT before the peer chose a new port or
     /// address, and from now on everything goes there (RFC 3947 section 7). Who is behind a NAT itself never follows.
+    ///
+    /// Deviation: a key server behind a NAT sends no keep-alives (RFC 3948 section 4): members only find it through a
+    /// forwarding that stays.
     fn follow(&mut self, cookies: CookiePair, to: Ends) {
         let Some(known) = self.established.get_mut(&cookies).filter(|known| known.sa.nat.follows()) else {
             return;

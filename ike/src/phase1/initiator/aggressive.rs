@@ -88,6 +88,7 @@ impl Initiator {
             return Err(Refusal::dropped("no message 2 is due"));
         };
         self.cookies.responder = header.cookies.responder;
+        self.fragments = self.policy.fragmentation && heard.announces_fragmentation();
         self.examine(&agreed, &heard);
         let second = Second {
             g_xr: g_xr.clone(),
