@@ -40,7 +40,7 @@ pub struct Gm {
 pub struct Member {
     /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
     pub listen: Vec<SocketAddr>,
-    /// Always false in this build.
+    /// Float to `nat_traversal_listen` when a NAT is on the way (RFC 3947), default true.
     pub nat_traversal: bool,
     /// UDP addresses for NAT traversal, default port 4500.
     pub nat_traversal_listen: Vec<SocketAddr>,
@@ -140,7 +140,8 @@ fn unreachable_from(gateway: &GmGateway, member: &Member) -> Option<SocketAddr> 
 fn read_member(root: &Table<'_>) -> Member {
     let report = root.report();
     let table = &root.section("member");
-    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
     if !table.text("notify-socket", "").is_empty() {
         report.not_supported(
             &table.place_of("notify-socket"),
@@ -148,7 +149,7 @@ fn read_member(root: &Table<'_>) -> Member {
         );
     }
     let member = Member {
-        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        listen,
         nat_traversal,
         nat_traversal_listen,
         observe_socket: common::read_path(table, "observe-socket", "/run/gm/observe.sock"),

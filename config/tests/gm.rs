@@ -43,7 +43,7 @@ fn each(rows: &[(&str, &str, &str)]) {
 fn a_short_file_is_complete_because_the_rest_has_defaults() {
     let loaded = gm(GOOD, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.warnings.is_empty());
-    assert_eq!(loaded.notices.len(), 2);
+    assert!(loaded.notices.is_empty(), "{:?}", loaded.notices);
     assert_eq!(loaded.config.backend, config::Backend::Tun);
     let gateway = &loaded.config.gateways[0];
     assert_eq!(gateway.servers[0].to_string(), "10.10.10.1:848");
@@ -160,11 +160,6 @@ fn vpns_name_a_gateway_and_a_group_of_their_own() {
 #[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
-        (
-            "log-level = \"info\"",
-            "nat-traversal = true",
-            "2:1: member.nat-traversal: not supported yet: nat-traversal = true; registration uses the listen ports only (false, or leave it out)",
-        ),
         (
             "log-level = \"info\"",
             "notify-socket = \"/run/n.sock\"",

@@ -154,6 +154,34 @@ events! {
         /// Which half would fail, and why.
         reason: String,
     } => ("certificate of {identity} at {peer} would be refused: {reason}");
+    /// A NAT is on the way to the other side of a phase 1.
+    NatFound "nat_found" Info {
+        /// Address and port of the peer, floated.
+        peer: String,
+        /// Ours.
+        local: String,
+        /// We are behind one.
+        ours: bool,
+        /// The peer is.
+        theirs: bool,
+    } => (
+        "NAT between {local} and {peer}: {} behind it",
+        match (*ours, *theirs) { (true, false) => "we are", (false, _) => "the peer is", (true, true) => "both are" }
+    );
+    /// The NAT before a peer chose another address or port.
+    PeerMoved "peer_moved" Info {
+        /// Its identity.
+        identity: String,
+        /// Address and port until now.
+        from: String,
+        /// Address and port from now on.
+        to: String,
+    } => ("{identity} moved from {from} to {to}");
+    /// UDP for NAT traversal cannot be opened: it is off.
+    NatTraversalOff "nat_traversal_off" Warn {
+        /// Why.
+        reason: String,
+    } => ("NAT traversal is off: {reason}");
     /// A phase 1 ended.
     Phase1Deleted "phase1_deleted" Info {
         /// Address and port of the peer.

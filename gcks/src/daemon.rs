@@ -29,7 +29,7 @@ use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
-use runtime::udp::{BindError, Listen, Sockets, UdpCounters};
+use runtime::udp::{BindError, Sockets, UdpCounters};
 use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -137,16 +137,18 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
     let _lock = StateLock::take(&server.state_directory)?;
     let store = Embedded::open(&server.state_directory)?;
-    let listen: Vec<Listen> =
-        server.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
-    let sockets = Sockets::bind(&listen)?;
+    let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
+    let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
     let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
     let control = bind(&server.control_socket, runtime::control::MODE, "")?;
     let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let settings = convert::settings(config);
+    let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
     let (daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    if let Some(error) = taken {
+        daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
+    }
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -558,12 +560,12 @@ destination = "10.0.0.0/8"
                 .unwrap_or_else(|errors| panic!("{errors}"))
                 .config;
             let address = "127.0.0.1:0".parse().unwrap();
-            let sockets = Sockets::bind(&[Listen { address, marker: false }]).unwrap();
+            let sockets = Sockets::bind(&[runtime::udp::Listen { address, marker: false }]).unwrap();
             let hub = Hub::new();
             let lines = hub.subscribe();
             let options = Options { path, lab: false, show_keys: false };
             let (daemon, mut inlets) =
-                Daemon::start(convert::settings(&config), options, store, sockets, hub).unwrap();
+                Daemon::start(convert::settings(&config, false), options, store, sockets, hub).unwrap();
             let (signals, taken) = mpsc::channel(4);
             let (asked, requests) = mpsc::channel(4);
             (inlets.signals, inlets.asked) = (taken, requests);

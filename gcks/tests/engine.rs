@@ -31,7 +31,7 @@ use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, defa
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
@@ -61,6 +61,8 @@ fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -310,8 +312,13 @@ enum Stopped {
 
 fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
     let mut random = Random(bench.provider.clone());
-    let (mut initiator, steps) =
-        Initiator::start(peer_policy(), address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+    let (mut initiator, steps) = Initiator::start(
+        peer_policy(),
+        Ends { local: address, peer: SERVER },
+        false,
+        bench.now.at,
+        &mut random,
+    );
     let mut todo: VecDeque<Step> = steps.into();
     while let Some(step) = todo.pop_front() {
         match step {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Output};
+use gcks::engine::io::{Command, Input, Outcome, Output};
 use gcks::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
 };
@@ -25,7 +25,7 @@ use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
@@ -53,6 +53,8 @@ fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -123,7 +125,7 @@ struct Bench {
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
     events: Vec<Event>,
-    replies: Vec<Result<String, String>>,
+    replies: Vec<Result<Outcome, String>>,
     settings: Settings,
 }
 
@@ -168,7 +170,7 @@ impl Bench {
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result.map(|outcome| outcome.text)),
+                Output::Reply { result, .. } => self.replies.push(result),
             }
         }
     }
@@ -219,7 +221,7 @@ impl Bench {
         self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
-    fn command(&mut self, command: Command) -> Result<String, String> {
+    fn command(&mut self, command: Command) -> Result<Outcome, String> {
         self.server.handle(self.now, Input::Command { ticket: 1, command });
         self.drain();
         self.replies.pop().expect("every command is answered")
@@ -251,7 +253,7 @@ fn an_identity_has_a_few_sas_at_a_time_and_the_oldest_goes() {
 fn first_message(bench: &Bench, address: SocketAddr, policy: PeerPolicy) -> (Initiator, Bytes) {
     let mut random = Random(bench.provider.clone());
     let (initiator, steps) =
-        Initiator::start(policy, address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+        Initiator::start(policy, Ends { local: address, peer: SERVER }, false, bench.now.at, &mut random);
     let Some(Step::Send(octets)) = steps.into_iter().next() else { panic!("no first message") };
     (initiator, octets)
 }

@@ -25,7 +25,7 @@ use runtime::control::Asked;
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::signals::{Signal, Signals};
-use runtime::udp::{BindError, Listen, Sockets};
+use runtime::udp::{BindError, Sockets};
 use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -100,10 +100,9 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
         Signals::listen().map_err(|source| StartError::System { what: "signals cannot be taken", source })?;
     let (signal, signals) = mpsc::channel(4);
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
-    let listen: Vec<Listen> =
-        member.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
-    let sockets = Sockets::bind(&listen)?;
-    let settings = convert::settings(config);
+    let floating = if member.nat_traversal { &member.nat_traversal_listen[..] } else { &[] };
+    let (sockets, taken) = Sockets::bind_with_nat_traversal(&member.listen, floating)?;
+    let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
     let control = LocalSocket::bind(&member.control_socket, runtime::control::MODE, "")?;
     let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
     let hub = Hub::new();
@@ -119,6 +118,9 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
         }
     }
     inlets.faults = faults;
+    if let Some(error) = taken {
+        daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
+    }
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -300,8 +302,9 @@ impl Daemon {
             }
         }
         for (server, peer, address) in routes {
-            let local = convert::local(address, peer, &self.sockets.addresses());
-            self.tell(Input::Route { server, local: local.map_err(|error| error.to_string()) });
+            let (listening, floated) = (self.sockets.listening(), self.sockets.nat_traversal());
+            let locals = convert::locals(address, peer, &listening, &floated);
+            self.tell(Input::Route { server, locals: locals.map_err(|error| error.to_string()) });
         }
     }
 
@@ -393,6 +396,8 @@ fn refuse(reply: oneshot::Sender<Reply>, reason: &str) {
 #[cfg(test)]
 mod tests {
     use gdoi_proto::ids::GroupId;
+
+    use runtime::udp::Listen;
 
     use super::*;
     use crate::engine::settings::VpnSettings;

@@ -18,7 +18,7 @@ use ike::crypto::provider::{self, Provider, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::Entropy;
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
@@ -188,6 +188,11 @@ pub fn addresses(cells: &[Cell]) {
 
 /// A CA and for each of both names a certificate of every kind: `NAME-rsa.pem`, `NAME-rsa.key`, ...; `ca.pem`.
 pub fn certificates(directory: &Path) {
+    certificates_with(directory, 0);
+}
+
+/// The same; ours have so many more names, so that they are long.
+pub fn certificates_with(directory: &Path, more: usize) {
     let mut ca = CertificateParams::default();
     ca.distinguished_name = rcgen::DistinguishedName::new();
     ca.distinguished_name.push(DnType::CommonName, "Interop Root");
@@ -204,12 +209,14 @@ pub fn certificates(directory: &Path) {
     for name in [PEER, OURS] {
         for (kind, algorithm) in kinds {
             let key = KeyPair::generate_for(algorithm).expect("a key");
-            let mut params = CertificateParams::new(vec![if name == PEER {
-                format!("{kind}.{name}")
-            } else {
-                name.to_owned()
-            }])
-            .expect("a name");
+            let names = match name {
+                PEER => vec![format!("{kind}.{name}")],
+                _ => [name.to_owned()]
+                    .into_iter()
+                    .chain((0..more).map(|n| format!("site-{n}.{name}")))
+                    .collect(),
+            };
+            let mut params = CertificateParams::new(names).expect("names");
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, format!("{name} {kind}"));
             params.is_ca = IsCa::ExplicitNoCa;
@@ -403,13 +410,16 @@ impl Ours {
             credentials: credentials.clone(),
             local_identity: Some(fqdn(OURS)),
             remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
+            nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
         };
         while self.receive().is_some() {}
-        let local = self.socket.local_addr().map_err(|error| error.to_string())?.ip();
-        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?.ip();
+        let local = self.socket.local_addr().map_err(|error| error.to_string())?;
+        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?;
         let now = self.clock.now();
-        let (mut phase1, mut steps) = Initiator::start(policy, local, peer, false, now.at, &mut self.random);
+        let (mut phase1, mut steps) =
+            Initiator::start(policy, Ends { local, peer }, false, now.at, &mut self.random);
         let mut refused = Vec::new();
         for _ in 0..60 {
             let mut established = None;

@@ -426,6 +426,7 @@ impl Group {
         let member = Member {
             peer: asker.peer,
             local: asker.local,
+            behind_nat: asker.behind_nat,
             gateway,
             joined: terms.mark,
             sender_ids: sids,

@@ -22,15 +22,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use ctl::event::Event;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{CookiePair, GroupId, Spi};
+use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{ExchangeType, NotifyType};
 use ike::crypto::provider::Job;
+use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 use ike::protect::ack::Ack;
 
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
-use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
+use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
 pub use rows::RestoreError;
 use settings::Settings;
 
@@ -152,13 +154,21 @@ impl KeyServer {
         if self.store_failing && header.exchange != ExchangeType::GroupkeyPushAck {
             return self.drop_message(datagram, "the store refuses writes".to_owned());
         }
+        if is_fragment(&header) {
+            if let Some(octets) = self.peers.on_fragment(peer, &header, octets) {
+                self.on_datagram(now, &Datagram { local, peer, octets });
+            }
+            return;
+        }
         let entropy = self.entropy.as_mut();
         match header.exchange {
             ExchangeType::MainMode | ExchangeType::Aggressive => {
                 self.peers.on_phase1(now, (local, peer), &header, octets, entropy);
             }
-            ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
-            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
+            ExchangeType::Informational => {
+                self.peers.on_informational((local, peer), &header, octets, entropy)
+            }
+            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, (local, peer), &header, octets),
             ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
@@ -273,6 +283,7 @@ impl KeyServer {
                     }
                     PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                     PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                    PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                     PeerOutput::Ask(ask) => {
                         self.on_ask(now, ask);
                         // A join persists before its message 4 may leave: take the group's wishes first.
@@ -348,6 +359,7 @@ impl KeyServer {
                                 }
                                 PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                                 PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                                PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                                 PeerOutput::Ask(ask) => self.on_ask(now, ask),
                             }
                         }
@@ -359,6 +371,10 @@ impl KeyServer {
                 }
             }
         }
+    }
+
+    fn on_moved(&mut self, identity: &Identification, moved: Move) {
+        self.groups.values_mut().for_each(|group| group.on_moved(identity, moved));
     }
 
     fn request(&mut self, owner: Owner, job: Job) {

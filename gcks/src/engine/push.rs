@@ -18,6 +18,7 @@ use ike::protect::push::Unsigned;
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
+use super::peers::Move;
 use super::pull;
 use super::roster::NumberSet;
 use super::settings::Acknowledgement;
@@ -357,7 +358,9 @@ impl Group {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
-        if ack.address() != Some(peer.ip()) {
+        // Behind a NAT the ID is an address nobody sees here; its source address and port name the member.
+        let hidden = self.members.get_mut(number).is_some_and(|member| member.behind_nat);
+        if ack.address() != Some(peer.ip()) && !(hidden && ack.address().is_some()) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "its ID is not the address it came from");
         }
@@ -408,7 +411,8 @@ impl Group {
 
     /// A PUSH that told a former member to come again is acknowledged: it needs no more copies.
     fn takes_leave(&mut self, now: Now, peer: SocketAddr, ack: &Ack, output_length: bool) -> bool {
-        if ack.address() != Some(peer.ip()) || !self.is_genuine(ack, output_length) {
+        // Its record is gone, and with it whether a NAT is before it: address and port it comes from say who it was.
+        if ack.address().is_none() || !self.is_genuine(ack, output_length) {
             return false;
         }
         let sent = |d: &&mut Delivery| d.kek_spi == ack.spi && d.seq == ack.seq && !d.is_unsigned();
@@ -435,6 +439,21 @@ impl Group {
             .filter_map(|index: usize| self.deliveries.get(index))
             .map(|it| self.push_row(it))
             .collect()
+    }
+
+    /// A NAT chose another address or port for a member: pushes go there from now on.
+    pub fn on_moved(&mut self, identity: &MemberKey, moved: Move) {
+        let here = self.members.get(identity).filter(|member| member.peer == moved.from);
+        let Some(mut member) = here.cloned() else { return };
+        (member.peer, member.local) = (moved.to.peer, moved.to.local);
+        let mut changes = vec![self.member_row(identity, &member)];
+        let there = self.members.at(member.peer).and_then(|number| self.members.key(number)).cloned();
+        if let Some(other) = there.filter(|other| other != identity) {
+            changes.extend(self.forget_member(&other, "its address is another identity's now"));
+        }
+        self.members.put(identity.clone(), member);
+        changes.extend(self.returned(moved.to.peer));
+        self.out.push_back(GroupOutput::Persist(changes));
     }
 
     /// Closes what everybody acknowledged.

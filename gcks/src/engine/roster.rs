@@ -214,6 +214,7 @@ mod tests {
         Member {
             peer: peer.parse().unwrap(),
             local: "10.0.0.1:848".parse().unwrap(),
+            behind_nat: false,
             gateway: "gw".into(),
             joined: Default::default(),
             sender_ids: Vec::new(),

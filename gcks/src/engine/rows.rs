@@ -104,6 +104,8 @@ struct MemberBody {
     port: u16,
     peer: SocketAddr,
     local: SocketAddr,
+    #[serde(default)]
+    behind_nat: bool,
     gateway: String,
     sids: Vec<u32>,
     /// Generation and SEQ of what its PULL gave it.
@@ -272,6 +274,7 @@ impl Group {
             port: key.port,
             peer: member.peer,
             local: member.local,
+            behind_nat: member.behind_nat,
             gateway: member.gateway.to_string(),
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
             joined: (member.joined.generation, member.joined.seq),
@@ -433,6 +436,7 @@ impl Group {
         let member = Member {
             peer: body.peer,
             local: body.local,
+            behind_nat: body.behind_nat,
             gateway,
             joined: Mark { generation: body.joined.0, seq: body.joined.1 },
             sender_ids: body.sids.into_iter().map(SenderId).collect(),

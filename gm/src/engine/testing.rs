@@ -53,6 +53,8 @@ pub fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"not used in these tests")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }

@@ -112,6 +112,8 @@ pub fn peer_policy(dialect: Dialect) -> PeerPolicy {
         credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect,
     }
 }
