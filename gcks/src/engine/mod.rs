@@ -3,6 +3,7 @@
 pub mod durable;
 pub mod group;
 pub mod io;
+pub mod lkh;
 pub mod member;
 pub mod peers;
 pub mod pull;

@@ -7,6 +7,7 @@ pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+mod lkh;
 pub mod pull;
 pub mod push;
 pub mod servers;
