@@ -5,6 +5,7 @@ pub mod durable;
 pub mod group;
 pub mod io;
 mod layout;
+pub mod lkh;
 pub mod member;
 pub mod peers;
 pub mod pull;
