@@ -107,6 +107,7 @@ pub fn settings() -> Settings {
                 retransmission_period: Duration::from_secs(10),
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                lkh: false,
                 max_push_size: 1280,
                 activation_delay: 30,
                 deactivation_delay: 45,

@@ -608,12 +608,22 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
             "22:1: group.G.server-member-communication.multicast-group: not supported yet: multicast-group belongs to multicast; pushes go out as unicast",
         ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\nkey-management = \"lkh\"",
-            "22:1: group.G.server-member-communication.key-management: not supported yet: key-management = \"lkh\"; \"flat\" works",
-        ),
     ]);
+}
+
+#[test]
+fn a_key_tree_needs_keys_that_are_whole_blocks() {
+    let text =
+        change(GOOD, "signature = \"ecdsa-256\"", "signature = \"ecdsa-256\"\nkey-management = \"lkh\"");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.groups[0].communication.as_ref().unwrap().lkh);
+    let kek = "server-member-communication]\nencryption-algorithm = \"aes-256-cbc\"";
+    let text = change(&text, kek, &kek.replace("256", "192"));
+    let problems = problems(&text);
+    assert!(
+        problems.len() == 1 && problems[0].contains("key-management: \"lkh\" with aes-192-cbc"),
+        "{problems:?}"
+    );
 }
 
 #[test]

@@ -97,6 +97,7 @@ fn communication(communication: &config::Communication) -> CommunicationSettings
             config::Acknowledgement::None => Acknowledgement::None,
         },
         missed_rekeys: communication.missed_rekeys,
+        lkh: communication.lkh,
         max_push_size: usize::try_from(communication.max_push_size).unwrap_or(usize::MAX),
         activation_delay: communication.activation_delay_seconds,
         deactivation_delay: communication.deactivation_delay_seconds,

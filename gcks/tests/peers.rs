@@ -94,6 +94,7 @@ fn settings() -> Settings {
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),
+                lkh: false,
                 max_push_size: 1280,
             }),
             sas: vec![SaSettings {

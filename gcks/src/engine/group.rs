@@ -2,7 +2,7 @@
 //!
 //! Rekeying is in `rekey.rs`, delivery and acknowledgements in `push.rs`, what survives in `rows.rs`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use ike::protect::ack::AckKey;
 use ike::protect::push::KekCipherKey;
 
 use super::durable::Change;
+use super::lkh::{Node, NodeKey, Tree};
 use super::member::{Member, MemberKey};
 use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
@@ -160,6 +161,14 @@ pub struct Group {
     /// SIDs of another width are in use: they overlap with fresh ones.
     pub(super) foreign_sids: bool,
     pub(super) members: Roster,
+    /// The key tree whose root is the KEK.
+    pub(super) tree: Option<Tree>,
+    /// Nodes read by restore.
+    pub(super) found: BTreeMap<Node, NodeKey>,
+    /// Members hold keys of another kind than the configuration wants: flat ones, or of a tree.
+    pub(super) other_keys: bool,
+    /// Identities that may not register, and since when, in Unix seconds.
+    pub(super) revoked: BTreeMap<MemberKey, u64>,
     /// `settings.gateways`, shared by the records of their members.
     gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
@@ -201,6 +210,10 @@ impl Group {
             sids,
             foreign_sids: false,
             members: Roster::default(),
+            tree: None,
+            found: BTreeMap::new(),
+            other_keys: false,
+            revoked: BTreeMap::new(),
             gateways,
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
@@ -273,9 +286,17 @@ impl Group {
             });
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
+        if self.revoked.contains_key(&asker.identity) {
+            self.refuse_revoked(asker);
+            return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return PolicyAnswer::Silence;
+        }
+        // The tree grows as soon as it may, and the member asks again.
+        if self.tree.as_ref().is_some_and(|tree| tree.is_full() && self.leaf_of(&asker.identity).is_none()) {
+            return PolicyAnswer::Later;
         }
         match self.terms(now, asker) {
             Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
@@ -380,7 +401,7 @@ impl Group {
             signature: communication.signature,
             signature_key_bits: Some(communication.signature_key_bits),
             acknowledgement: kek.ack,
-            lkh: false,
+            lkh: communication.lkh,
         }
     }
 
@@ -399,14 +420,20 @@ impl Group {
         asker: &Asker,
         terms: &Terms,
         sender_ids: u16,
+        entropy: &mut dyn Entropy,
     ) -> Option<KeyDownload> {
         let gateway = self.gateway(&asker.gateway.name)?;
+        if self.revoked.contains_key(&asker.identity) {
+            self.refuse_revoked(asker);
+            return None;
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return None;
         }
         // Nothing is lost: it asks again and gets what is current.
         let missed = self.missed_since(terms)?;
+        let root = self.root_for(&asker.identity, terms)?;
         let mut changes = Vec::new();
         let mut keys = terms.keys.clone();
         let mut sids = Vec::new();
@@ -421,6 +448,14 @@ impl Group {
             sids = allocation.sids;
             keys.sender_ids = Some(SenderIds { bits: self.sids.bits(), values: sids.clone() });
         }
+        let leaf = match root {
+            Some(root) => {
+                let leaf = self.seat(&asker.identity, entropy, &mut changes)?;
+                keys.lkh_download = self.tree.as_ref().and_then(|tree| tree.path_to(leaf, root));
+                Some(leaf)
+            }
+            None => None,
+        };
         let known = self.members.get(&asker.identity);
         let again = known.is_some();
         let member = Member {
@@ -428,6 +463,7 @@ impl Group {
             local: asker.local,
             gateway,
             joined: terms.mark,
+            leaf,
             sender_ids: sids,
             registered: known.map_or(now.at, |member| member.registered),
             last_ack: known.and_then(|member| member.last_ack),
@@ -479,16 +515,11 @@ impl Group {
         Some(self.member_gone(key))
     }
 
-    /// Takes a member out of the list and ends its IKE SA.
-    pub fn expel(&mut self, key: &MemberKey) {
-        self.remove_member(key, "expelled by the operator");
-    }
-
-    fn remove_member(&mut self, key: &MemberKey, reason: &str) {
-        if let Some(change) = self.forget_member(key, reason) {
-            self.out.push_back(GroupOutput::Persist(vec![change]));
-            self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
-        }
+    /// Takes a member out of the list and ends its IKE SA; the change goes with what follows from it.
+    pub(super) fn remove_member(&mut self, key: &MemberKey, reason: &str) -> Vec<Change> {
+        let change = self.forget_member(key, reason);
+        self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
+        change.into_iter().collect()
     }
 
     /// A member by identity, address, or address and port, as `show` prints them.

@@ -118,6 +118,11 @@ impl Tree {
     /// A tree without members, whose root key is fresh. `key_octets` is 16 or 32: AES-192 makes key data that is not
     /// whole blocks.
     pub fn new(key_octets: usize, entropy: &mut dyn Entropy) -> Tree {
+        Tree::for_members(key_octets, 2, entropy)
+    }
+
+    /// The same with room for `members` of them before it must grow.
+    pub fn for_members(key_octets: usize, members: usize, entropy: &mut dyn Entropy) -> Tree {
         let mut tree = Tree {
             key_octets,
             depth: 0,
@@ -126,27 +131,32 @@ impl Tree {
             next_leaf: 0,
             next_handle: 1,
         };
-        tree.depth = 1;
+        let deep = usize::BITS - members.saturating_sub(1).leading_zeros();
+        tree.depth = u8::try_from(deep).unwrap_or(DEPTH_MOST).clamp(1, DEPTH_MOST);
         tree.make(tree.root(), entropy);
         tree
     }
 
-    /// A tree as it was written; none without a root key above every other.
-    pub fn restore(key_octets: usize, next_handle: u32, nodes: BTreeMap<Node, NodeKey>) -> Option<Tree> {
+    /// A tree as it was written; none without a root key above every other. Handles go on after the highest: only
+    /// [`Tree::replace`] takes keys out, and it makes the root last.
+    pub fn restore(key_octets: usize, nodes: BTreeMap<Node, NodeKey>) -> Option<Tree> {
         let depth = nodes.keys().map(|node| node.level).max()?;
+        let next_handle = nodes.values().map(|key| key.handle).max()?.checked_add(1)?;
         let fits = |(node, key): (&Node, &NodeKey)| {
             key.data.len() == key_octets.saturating_add(IV)
-                && key.handle < next_handle
                 && u64::from(node.index) < 1u64 << (depth.saturating_sub(node.level)).min(32)
         };
         let whole = depth >= 1
             && depth <= DEPTH_MOST
             && nodes.iter().all(fits)
             && nodes.keys().all(|node| node.level == depth || nodes.contains_key(&node.parent()));
-        let next_leaf =
-            nodes.keys().filter(|node| node.level == 0).map(|leaf| leaf.index + 1).max().unwrap_or(0);
+        if !whole {
+            return None;
+        }
+        let leaves = nodes.keys().filter(|node| node.level == 0);
+        let next_leaf = leaves.map(|leaf| leaf.index.saturating_add(1)).max().unwrap_or(0);
         let free = (0..next_leaf).filter(|index| !nodes.contains_key(&Node::leaf(*index))).collect();
-        whole.then_some(Tree { key_octets, depth, nodes, free, next_leaf, next_handle })
+        Some(Tree { key_octets, depth, nodes, free, next_leaf, next_handle })
     }
 
     /// The root: the KEK.
@@ -159,11 +169,6 @@ impl Tree {
         self.nodes.get(&node)
     }
 
-    /// The handle the next key gets: to be written with every change.
-    pub fn next_handle(&self) -> u32 {
-        self.next_handle
-    }
-
     /// Levels between a leaf and the root.
     pub fn depth(&self) -> u8 {
         self.depth
@@ -172,6 +177,46 @@ impl Tree {
     /// True when the next member needs a larger tree.
     pub fn is_full(&self) -> bool {
         self.free.is_empty() && u64::from(self.next_leaf) >= 1u64 << self.depth
+    }
+
+    /// Leaves that somebody has.
+    pub fn leaves(&self) -> impl Iterator<Item = u32> + '_ {
+        let last = Node::leaf(u32::MAX);
+        self.nodes.range(..=last).map(|(leaf, _)| leaf.index)
+    }
+
+    /// Leaves there are in all.
+    pub fn size(&self) -> u64 {
+        1u64 << self.depth
+    }
+
+    /// Leaves nobody has.
+    pub fn vacant(&self) -> u64 {
+        self.size().saturating_sub(u64::from(self.next_leaf)).saturating_add(self.free.len() as u64)
+    }
+
+    /// True when it cannot grow any more.
+    pub fn is_largest(&self) -> bool {
+        self.depth >= DEPTH_MOST
+    }
+
+    /// The leaf that the next member gets.
+    fn next(&self) -> Option<u32> {
+        (!self.is_full()).then(|| self.free.first().copied().unwrap_or(self.next_leaf))
+    }
+
+    /// The root that had this IV and key: the one of now, or one that growth left below it.
+    pub fn root_of(&self, iv: &[u8], key: &SecretBytes) -> Option<Node> {
+        let roots = (1..=self.depth).rev().map(|level| Node { level, index: 0 });
+        roots.into_iter().find(|root| {
+            let data = self.nodes.get(root).and_then(|node| node.data.expose().split_first_chunk::<IV>());
+            data.is_some_and(|(node_iv, node_key)| node_iv == iv && key.ct_eq(node_key))
+        })
+    }
+
+    /// True when a leaf, or the one the next member gets, lies below `root`.
+    pub fn reaches(&self, leaf: Option<u32>, root: Node) -> bool {
+        leaf.or(self.next()).is_some_and(|leaf| u64::from(leaf) < 1u64 << root.level.min(DEPTH_MOST))
     }
 
     /// Gives a leaf to a new member; none when the tree is full. Its path is complete afterwards.
@@ -199,9 +244,15 @@ impl Tree {
 
     /// The keys of a member, leaf first and root last; none when nobody has the leaf.
     pub fn path(&self, leaf: u32) -> Option<LkhDownload> {
+        self.path_to(leaf, self.root())
+    }
+
+    /// The same up to a root that growth left below the one of now.
+    pub fn path_to(&self, leaf: u32, root: Node) -> Option<LkhDownload> {
         self.nodes.get(&Node::leaf(leaf))?;
         let keys = self
             .up_from(Node::leaf(leaf))
+            .take_while(|node| node.level <= root.level)
             .map(|node| self.nodes.get(&node).map(|key| key.on_wire(node, key.data.expose().to_vec())))
             .collect::<Option<Vec<LkhKey>>>()?;
         Some(LkhDownload { keys })
@@ -211,6 +262,7 @@ impl Tree {
     /// for everybody. Arrays are at most one for each sibling on the way up (RFC 2627 section 5.4.1).
     pub fn replace(&mut self, leaves: &BTreeSet<u32>, entropy: &mut dyn Entropy) -> Changed {
         let mut changed = Changed::default();
+        // The root comes last: of all handles it has the highest, which restore counts on.
         let mut stale = BTreeSet::from([self.root()]);
         for leaf in leaves.iter().map(|index| Node::leaf(*index)) {
             if self.nodes.remove(&leaf).is_some() {
@@ -239,15 +291,10 @@ impl Tree {
         changed
     }
 
-    /// One level more: the root of now gets a new root above it, whose key is sent under it. None at the largest size.
-    pub fn grow(&mut self, entropy: &mut dyn Entropy) -> Option<Changed> {
-        let below = self.root();
+    /// [`Tree::replace`] with one level more: the root of now gets a new one above it. None at the largest size.
+    pub fn grow(&mut self, leaves: &BTreeSet<u32>, entropy: &mut dyn Entropy) -> Option<Changed> {
         self.depth = self.depth.checked_add(1).filter(|depth| *depth <= DEPTH_MOST)?;
-        let mut changed = Changed::default();
-        self.make(self.root(), entropy);
-        changed.made.insert(self.root());
-        changed.updates.extend(self.update_for(below));
-        Some(changed)
+        Some(self.replace(leaves, entropy))
     }
 
     /// The array for whoever holds `holder`: every key above it, each under the one before.
@@ -296,7 +343,7 @@ mod tests {
         let mut tree = Tree::new(key_octets, &mut entropy);
         for expected in 0..members {
             if tree.is_full() {
-                tree.grow(&mut entropy).unwrap();
+                tree.grow(&BTreeSet::new(), &mut entropy).unwrap();
             }
             assert_eq!(tree.join(&mut entropy).unwrap().0, expected);
         }
@@ -389,7 +436,7 @@ mod tests {
         let (mut tree, mut entropy) = full(4, 32);
         assert!(tree.is_full() && tree.join(&mut entropy).is_none());
         let before: Vec<LkhDownload> = (0..4).map(|leaf| tree.path(leaf).unwrap()).collect();
-        let changed = tree.grow(&mut entropy).unwrap();
+        let changed = tree.grow(&BTreeSet::new(), &mut entropy).unwrap();
         for (leaf, path) in (0..).zip(&before) {
             let (handle, _) = opens(path, &changed.updates).unwrap();
             assert_eq!(handle, tree.key(tree.root()).unwrap().handle);
@@ -397,6 +444,31 @@ mod tests {
             assert_eq!(after.keys[..path.keys.len()], path.keys[..]);
         }
         assert_eq!(tree.join(&mut entropy).unwrap().0, 4);
+    }
+
+    #[test]
+    fn a_path_to_the_root_before_growth_is_what_a_member_of_then_was_given() {
+        let (mut tree, mut entropy) = full(4, 16);
+        let (before, root) = (tree.path(3).unwrap(), tree.key(tree.root()).unwrap().parts().unwrap());
+        tree.grow(&BTreeSet::new(), &mut entropy).unwrap();
+        let known = tree.root_of(&root.0, &root.1).unwrap();
+        assert_eq!((known.level, tree.path_to(3, known)), (2, Some(before)));
+        assert!(tree.reaches(Some(3), known) && !tree.reaches(None, known), "the next leaf is not below it");
+        tree.replace(&BTreeSet::from([0]), &mut entropy);
+        assert_eq!(tree.root_of(&root.0, &root.1), None, "its key is replaced");
+    }
+
+    #[test]
+    fn a_tree_grows_while_it_loses_a_member() {
+        let (mut tree, mut entropy) = full(8, 16);
+        let paths: Vec<LkhDownload> = (0..8).map(|leaf| tree.path(leaf).unwrap()).collect();
+        let changed = tree.grow(&BTreeSet::from([5]), &mut entropy).unwrap();
+        let root = tree.key(tree.root()).unwrap().handle;
+        for (leaf, path) in (0..).zip(&paths) {
+            let reached = opens(path, &changed.updates).map(|(handle, _)| handle);
+            assert_eq!(reached, (leaf != 5).then_some(root));
+        }
+        assert_eq!((tree.vacant(), tree.leaves().count()), (9, 7));
     }
 
     #[test]
@@ -437,13 +509,13 @@ mod tests {
         let (mut tree, mut entropy) = full(9, 16);
         tree.replace(&BTreeSet::from([2, 3]), &mut entropy);
         let nodes = tree.nodes.clone();
-        let mut back = Tree::restore(16, tree.next_handle(), nodes.clone()).unwrap();
-        assert_eq!(back.path(8), tree.path(8));
+        let mut back = Tree::restore(16, nodes.clone()).unwrap();
+        assert_eq!((back.path(8), back.next_handle), (tree.path(8), tree.next_handle));
         assert_eq!(back.join(&mut entropy).unwrap().0, 2);
         let refused = |change: &dyn Fn(&mut BTreeMap<Node, NodeKey>)| {
             let mut nodes = nodes.clone();
             change(&mut nodes);
-            Tree::restore(16, tree.next_handle(), nodes).is_none()
+            Tree::restore(16, nodes).is_none()
         };
         assert!(refused(&|nodes| nodes.clear()));
         assert!(refused(&|nodes| drop(nodes.remove(&Node { level: 2, index: 0 }))));
@@ -451,7 +523,6 @@ mod tests {
             let key = nodes.values().next().cloned().unwrap();
             nodes.insert(Node { level: 0, index: 99 }, key);
         }));
-        assert!(Tree::restore(32, tree.next_handle(), nodes.clone()).is_none());
-        assert!(Tree::restore(16, 1, nodes).is_none());
+        assert!(Tree::restore(32, nodes).is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! is excluded, or missed an update before.
 
 use gdoi_proto::payload::{LkhDownload, LkhKey, LkhUpdate};
+use gdoi_proto::policy::KekKey;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
@@ -37,12 +38,18 @@ impl KeyPath {
         KeyPath { keys: download.keys }
     }
 
+    /// The key of our leaf, without IV.
+    pub fn leaf_key(&self) -> Option<SecretBytes> {
+        let (_, key) = self.keys.first()?.data.split_first_chunk::<IV>()?;
+        Some(SecretBytes::copy(key))
+    }
+
     /// The path after a PUSH, and IV and key of the new root. The old path stays as it is: nothing is replaced before the
     /// whole PUSH is accepted.
     ///
     /// # Errors
     /// [`LkhError`]: no array is for us, or one cannot be opened.
-    pub fn updated(&self, updates: &[LkhUpdate]) -> Result<(KeyPath, SecretBytes), LkhError> {
+    pub fn updated(&self, updates: &[LkhUpdate]) -> Result<(KeyPath, KekKey), LkhError> {
         let mut keys = self.keys.clone();
         let mut used = false;
         for update in updates {
@@ -57,7 +64,8 @@ impl KeyPath {
             used = true;
         }
         let root = keys.last().filter(|_| used).ok_or(LkhError::Excluded)?;
-        let kek = SecretBytes::copy(&root.data);
+        let (iv, key) = root.data.split_first_chunk::<IV>().ok_or(LkhError::Unreadable)?;
+        let kek = KekKey { iv: iv.to_vec(), key: SecretBytes::copy(key), public_key: None };
         Ok((KeyPath { keys }, kek))
     }
 }
@@ -108,8 +116,9 @@ mod tests {
                 Err(error) => assert_eq!((leaf.as_str(), error), ("12", LkhError::Excluded)),
                 Ok((updated, kek)) => {
                     let root = octets(&vectors["root_key_data_seen_by_leaf_after_update"][leaf]);
-                    assert_eq!(kek.expose(), root);
-                    let again = updated.updated(&updates).map(|(_, kek)| kek.expose().to_vec());
+                    let whole = |kek: KekKey| [&kek.iv, kek.key.expose()].concat();
+                    assert_eq!(whole(kek), root);
+                    let again = updated.updated(&updates).map(|(_, kek)| whole(kek));
                     assert_eq!(again, Ok(root), "a copy changes nothing");
                 }
             }

@@ -159,6 +159,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
                 retransmission_period: timing.period,
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                lkh: false,
                 max_push_size: 1280,
                 activation_delay,
                 deactivation_delay,
