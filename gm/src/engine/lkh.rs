@@ -38,6 +38,11 @@ impl KeyPath {
         KeyPath { keys: download.keys }
     }
 
+    /// The keys, leaf first.
+    pub fn keys(&self) -> &[LkhKey] {
+        &self.keys
+    }
+
     /// The key of our leaf, without IV.
     pub fn leaf_key(&self) -> Option<SecretBytes> {
         let (_, key) = self.keys.first()?.data.split_first_chunk::<IV>()?;

@@ -8,7 +8,7 @@ pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
-mod lkh;
+pub mod lkh;
 pub mod probe;
 pub mod pull;
 pub mod push;

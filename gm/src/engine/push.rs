@@ -320,9 +320,12 @@ impl Pushes {
 
 #[cfg(test)]
 mod tests {
-    use gdoi_proto::payload::Delete;
-    use gdoi_proto::policy::AckRequest;
+    use gdoi_proto::payload::{Delete, LkhDownload, LkhKey, LkhUpdate};
+    use gdoi_proto::policy::{AckRequest, KekPolicy};
     use gdoi_proto::registry::Doi;
+    use gdoi_proto::secret::SecretBytes;
+    use ike::crypto::Cipher;
+    use ike::crypto::cipher::CipherKey;
     use ike::protect::ack::Ack;
 
     use super::super::testing::{Bench, cipher, kek, policy, tek};
@@ -468,6 +471,80 @@ mod tests {
         assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_some(), "DTD is not over");
         bench.pass(45);
         assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_none());
+    }
+
+    /// A key of a tree; every octet of it says which.
+    fn node(id: u16, handle: u32, octet: u8) -> LkhKey {
+        LkhKey { id, key_type: 3, created: 0, expires: 0, handle, data: vec![octet; 32].into() }
+    }
+
+    /// A new root for KEK `spi`, sealed under the key that `holder` names.
+    fn array(holder: &LkhKey, spi: u8) -> LkhUpdate {
+        let under = CipherKey::new(Cipher::Aes128Cbc, SecretBytes::copy(&holder.data[16..])).unwrap();
+        let iv = <[u8; 16]>::try_from(&holder.data[..16]).unwrap();
+        let plain = [[1; 16], [spi; 16]].concat();
+        let root = LkhKey { data: under.encrypt(&iv, &plain).into(), ..node(9, u32::from(spi), 0) };
+        LkhUpdate { id: holder.id, handle: holder.handle, keys: vec![root] }
+    }
+
+    /// A VPN that holds leaf 3, node 5 and the root, which is KEK 1.
+    fn in_a_tree() -> Bench {
+        let mut bench = Bench::new();
+        let sak = KekPolicy { acknowledgement: Some(AckRequest::LkhSha256), ..kek(1, 7200) };
+        let mut root = node(9, 1, 1);
+        root.data[..16].fill(1);
+        let keys = vec![node(3, 30, 0x33), node(5, 50, 0x55), root];
+        bench.download = Some(LkhDownload { keys });
+        bench.registered(policy(Some(sak), vec![tek(300, 3600)]), 4).unwrap();
+        bench.take_told();
+        bench
+    }
+
+    fn push_arrays(bench: &Bench, seq: u32, spi: u8, lkh_updates: Vec<LkhUpdate>) -> Bytes {
+        let sak = KekPolicy { acknowledgement: Some(AckRequest::LkhSha256), lkh: true, ..kek(spi, 7200) };
+        let policy = policy(Some(sak), Vec::new());
+        let kd = KeySet { lkh_updates, ..KeySet::default() }.write(&policy);
+        let keys = Some((policy.write(Carriage::Push), kd));
+        bench.push(1, &PushContent { seq: SeqNumber(seq), deletes: Vec::new(), keys })
+    }
+
+    #[test]
+    fn arrays_for_a_key_of_ours_lead_to_the_new_kek_and_are_acknowledged_by_the_key_of_our_leaf() {
+        let mut bench = in_a_tree();
+        let others = array(&node(7, 70, 0x77), 2);
+        bench.receive(&push_arrays(&bench, 5, 2, vec![others.clone(), array(&node(5, 50, 0x55), 2)]));
+        assert!(bench.vpn.keyring.kek().is_some_and(|kek| kek.key().ct_eq(&[2; 16])));
+        let ack = Ack::decode(&bench.sent.remove(0).octets).unwrap();
+        let leaf = SecretBytes::copy(&[0x33; 16]);
+        AckKey::derive(AckRequest::LkhSha256, &leaf, ack.spi).verify(ack).expect("its HASH");
+        // Another PUSH of the same change has nothing for us; what the new KEK protects is ours.
+        bench.receive(&push_arrays(&bench, 6, 2, vec![others]));
+        bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!((bench.take_told().as_str(), bench.sent.len()), ("install 301", 2));
+        assert!(!bench.pass(60));
+    }
+
+    #[test]
+    fn who_is_excluded_is_silent_and_registers_again_unless_another_push_brings_the_kek() {
+        for comes in [false, true] {
+            let mut bench = in_a_tree();
+            let stale = array(&node(5, 49, 0x55), 2);
+            bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(7, 70, 0x77), 2), stale]));
+            assert!(bench.happened("reregistration_scheduled") && bench.sent.is_empty());
+            if comes {
+                bench.receive(&push_arrays(&bench, 6, 2, vec![array(&node(3, 30, 0x33), 2)]));
+                assert_eq!(bench.sent.len(), 1);
+            }
+            assert_eq!(bench.pass(30), !comes);
+            assert_eq!(bench.vpn.keyring.teks().len(), 1, "keys in use stay");
+        }
+    }
+
+    #[test]
+    fn arrays_are_nothing_to_a_member_without_keys_of_a_tree() {
+        let mut bench = bench();
+        bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(5, 50, 0x55), 2)]));
+        assert!(bench.happened("policy_refused") && bench.sent.is_empty() && bench.pass(30));
     }
 
     #[test]

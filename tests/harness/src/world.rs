@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input as ServerInput, Output as ServerOutput};
@@ -73,6 +74,9 @@ pub struct World {
     timing: Timing,
     dialect: Dialect,
     rekeying: bool,
+    lkh: bool,
+    /// Every PUSH that left the server, as somebody who listens on the wire has it.
+    pub pushes: Vec<Bytes>,
     server: Option<KeyServer>,
     rows: BTreeMap<(Kind, String), Row>,
     members: Vec<Option<GroupMember>>,
@@ -205,12 +209,17 @@ pub fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::
 impl World {
     /// A server without state and `members` members, none started yet but the server.
     pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
-        World::with(seed, members, weather, timing, Dialect::STRICT, true)
+        World::with(seed, members, weather, timing, Dialect::STRICT, (true, false))
     }
 
     /// The same where the group has no rekey SA: members fetch new keys themselves.
     pub fn without_rekeying(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
-        World::with(seed, members, weather, timing, Dialect::STRICT, false)
+        World::with(seed, members, weather, timing, Dialect::STRICT, (false, false))
+    }
+
+    /// The same where the KEK is the root of a key tree.
+    pub fn with_key_tree(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::with(seed, members, weather, timing, Dialect::STRICT, (true, true))
     }
 
     /// The same where both sides deviate from the RFCs.
@@ -221,7 +230,7 @@ impl World {
         timing: Timing,
         dialect: Dialect,
     ) -> World {
-        World::with(seed, members, weather, timing, dialect, true)
+        World::with(seed, members, weather, timing, dialect, (true, false))
     }
 
     fn with(
@@ -230,7 +239,7 @@ impl World {
         weather: Weather,
         timing: Timing,
         dialect: Dialect,
-        rekeying: bool,
+        (rekeying, lkh): (bool, bool),
     ) -> World {
         let mut world = World {
             seed,
@@ -241,6 +250,8 @@ impl World {
             timing,
             dialect,
             rekeying,
+            lkh,
+            pushes: Vec::new(),
             server: None,
             rows: BTreeMap::new(),
             members: Vec::new(),
@@ -307,12 +318,11 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
-        let server = KeyServer::new(
-            server_settings(self.timing, self.dialect, self.rekeying),
-            rows,
-            self.now(),
-            Box::new(entropy),
-        );
+        let mut settings = server_settings(self.timing, self.dialect, self.rekeying);
+        for communication in settings.groups.iter_mut().filter_map(|group| group.communication.as_mut()) {
+            communication.lkh = self.lkh;
+        }
+        let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
     }
@@ -340,6 +350,9 @@ impl World {
             match output {
                 ServerOutput::Transmit(datagram) => self.transmit("gcks", datagram),
                 ServerOutput::Fanout { octets, to } => {
+                    if !self.pushes.contains(&octets) {
+                        self.pushes.push(octets.clone());
+                    }
                     for (local, peer) in to {
                         self.transmit("gcks", Datagram { local, peer, octets: octets.clone() });
                     }
@@ -398,6 +411,16 @@ impl World {
         let line = gdoi_proto::pretty::one_line(&datagram.octets);
         let arrives = self.net.send(self.now, datagram);
         self.trace.datagram(self.now, from, &line, arrives);
+    }
+
+    /// Hands octets to member `index` as if the server had sent them.
+    pub fn inject(&mut self, index: usize, octets: &Bytes) {
+        let (now, local) = (self.now(), member_address(index));
+        let datagram = Datagram { local, peer: SERVER, octets: octets.clone() };
+        if let Some(member) = self.members[index].as_mut() {
+            member.handle(now, MemberInput::Datagram(datagram));
+        }
+        self.drain_member(index);
     }
 
     /// Runs for `time`.
