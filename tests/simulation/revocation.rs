@@ -86,6 +86,8 @@ fn one_of_sixty_four_is_revoked_and_opens_nothing_while_nobody_else_registers_ag
     let pushes = world.pushes[sent..].to_vec();
     assert!(pushes.len() >= 2, "the KEK first, then TEKs under it");
     pushes.iter().for_each(|push| world.inject(OUT, push));
+    let sizes: Vec<usize> = pushes.iter().map(|push| push.len()).collect();
+    assert!(sizes.len() >= 3 && sizes.iter().all(|size| *size <= 1280), "max-push-size: {sizes:?}");
     let kek = world.server().groups()[GROUP].kek().expect("a KEK").key.expose().to_vec();
     let new_teks: Vec<Vec<u8>> = world.server().groups()[GROUP]
         .teks()
@@ -200,6 +202,42 @@ fn members_that_come_and_go_in_bad_weather_share_keys_in_the_end() {
             world.trace.text()
         );
     }
+}
+
+#[test]
+fn when_the_key_management_changes_everybody_comes_again_once() {
+    for (from, to) in [(false, true), (true, false)] {
+        let mut world = if from { key_tree(6, 5) } else { World::new(6, 5, Weather::FAIR, Timing::USUAL) };
+        assert!(world.run_until(Duration::from_secs(30), |world| all_registered(world, 5)));
+        world.kill_server();
+        world.set_key_tree(to);
+        world.start_server();
+        let before = registrations(&world);
+        let gaps = world.run_watching(Duration::from_secs(60));
+        assert!(gaps.is_empty(), "{:?}\n{}", gaps.first(), world.trace.text());
+        assert_eq!((world.registered(), registrations(&world) - before), (5, 5), "to a tree: {to}");
+        world.command(rekey(true)).expect("it runs").expect("a rekey");
+        world.run(Duration::from_secs(100));
+        assert_eq!((common_teks(&world, 5).len(), registrations(&world) - before), (1, 5));
+        assert_eq!(world.trace.count("gcks", "member_expired"), 0);
+    }
+}
+
+#[test]
+fn a_restart_between_rekeys_keeps_the_tree() {
+    let mut world = key_tree(7, 20);
+    let before = registrations(&world);
+    for round in 0..3 {
+        world.command(revoke(round)).expect("it runs").expect("revoked");
+        world.run(Duration::from_secs(70));
+        world.kill_server();
+        world.start_server();
+        world.command(rekey(true)).expect("it runs").expect("a rekey");
+        world.run(Duration::from_secs(70));
+    }
+    let spi = world.member(5).installed(GROUP)[0].0;
+    assert!((3..20).all(|index| world.member(index).installed(GROUP)[0].0 == spi));
+    assert_eq!((world.registered(), registrations(&world)), (17, before));
 }
 
 #[test]

@@ -84,10 +84,14 @@ fn open(under: &LkhKey, sealed: &LkhKey) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use gdoi_proto::ids::{KekSpi, SeqNumber};
     use gdoi_proto::message::{Chain, Rules};
     use gdoi_proto::payload::{KeyPacket, Payload};
+    use gdoi_proto::policy::{KekPolicy, SignatureAlgorithm};
     use gdoi_proto::registry::PayloadType;
 
+    use super::super::pull::Download;
+    use super::super::testing::{Bench, kek, policy, tek};
     use super::*;
 
     fn octets(value: &serde_json::Value) -> Vec<u8> {
@@ -126,6 +130,42 @@ mod tests {
                     let again = updated.updated(&updates).map(|(_, kek)| whole(kek));
                     assert_eq!(again, Ok(root), "a copy changes nothing");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_push_of_the_vectors_leads_every_member_but_the_excluded_one_to_the_new_kek() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../../tests/data/vectors/gdoi-lkh.json")).unwrap();
+        let push = &vectors["push"];
+        let spi = KekSpi(octets(&push["kek_spi"]).try_into().unwrap());
+        let sak =
+            KekPolicy { spi, signature: SignatureAlgorithm::Rsa, acknowledgement: None, ..kek(1, 7200) };
+        let policy = policy(Some(sak), vec![tek(300, 3600)]);
+        for (leaf, kd) in vectors["download_kd_payload_body_by_leaf"].as_object().unwrap() {
+            let download = LkhDownload::decode(&attribute_values(&octets(kd), 1)[0]).unwrap();
+            let key = KekKey {
+                iv: octets(&push["kek_iv"]),
+                key: SecretBytes::new(octets(&push["kek_key"])),
+                public_key: Some(octets(&push["sig_pubkey"])),
+            };
+            let mut keys = Bench::new().keys(&policy, true);
+            (keys.kek, keys.lkh_download) = (Some(key), Some(download));
+            let mut bench = Bench::new();
+            bench.begin();
+            let registered = Download { policy: policy.clone(), keys, seq: SeqNumber(0) };
+            let here = "192.0.2.10".parse().unwrap();
+            bench.step(|vpn, cx| vpn.on_keys(registered, here, cx)).unwrap();
+            bench.receive(&octets(&push["message"]).into());
+            let kek = bench.vpn.keyring.kek().unwrap();
+            if leaf == "12" {
+                assert_eq!(kek.policy.spi, spi);
+                assert!(bench.happened("push_refused") && bench.pass(30), "it registers again");
+            } else {
+                let root = octets(&vectors["root_key_data_seen_by_leaf_after_update"][leaf]);
+                assert_eq!([&kek.cipher.iv[..], kek.key().expose()].concat(), root);
+                assert!(bench.happened("push_accepted"));
             }
         }
     }

@@ -327,6 +327,11 @@ impl World {
         self.drain_server();
     }
 
+    /// What `key-management` says from the next start of the server on.
+    pub fn set_key_tree(&mut self, lkh: bool) {
+        self.lkh = lkh;
+    }
+
     /// Starts (or restarts) member `index` without memory.
     pub fn start_member(&mut self, index: usize) {
         self.lives += 1;
