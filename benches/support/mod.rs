@@ -96,6 +96,7 @@ pub fn settings() -> Settings {
             member_threshold: None,
             sender_id_bits: 8,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: Some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,

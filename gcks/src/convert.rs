@@ -72,6 +72,7 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
         member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
         sender_id_bits: group.sender_id_bits,
         rekey_on_leave: group.rekey_on_leave,
+        rekey_on_join: group.rekey_on_join,
         communication: group.communication.as_ref().map(communication),
         sas: group
             .sas

@@ -88,6 +88,7 @@ fn settings() -> Settings {
             member_threshold: Some(3),
             sender_id_bits: 8,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: Some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,

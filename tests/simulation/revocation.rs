@@ -24,7 +24,7 @@ fn revoke(member: usize) -> Command {
 /// IV and key of everything a member holds: its KEK, and its path of the tree.
 fn held(world: &World, index: usize) -> Vec<([u8; 16], SecretBytes)> {
     let kek = world.member(index).vpns()[GROUP].keyring.kek().expect("a KEK");
-    let path = kek.path.as_ref().expect("a path").keys().iter();
+    let path = kek.path.iter().flat_map(|path| path.keys());
     let split = |data: &[u8]| {
         let (iv, key) = data.split_first_chunk::<16>().expect("an IV");
         (*iv, SecretBytes::copy(key))
@@ -255,4 +255,40 @@ fn with_flat_keys_everybody_registers_again_but_the_revoked_one() {
     }
     assert!(world.member(1).installed(GROUP).is_empty(), "an honest device drops its keys");
     assert!(world.trace.count("gcks", "pull_refused") > 0);
+}
+
+#[test]
+fn a_joiner_gets_no_key_that_was_in_use_before_it_came() {
+    for lkh in [false, true] {
+        let mut world = if lkh { key_tree(8, 4) } else { World::new(8, 4, Weather::FAIR, Timing::USUAL) };
+        world.kill_server();
+        world.set_rekey_on_join(true);
+        world.start_server();
+        assert!(world.run_until(Duration::from_secs(60), |world| all_registered(world, 4)));
+        world.run(Duration::from_secs(120));
+        let before = registrations(&world);
+        let keys = |world: &World, index| world.member(index).installed(GROUP);
+        let old: Vec<_> = keys(&world, 0).into_iter().map(|(spi, _)| spi).collect();
+        let old_kek = world.server().groups()[GROUP].kek().expect("a KEK").spi;
+        // Two at about the same time share one change of keys.
+        world.start_member(4);
+        world.start_member(5);
+        assert!(
+            world.run_until(Duration::from_secs(20), |world| world.registered() == 6),
+            "{}",
+            world.trace.text()
+        );
+        for index in [4, 5] {
+            let kek = world.member(index).vpns()[GROUP].keyring.kek().expect("a KEK").policy.spi;
+            assert_ne!(kek, old_kek);
+            assert!(!keys(&world, index).is_empty());
+            assert!(keys(&world, index).iter().all(|(spi, _)| !old.contains(spi)));
+        }
+        let old_pushes = world.pushes.clone();
+        let got = held(&world, 4);
+        let opened: Vec<Vec<u8>> = old_pushes.iter().flat_map(|push| try_keys(&got, push)).collect();
+        assert!(opened.is_empty(), "nothing that was sent before it came");
+        world.run(Duration::from_secs(120));
+        assert_eq!((common_teks(&world, 6).len(), registrations(&world) - before), (1, 2));
+    }
 }

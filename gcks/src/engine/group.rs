@@ -32,6 +32,9 @@ use super::roster::{NumberSet, Roster};
 use super::sender_id::SenderIdPool;
 use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
 
+/// Keys count as unused this long, however short ATD is: a newcomer must have the time to ask for them.
+const LEAST_FRESH: Duration = Duration::from_secs(10);
+
 /// What message 2 of a PULL said: message 4 must keep it even when a rekey happens in between.
 #[derive(Debug)]
 pub struct Terms {
@@ -167,6 +170,10 @@ pub struct Group {
     pub(super) found: BTreeMap<Node, NodeKey>,
     /// Members hold keys of another kind than the configuration wants: flat ones, or of a tree.
     pub(super) other_keys: bool,
+    /// The last rekey that replaced every key: when, and the TEKs made since then.
+    pub(super) fresh: Option<(Instant, BTreeSet<Spi>)>,
+    /// A newcomer waits for keys that nobody used yet.
+    pub(super) join_waits: bool,
     /// Identities that may not register, and since when, in Unix seconds.
     pub(super) revoked: BTreeMap<MemberKey, u64>,
     /// `settings.gateways`, shared by the records of their members.
@@ -213,6 +220,8 @@ impl Group {
             tree: None,
             found: BTreeMap::new(),
             other_keys: false,
+            fresh: None,
+            join_waits: false,
             revoked: BTreeMap::new(),
             gateways,
             deliveries: Vec::new(),
@@ -298,6 +307,11 @@ impl Group {
         if self.tree.as_ref().is_some_and(|tree| tree.is_full() && self.leaf_of(&asker.identity).is_none()) {
             return PolicyAnswer::Later;
         }
+        // Backward access control (RFC 6407 section 7.4.2): the others change their keys first, and the member asks again.
+        if self.is_kept_from_old_keys(&asker.identity) && self.fresh_teks(now.at).is_none() {
+            self.join_waits = true;
+            return PolicyAnswer::Later;
+        }
         match self.terms(now, asker) {
             Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
             // The signing key is being made: a matter of seconds, which the member's repeats outlast. A notification
@@ -328,7 +342,11 @@ impl Group {
             return None;
         }
         let at = now.at;
-        let teks: Vec<&Tek> = self.teks.iter().filter(|tek| tek.life(at) > Duration::ZERO).collect();
+        let newcomer = self.is_kept_from_old_keys(&asker.identity);
+        let fresh = self.fresh_teks(at).filter(|_| newcomer);
+        let may_know = |tek: &Tek| fresh.is_none_or(|fresh| fresh.contains(&tek.spi));
+        let live = |tek: &&Tek| tek.life(at) > Duration::ZERO && may_know(tek);
+        let teks: Vec<&Tek> = self.teks.iter().filter(live).collect();
         if teks.is_empty() {
             return None;
         }
@@ -363,6 +381,19 @@ impl Group {
             untold: self.untold,
             keys,
         })
+    }
+
+    /// True for who must not learn keys that were in use before it came.
+    fn is_kept_from_old_keys(&self, identity: &MemberKey) -> bool {
+        self.settings.rekey_on_join && self.members.number(identity).is_none()
+    }
+
+    /// The TEKs that came with or after the last new KEK, while members do not send under them yet: newcomers of that time
+    /// share them.
+    fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
+        let activation = self.settings.communication.as_ref().map_or(0, |it| it.activation_delay);
+        let span = Duration::from_secs(u64::from(activation)).max(LEAST_FRESH);
+        self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)
     }
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.

@@ -146,8 +146,7 @@ impl Tree {
             key.data.len() == key_octets.saturating_add(IV)
                 && u64::from(node.index) < 1u64 << (depth.saturating_sub(node.level)).min(32)
         };
-        let whole = depth >= 1
-            && depth <= DEPTH_MOST
+        let whole = (1..=DEPTH_MOST).contains(&depth)
             && nodes.iter().all(fits)
             && nodes.keys().all(|node| node.level == depth || nodes.contains_key(&node.parent()));
         if !whole {

@@ -168,7 +168,7 @@ impl Group {
             .iter()
             .map(|sa| self.tek_due(sa))
             .chain(self.kek_due())
-            .chain(self.sids_end().then(Instant::default))
+            .chain((self.sids_end() || self.join_waits).then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
             .map(|at| Wakeup { at, why: "rekey" });
@@ -213,6 +213,10 @@ impl Group {
             if self.sids_end() {
                 self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
                 self.clean_slate(now, "sender-ids end", Vec::new(), Vec::new(), entropy);
+                return;
+            }
+            if std::mem::take(&mut self.join_waits) {
+                self.rekey_all(now, "a member joins", Vec::new(), entropy);
                 return;
             }
             // What ends soon after goes along: one rekey instead of two.
@@ -380,6 +384,12 @@ impl Group {
             }
             self.succeed(now, successor, &mut changes);
             self.dispatch_all(now, after, &cause, &mut changes);
+        }
+        let made = teks.iter().map(|tek| tek.spi);
+        if new_kek_wanted && sas.len() == self.settings.sas.len() {
+            self.fresh = Some((now.at, made.collect()));
+        } else if let Some((_, fresh)) = &mut self.fresh {
+            fresh.extend(made);
         }
         self.teks.extend(teks);
         self.out.push_back(GroupOutput::Persist(changes));

@@ -134,7 +134,8 @@ impl Group {
         kek.into_iter().chain([format!("TEKs [{}]", teks.join(" "))]).collect::<Vec<_>>().join(", ")
     }
 
-    fn rekey_all(
+    /// New TEKs for every SA, and a new KEK.
+    pub(super) fn rekey_all(
         &mut self,
         now: Now,
         why: &'static str,

@@ -91,6 +91,8 @@ pub struct GroupSettings {
     pub sender_id_bits: u8,
     /// New keys when a member is expelled.
     pub rekey_on_leave: bool,
+    /// New keys for everybody before a newcomer gets any.
+    pub rekey_on_join: bool,
     /// Rekeying; none: no KEK, members re-register.
     pub communication: Option<CommunicationSettings>,
     /// Data-security SAs.

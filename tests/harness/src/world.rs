@@ -75,6 +75,7 @@ pub struct World {
     dialect: Dialect,
     rekeying: bool,
     lkh: bool,
+    rekey_on_join: bool,
     /// Every PUSH that left the server, as somebody who listens on the wire has it.
     pub pushes: Vec<Bytes>,
     server: Option<KeyServer>,
@@ -152,6 +153,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
             member_threshold: None,
             sender_id_bits: 16,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: rekeying.then_some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
@@ -251,6 +253,7 @@ impl World {
             dialect,
             rekeying,
             lkh,
+            rekey_on_join: false,
             pushes: Vec::new(),
             server: None,
             rows: BTreeMap::new(),
@@ -322,6 +325,7 @@ impl World {
         for communication in settings.groups.iter_mut().filter_map(|group| group.communication.as_mut()) {
             communication.lkh = self.lkh;
         }
+        settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
         let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
@@ -332,8 +336,16 @@ impl World {
         self.lkh = lkh;
     }
 
+    /// What `rekey-on-join` says from the next start of the server on.
+    pub fn set_rekey_on_join(&mut self, on: bool) {
+        self.rekey_on_join = on;
+    }
+
     /// Starts (or restarts) member `index` without memory.
     pub fn start_member(&mut self, index: usize) {
+        if self.members.len() <= index {
+            self.members.resize_with(index + 1, || None);
+        }
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
         let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
