@@ -52,12 +52,14 @@ pub struct ServerPlan {
     pub threshold: Option<u32>,
     /// Members whose gateway the group admits.
     pub admitted: Vec<&'static str>,
+    /// `key-management`: `flat` or `lkh`.
+    pub key_management: &'static str,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
-        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec() }
+        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec(), key_management: "flat" }
     }
 }
 
@@ -122,7 +124,7 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
-        let admitted = &plan.admitted;
+        let (admitted, key_management) = (&plan.admitted, plan.key_management);
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
@@ -139,6 +141,7 @@ lifetime-seconds = {kek_life}
 number-of-retransmission = {copies}
 retransmission-period = {period}
 acknowledgement = "required"
+key-management = "{key_management}"
 activation-time-delay = {activation}
 deactivation-time-delay = {deactivation}
 [group.{GROUP}.ipsec-sa.SA1]
