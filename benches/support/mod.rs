@@ -98,6 +98,7 @@ pub fn settings() -> Settings {
             member_threshold: None,
             sender_id_bits: 8,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: Some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
@@ -109,6 +110,7 @@ pub fn settings() -> Settings {
                 retransmission_period: Duration::from_secs(10),
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                lkh: false,
                 max_push_size: 1280,
                 activation_delay: 30,
                 deactivation_delay: 45,

@@ -585,11 +585,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group-id = 1",
-            "group-id = 1\nrekey-on-join = true",
-            "18:1: group.G.rekey-on-join: not supported yet: rekey-on-join = true; a joiner gets the current keys",
-        ),
-        (
-            "group-id = 1",
             "group-id = 1\nanti-replay-time-window = 1000",
             "18:1: group.G.anti-replay-time-window: not supported yet: anti-replay-time-window needs IP-D3P in the data plane",
         ),
@@ -603,12 +598,33 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
             "22:1: group.G.server-member-communication.multicast-group: not supported yet: multicast-group belongs to multicast; pushes go out as unicast",
         ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\nkey-management = \"lkh\"",
-            "22:1: group.G.server-member-communication.key-management: not supported yet: key-management = \"lkh\"; \"flat\" works",
-        ),
     ]);
+}
+
+#[test]
+fn new_keys_for_joiners_need_a_way_to_tell_the_others() {
+    let text = change(GOOD, "group-id = 1", "group-id = 1\nrekey-on-join = true");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.groups[0].rekey_on_join);
+    let start = text.find("[group.G.server-member-communication]").unwrap();
+    let end = start + 1 + text[start + 1..].find("\n[").unwrap();
+    let problems = problems(&format!("{}{}", &text[..start], &text[end..]));
+    assert!(problems.iter().any(|problem| problem.contains("rekey-on-join: without")), "{problems:?}");
+}
+
+#[test]
+fn a_key_tree_needs_keys_that_are_whole_blocks() {
+    let text =
+        change(GOOD, "signature = \"ecdsa-256\"", "signature = \"ecdsa-256\"\nkey-management = \"lkh\"");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.groups[0].communication.as_ref().unwrap().lkh);
+    let kek = "server-member-communication]\nencryption-algorithm = \"aes-256-cbc\"";
+    let text = change(&text, kek, &kek.replace("256", "192"));
+    let problems = problems(&text);
+    assert!(
+        problems.len() == 1 && problems[0].contains("key-management: \"lkh\" with aes-192-cbc"),
+        "{problems:?}"
+    );
 }
 
 #[test]

@@ -288,6 +288,20 @@ events! {
         /// Why.
         reason: String,
     } => ("{group}: {member} removed: {reason}");
+    /// The operator revoked an identity: it may not register and opens nothing that the new keys protect.
+    MemberRevoked "member_revoked" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+    } => ("{group}: {member} revoked: it may not register any more, and the keys change");
+    /// The operator lifted a revocation.
+    MemberUnrevoked "member_unrevoked" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+    } => ("{group}: {member} may register again");
     /// A new member got no answer: the group is full.
     MemberThresholdReached "member_threshold_reached" Warn {
         /// Group.

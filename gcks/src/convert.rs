@@ -78,6 +78,7 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
         member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
         sender_id_bits: group.sender_id_bits,
         rekey_on_leave: group.rekey_on_leave,
+        rekey_on_join: group.rekey_on_join,
         communication: group.communication.as_ref().map(communication),
         sas: group
             .sas
@@ -103,6 +104,7 @@ fn communication(communication: &config::Communication) -> CommunicationSettings
             config::Acknowledgement::None => Acknowledgement::None,
         },
         missed_rekeys: communication.missed_rekeys,
+        lkh: communication.lkh,
         max_push_size: usize::try_from(communication.max_push_size).unwrap_or(usize::MAX),
         activation_delay: communication.activation_delay_seconds,
         deactivation_delay: communication.deactivation_delay_seconds,

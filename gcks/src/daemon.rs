@@ -476,6 +476,8 @@ impl Daemon {
             Request::Rekey { group, tek, kek } => Command::Rekey { group, tek, kek },
             Request::ClearMembers { group } => Command::ClearMembers { group },
             Request::Expel { group, member } => Command::Expel { group, member },
+            Request::Revoke { group, member } => Command::Revoke { group, member },
+            Request::Unrevoke { group, member } => Command::Unrevoke { group, member },
         };
         if let Some(reason) = &self.store_failing {
             return refuse(reply, &format!("the state cannot be written: {reason}"));

@@ -82,6 +82,7 @@ fn settings() -> Settings {
             member_threshold: Some(3),
             sender_id_bits: 8,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: Some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
@@ -96,6 +97,7 @@ fn settings() -> Settings {
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),
+                lkh: false,
                 max_push_size: 1280,
             }),
             sas: vec![SaSettings {

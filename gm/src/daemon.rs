@@ -365,7 +365,11 @@ impl Daemon {
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
-            | Request::Expel { .. } => return refuse(reply, "this is a member; only a key server does that"),
+            | Request::Expel { .. }
+            | Request::Revoke { .. }
+            | Request::Unrevoke { .. } => {
+                return refuse(reply, "this is a member; only a key server does that");
+            }
         };
         self.last_ticket += 1;
         let ticket = self.last_ticket;

@@ -103,10 +103,24 @@ pub enum ServerCommand {
     /// Forget members or counters
     #[command(subcommand)]
     Clear(ClearWhat),
-    /// Expel, block and change the keys (not supported yet)
-    Revoke(Later),
-    /// Lift a revocation (not supported yet)
-    Unrevoke(Later),
+    /// Expel, block and change the keys: it can decrypt nothing from then on
+    Revoke {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Address, address:port or identity as shown
+        #[arg(long, value_name = "M")]
+        member: String,
+    },
+    /// Lift a revocation
+    Unrevoke {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Identity as shown
+        #[arg(long, value_name = "M")]
+        member: String,
+    },
     /// Verify, back up or reseal the stored state (not supported yet)
     State(Later),
     /// What a configuration would change (not supported yet)
@@ -329,6 +343,8 @@ mod tests {
             "gdoictl server rekey --group g1 --tek",
             "gdoictl server rekey --group g1 --both",
             "gdoictl server expel --group g1 --member 10.0.0.1:848",
+            "gdoictl server revoke --group g1 --member 10.0.0.1",
+            "gdoictl server unrevoke --group g1 --member gm7.example",
             "gdoictl server revoke --group g1 --member m",
             "gdoictl server clear members --group g1",
             "gdoictl server clear statistics",

@@ -36,6 +36,8 @@ pub struct Member {
     pub gateway: Arc<str>,
     /// What its last PULL gave it: later PUSHes are news to it.
     pub joined: Mark,
+    /// Its leaf of the key tree; none without a tree.
+    pub leaf: Option<u32>,
     /// SIDs of its last PULL.
     pub sender_ids: Vec<SenderId>,
     /// When it registered first in this life of the server.

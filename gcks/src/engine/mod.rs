@@ -5,17 +5,20 @@ pub mod durable;
 pub mod group;
 pub mod io;
 mod layout;
+pub mod lkh;
 pub mod member;
 pub mod peers;
 pub mod pull;
 pub mod push;
 pub mod rekey;
+mod revoke;
 pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
 mod signing;
 mod snapshot;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -237,17 +240,13 @@ impl KeyServer {
             Command::ClearMembers { group } => self.command(&group, |group, entropy| {
                 Ok(group.clear_members(now, "cleared by the operator", entropy))
             }),
-            Command::Expel { group, member } => self.command(&group, |group, entropy| {
-                let key = group.find_member(&member)?;
-                group.expel(&key);
-                if !group.settings.rekey_on_leave {
-                    let text =
-                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end");
-                    return Ok(text.into());
-                }
-                let started = group.rekey_now(now, true, true, "member expelled", entropy)?;
-                Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
-            }),
+            Command::Expel { group, member } => {
+                self.command(&group, |group, entropy| group.expel(now, &member, entropy))
+            }
+            Command::Revoke { group, member } => {
+                self.command(&group, |group, entropy| group.revoke(now, &member, entropy))
+            }
+            Command::Unrevoke { group, member } => self.command(&group, |group, _| group.unrevoke(&member)),
             Command::ClearStatistics { group: Some(group) } => {
                 find(&mut self.groups, &group)?.counters = group::GroupCounters::default();
                 Ok("statistics cleared".to_owned().into())
@@ -338,7 +337,7 @@ impl KeyServer {
                     .cloned()
                     .and_then(|known| self.groups.get_mut(&known).map(|group| (known, group)))
                     .and_then(|(known, group)| {
-                        let keys = group.on_join(now, &asker, &terms, sender_ids);
+                        let keys = group.on_join(now, &asker, &terms, sender_ids, self.entropy.as_mut());
                         keys.map(|keys| (known, keys))
                     });
                 match joined {

@@ -8,6 +8,7 @@ pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod lkh;
 pub mod path;
 pub mod probe;
 pub mod pull;

@@ -54,12 +54,15 @@ pub struct ServerPlan {
     pub admitted: Vec<&'static str>,
     /// A second policy, for the IPv6 LANs of [`crate::lans`].
     pub ipv6: bool,
+    /// `key-management`: `flat` or `lkh`.
+    pub key_management: &'static str,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
-        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec(), ipv6: false }
+        let admitted = MEMBERS.to_vec();
+        ServerPlan { timing, threshold: None, admitted, ipv6: false, key_management: "flat" }
     }
 }
 
@@ -126,7 +129,7 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
-        let admitted = &plan.admitted;
+        let (admitted, key_management) = (&plan.admitted, plan.key_management);
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
@@ -143,6 +146,7 @@ lifetime-seconds = {kek_life}
 number-of-retransmission = {copies}
 retransmission-period = {period}
 acknowledgement = "required"
+key-management = "{key_management}"
 activation-time-delay = {activation}
 deactivation-time-delay = {deactivation}
 [group.{GROUP}.ipsec-sa.SA1]
