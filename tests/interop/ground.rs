@@ -230,6 +230,40 @@ pub fn certificates_with(directory: &Path, more: usize) {
     write(&directory.join("gcks.psk"), SECRET);
 }
 
+/// Phase 1 as key server and member of ours both state it; the key is the file `psk` beside the configuration.
+pub fn phase1(mode: &str) -> String {
+    format!(
+        "[ike.proposal.strong]\nauthentication-method = \"pre-shared-keys\"\ndh-group = \"group19\"\n\
+         authentication-algorithm = \"sha-256\"\nencryption-algorithm = \"aes-256-cbc\"\n\
+         [ike.policy.branches]\nmode = {mode:?}\nproposals = [\"strong\"]\npre-shared-key = {{ file = \"psk\" }}\n"
+    )
+}
+
+/// The group `lab`, number 1: rekeyed by acknowledged pushes, for the traffic inside `lan`.
+pub fn group(gateway: &str, lan: &str) -> String {
+    format!(
+        r#"[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+[group.lab]
+group-id = 1
+ike-gateways = ["{gateway}"]
+[group.lab.server-member-communication]
+encryption-algorithm = "aes-256-cbc"
+sig-hash-algorithm = "sha-256"
+signature = "ecdsa-256"
+number-of-retransmission = 1
+retransmission-period = 2
+acknowledgement = "required"
+[group.lab.ipsec-sa.SA1]
+proposal = "esp"
+[[group.lab.ipsec-sa.SA1.match-policy]]
+name = "lan"
+source = "{lan}"
+destination = "{lan}"
+"#
+    )
+}
+
 /// A file only its owner reads.
 pub fn write(path: &Path, text: &str) {
     std::fs::write(path, text).expect("a file");

@@ -14,21 +14,11 @@ use crate::ground::{self, run};
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// Phase 1 as both sides state it, by address.
-const PHASE1: &str = r#"[ike.proposal.strong]
-authentication-method = "pre-shared-keys"
-dh-group = "group19"
-authentication-algorithm = "sha-256"
-encryption-algorithm = "aes-256-cbc"
-[ike.policy.branches]
-proposals = ["strong"]
-pre-shared-key = { file = "psk" }
-"#;
-
 /// Both configurations; `floats` says what is said of NAT traversal.
 fn write(site: &Site, server: SocketAddr, member: SocketAddr, floats: [&str; 2]) {
     ground::write(&site.path("psk"), ground::SECRET);
     let [at_server, at_member] = floats;
+    let (phase1, group) = (ground::phase1("main"), ground::group("gm", "2001:db8:a::/48"));
     let text = format!(
         r#"[server]
 listen = ["{server}"]
@@ -36,28 +26,10 @@ listen = ["{server}"]
 state-directory = {:?}
 control-socket = {:?}
 observe-socket = {:?}
-{PHASE1}[ike.gateway.gm]
+{phase1}[ike.gateway.gm]
 ike-policy = "branches"
 address = "{}"
-[ipsec.proposal.esp]
-encryption-algorithm = "aes-256-gcm"
-[group.lab]
-group-id = 1
-ike-gateways = ["gm"]
-[group.lab.server-member-communication]
-encryption-algorithm = "aes-256-cbc"
-sig-hash-algorithm = "sha-256"
-signature = "ecdsa-256"
-number-of-retransmission = 1
-retransmission-period = 2
-acknowledgement = "required"
-[group.lab.ipsec-sa.SA1]
-proposal = "esp"
-[[group.lab.ipsec-sa.SA1.match-policy]]
-name = "lan"
-source = "2001:db8:a::/48"
-destination = "2001:db8:a::/48"
-"#,
+{group}"#,
         site.path("state"),
         site.control(GCKS),
         site.path("gcks.observe"),
@@ -70,7 +42,7 @@ listen = ["{member}"]
 {at_member}
 control-socket = {:?}
 observe-socket = {:?}
-{PHASE1}[ike.gateway.servers]
+{phase1}[ike.gateway.servers]
 ike-policy = "branches"
 server-address = ["{server}"]
 remote-identity = {{ inet = "{}" }}

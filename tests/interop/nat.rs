@@ -87,19 +87,10 @@ fn keepalives() -> u64 {
     counted.and_then(|number| number.parse().ok()).expect("a counter")
 }
 
-/// Phase 1 as both sides state it.
-fn phase1(mode: &str) -> String {
-    format!(
-        "[ike.proposal.strong]\nauthentication-method = \"pre-shared-keys\"\ndh-group = \"group19\"\n\
-         authentication-algorithm = \"sha-256\"\nencryption-algorithm = \"aes-256-cbc\"\n\
-         [ike.policy.branches]\nmode = {mode:?}\nproposals = [\"strong\"]\npre-shared-key = {{ file = \"psk\" }}\n"
-    )
-}
-
 /// `gcks.toml`, and one key for everybody.
 fn server(site: &Site, mode: &str) {
     ground::write(&site.path("psk"), ground::SECRET);
-    let phase1 = phase1(mode);
+    let (phase1, group) = (ground::phase1(mode), ground::group("home", "172.16.0.0/12"));
     let text = format!(
         r#"[server]
 listen = ["192.0.2.1:848"]
@@ -113,25 +104,7 @@ address = "192.0.2.99"
 remote-identity = {{ hostname = "*.{}" }}
 local-identity = {{ hostname = "{}" }}
 compat = ["phase1-doi-ipsec"]
-[ipsec.proposal.esp]
-encryption-algorithm = "aes-256-gcm"
-[group.lab]
-group-id = 1
-ike-gateways = ["home"]
-[group.lab.server-member-communication]
-encryption-algorithm = "aes-256-cbc"
-sig-hash-algorithm = "sha-256"
-signature = "ecdsa-256"
-number-of-retransmission = 1
-retransmission-period = 2
-acknowledgement = "required"
-[group.lab.ipsec-sa.SA1]
-proposal = "esp"
-[[group.lab.ipsec-sa.SA1.match-policy]]
-name = "lan"
-source = "172.16.0.0/12"
-destination = "172.16.0.0/12"
-"#,
+{group}"#,
         site.path("state"),
         site.control(GCKS),
         site.path("gcks.observe"),
@@ -142,7 +115,7 @@ destination = "172.16.0.0/12"
 }
 
 fn member(site: &Site, mode: &str) {
-    let phase1 = phase1(mode);
+    let phase1 = ground::phase1(mode);
     let text = format!(
         r#"[member]
 listen = ["0.0.0.0:848"]

@@ -554,11 +554,11 @@ impl Group {
         change.into_iter().collect()
     }
 
-    /// A member by identity, address, or address and port, as `show` prints them.
+    /// A member by identity, address, or address and port, as `show` prints them; none when nobody is meant.
     ///
     /// # Errors
-    /// For the operator: nobody is meant, or several are, and how each of these is named alone.
-    pub fn find_member(&self, text: &str) -> Result<MemberKey, String> {
+    /// For the operator: several are meant, and how each of these is named alone.
+    pub fn find_member(&self, text: &str) -> Result<Option<MemberKey>, String> {
         let found: Vec<(&MemberKey, &Member)> = self
             .members
             .iter()
@@ -569,8 +569,8 @@ impl Group {
             })
             .collect();
         match found.as_slice() {
-            [] => Err(format!("no member {text}")),
-            [(key, _)] => Ok((*key).clone()),
+            [] => Ok(None),
+            [(key, _)] => Ok(Some((*key).clone())),
             several => {
                 let names: Vec<String> =
                     several.iter().map(|(key, member)| format!("{} ({key})", member.peer)).collect();

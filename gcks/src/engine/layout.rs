@@ -60,26 +60,17 @@ impl Group {
                 parts.push(all);
                 return parts;
             }
-            // As many as fit, and at least one.
             if let (true, Some((kek, arrays))) = (rest.is_empty(), successor) {
                 let part = |count: usize| {
                     self.lay_out_part(now, protecting, seq, &[], Some((kek, arrays.get(..count)?)))
                 };
-                let mut count = 1;
-                let mut best = part(count);
-                while let Some(more) = part(count + 1).filter(&small) {
-                    (best, count) = (Some(more), count + 1);
-                }
+                let (best, count) = most_that_fit(part, small);
                 parts.extend(best);
                 successor = arrays.get(count..).map(|left| (kek, left));
                 continue;
             }
             let part = |count: usize| self.lay_out_part(now, protecting, seq, rest.get(..count)?, None);
-            let mut count = 1;
-            let mut best = part(count);
-            while let Some(more) = part(count + 1).filter(&small) {
-                (best, count) = (Some(more), count + 1);
-            }
+            let (best, count) = most_that_fit(part, small);
             parts.extend(best);
             rest = rest.get(count..).unwrap_or_default();
             if rest.is_empty() && successor.is_none() {
@@ -130,6 +121,18 @@ impl Group {
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })
     }
+}
+
+/// The part with as many keys as fit, at least one, and how many.
+fn most_that_fit(
+    part: impl Fn(usize) -> Option<Part>,
+    small: impl Fn(&Part) -> bool,
+) -> (Option<Part>, usize) {
+    let (mut best, mut count) = (part(1), 1);
+    while let Some(more) = part(count + 1).filter(&small) {
+        (best, count) = (Some(more), count + 1);
+    }
+    (best, count)
 }
 
 /// Everything of a kind goes: SPI 0 (RFC 6407 section 5.9).

@@ -373,9 +373,7 @@ mod tests {
             serde_json::from_str(include_str!("../../../tests/data/vectors/gdoi-lkh.json")).unwrap();
         let key = |generation: u32, id: u16| {
             let data = &vectors[format!("node_key_data_generation_{generation}").as_str()][id.to_string()];
-            let data = (0..data.as_str().unwrap().len() / 2)
-                .map(|i| u8::from_str_radix(&data.as_str().unwrap()[2 * i..2 * i + 2], 16).unwrap())
-                .collect();
+            let data = hex::decode(data.as_str().unwrap()).unwrap();
             NodeKey { handle: generation << 16 | u32::from(id), data: SecretBytes::new(data) }
         };
         for (array, (holder, above)) in vectors["update_arrays"].as_array().unwrap().iter().zip([
@@ -383,9 +381,7 @@ mod tests {
             (7, &[3, 1]),
             (2, &[1]),
         ]) {
-            let octets: Vec<u8> = (0..array.as_str().unwrap().len() / 2)
-                .map(|i| u8::from_str_radix(&array.as_str().unwrap()[2 * i..2 * i + 2], 16).unwrap())
-                .collect();
+            let octets = hex::decode(array.as_str().unwrap()).unwrap();
             let update = LkhUpdate::decode(&octets).unwrap();
             let mut under = key(1, holder);
             for (sent, id) in update.keys.iter().zip(above) {

@@ -184,11 +184,11 @@ impl Group {
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
             let delivery = &mut self.deliveries[index];
+            let answered = delivery.is_answered();
             let Stage::Signed { datagram, copies, due } = &mut delivery.stage else { continue };
             if *due > now.at {
                 continue;
             }
-            let answered = delivery.outstanding.is_empty() && delivery.farewell.is_empty();
             if *copies > communication.retransmissions || answered {
                 closed.push(index);
                 continue;

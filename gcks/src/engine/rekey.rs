@@ -247,9 +247,7 @@ impl Group {
         why: &'static str,
         entropy: &mut dyn Entropy,
     ) -> Result<Outcome, String> {
-        if self.settings.communication.is_some() && self.signer.is_none() {
-            return Err("the group's signing key is not ready".to_owned());
-        }
+        self.must_be_ready()?;
         let sas =
             if tek { self.settings.sas.iter().map(|sa| sa.name.clone()).collect() } else { BTreeSet::new() };
         let kek = kek && self.settings.communication.is_some();

@@ -27,7 +27,7 @@ impl Group {
     /// # Errors
     /// For the operator: no such member, or the group cannot rekey yet.
     pub fn expel(&mut self, now: Now, text: &str, entropy: &mut dyn Entropy) -> Result<Outcome, String> {
-        let key = self.find_member(text)?;
+        let key = self.find_member(text)?.ok_or_else(|| format!("no member {text}"))?;
         self.must_be_ready()?;
         let changes = self.remove_member(&key, "expelled by the operator");
         if !self.settings.rekey_on_leave {
@@ -45,12 +45,8 @@ impl Group {
     /// # Errors
     /// For the operator: nobody or several are meant, it is revoked already, or the group cannot rekey yet.
     pub fn revoke(&mut self, now: Now, text: &str, entropy: &mut dyn Entropy) -> Result<Outcome, String> {
-        let key = match self.find_member(text) {
-            Ok(key) => key,
-            // One that is no member now may be one again, and may still hold keys.
-            Err(nobody) if nobody.starts_with("no member ") => identity(text),
-            Err(several) => return Err(several),
-        };
+        // One that is no member now may be one again, and may still hold keys.
+        let key = self.find_member(text)?.unwrap_or_else(|| identity(text));
         if self.revoked.contains_key(&key) {
             return Err(format!("{key} is revoked already"));
         }
@@ -120,7 +116,11 @@ impl Group {
         });
     }
 
-    fn must_be_ready(&self) -> Result<(), String> {
+    /// A rekey can be signed, or the group has none.
+    ///
+    /// # Errors
+    /// For the operator: the signing key is still being made or read.
+    pub(super) fn must_be_ready(&self) -> Result<(), String> {
         if self.settings.communication.is_some() && self.signer.is_none() {
             return Err("the group's signing key is not ready".to_owned());
         }

@@ -95,8 +95,7 @@ mod tests {
     use super::*;
 
     fn octets(value: &serde_json::Value) -> Vec<u8> {
-        let text = value.as_str().unwrap();
-        (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()).collect()
+        hex::decode(value.as_str().unwrap()).unwrap()
     }
 
     fn attribute_values(kd: &[u8], kind: u16) -> Vec<Vec<u8>> {
