@@ -166,11 +166,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "2:1: member.notify-socket: not supported yet: notify-socket would get no line; gdoictl watch shows key changes",
         ),
         (
-            "log-level = \"info\"",
-            "approved-only = true",
-            "2:1: member.approved-only: not supported yet: approved-only = true; nothing would enforce it",
-        ),
-        (
             "group = 1",
             "group = 1\nesp-encapsulation = \"udp\"",
             "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation = \"udp\"; \"raw\" is IP protocol 50",

@@ -133,6 +133,8 @@ pub struct Peers {
     gateways: Vec<Arc<GatewaySettings>>,
     /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
     dynamic: Option<Arc<GatewaySettings>>,
+    /// To be shown.
+    pub approved_only: bool,
     secret: [u8; 32],
     counter: u64,
     half_open: HalfOpenTable,
@@ -166,6 +168,7 @@ impl Peers {
         Peers {
             gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
             dynamic: joint(&settings.gateways).map(Arc::new),
+            approved_only: settings.approved_only,
             secret,
             counter: 0,
             half_open: HalfOpenTable::new(settings),

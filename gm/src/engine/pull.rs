@@ -203,6 +203,7 @@ impl Pull {
         let policy = GroupPolicy::read(&sa.dialect.sa_from_peer(offer), Carriage::Pull)
             .map_err(|error| PullError::Refused(error.to_string()))?;
         accept::check(&self.vpn, &policy).map_err(PullError::Refused)?;
+        accept::check_carrier(&self.vpn, sa.suite.cipher, &policy).map_err(PullError::Refused)?;
         let third = self.exchange.seal(sa, &[&ni, &nr], &[]);
         self.last_sent = third.clone();
         self.retransmit = Retransmit::sent(Schedule::PULL, now, entropy);
