@@ -116,6 +116,12 @@ fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phas
             "sha1 is a legacy algorithm",
             "sha-256, or allow-legacy = true",
         );
+    } else if hash == Some(Hash::Sha1) && !report.is_approved_only() {
+        report.warning(
+            &table.place_of("authentication-algorithm"),
+            "sha1 is a legacy algorithm, and each use of it is logged",
+            "sha-256, as soon as every peer has it",
+        );
     }
     let outside = |name: &str, is_approved: Option<bool>, hint: &str| {
         if is_approved == Some(false)

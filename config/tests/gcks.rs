@@ -223,6 +223,12 @@ fn phase_1_words_are_checked_and_sha1_needs_allow_legacy() {
         "authentication-algorithm = \"sha1\"\nallow-legacy = true",
     );
     assert!(problems(&legacy).is_empty());
+    assert_eq!(
+        warnings(&legacy),
+        [
+            "6:1: ike.proposal.p.authentication-algorithm: sha1 is a legacy algorithm, and each use of it is logged (sha-256, as soon as every peer has it)"
+        ]
+    );
 }
 
 #[test]
@@ -249,8 +255,8 @@ fn approved_only_refuses_every_statement_outside_its_list_with_its_place() {
             ),
             "5:1: ike.proposal.p.dh-group: group31 is outside approved-only (group14 to group21)",
             "6:1: ike.proposal.p.authentication-algorithm: sha1 is outside approved-only (sha-256 | sha-384 | sha-512)",
-            "9:1: ike.policy.pol: certificates is missing ([{ certificate = \"pki/own.pem\", private-key = { file = \"pki/own.key\" } }])",
-            "9:1: ike.policy.pol: trust-anchors is missing ([\"pki/root.pem\"])",
+            "9:13: ike.policy.pol: certificates is missing ([{ certificate = \"pki/own.pem\", private-key = { file = \"pki/own.key\" } }])",
+            "9:13: ike.policy.pol: trust-anchors is missing ([\"pki/root.pem\"])",
             "11:18: ike.policy.pol.pre-shared-key: a pre-shared key of 9 octets can be guessed (at least 16 octets: openssl rand -hex 32)",
         ]
     );

@@ -513,6 +513,13 @@ impl Peers {
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
+        if sa.suite.is_legacy() {
+            self.out.push_back(PeerOutput::Event(Event::LegacyAlgorithm {
+                peer: peer.to_string(),
+                identity: sa.peer_identity.to_string(),
+                suite: sa.suite.to_string(),
+            }));
+        }
         let gateway = self.gateway_proved(&half.gateway, &sa, half.first.ip());
         // From here on an identity is a name to look up by: one form for one peer.
         sa.peer_identity = member_key(sa.peer_identity);
