@@ -9,4 +9,5 @@ pub mod client;
 pub mod control;
 pub mod event;
 pub mod observe;
+pub mod plan;
 pub mod time;

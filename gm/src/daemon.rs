@@ -297,12 +297,16 @@ impl Daemon {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
+            Request::Apply { .. } => {
+                return refuse(reply, "not supported yet: member apply; restart to use a file");
+            }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
+            | Request::Plan { .. }
             | Request::Expel { .. } => return refuse(reply, "this is a member; only a key server does that"),
         };
         self.last_ticket += 1;

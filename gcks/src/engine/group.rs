@@ -161,7 +161,7 @@ pub struct Group {
     pub(super) foreign_sids: bool,
     pub(super) members: Roster,
     /// `settings.gateways`, shared by the records of their members.
-    gateways: BTreeSet<Arc<str>>,
+    pub(super) gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
     pub(super) deliveries: Vec<Delivery>,
     /// PUSHes that are delivered, for members that registered with older terms meanwhile.
@@ -180,6 +180,8 @@ pub struct Group {
     /// Jobs of the signing key that failed in a row, and when it is tried again.
     pub(super) failures: u32,
     pub(super) retry: Option<Instant>,
+    /// It is gone from the configuration and tells its members so.
+    pub(super) leaving: bool,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -212,6 +214,7 @@ impl Group {
             spis: BTreeSet::new(),
             failures: 0,
             retry: None,
+            leaving: false,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }
@@ -307,7 +310,12 @@ impl Group {
             return None;
         }
         let at = now.at;
-        let teks: Vec<&Tek> = self.teks.iter().filter(|tek| tek.life(at) > Duration::ZERO).collect();
+        let teks: Vec<&Tek> = self
+            .teks
+            .iter()
+            // What members are told to drop is nothing to begin with.
+            .filter(|tek| tek.life(at) > Duration::ZERO && self.sa_settings(&tek.sa).is_some())
+            .collect();
         if teks.is_empty() {
             return None;
         }

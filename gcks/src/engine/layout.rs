@@ -10,6 +10,15 @@ use ike::protect::push::{PushContent, Unsigned};
 use super::group::{Group, Kek, Tek, unspecified_endpoint};
 use super::settings::CommunicationSettings;
 
+/// What a rekey says besides new keys.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Besides {
+    /// At the head of its first PUSH.
+    pub(super) deletes: Vec<Delete>,
+    /// DTD, when it is not the configured one.
+    pub(super) deactivation: Option<u16>,
+}
+
 /// One PUSH of a rekey, laid out.
 pub(super) struct Part {
     pub(super) seq: SeqNumber,
@@ -37,28 +46,37 @@ impl Group {
 
     /// The PUSHes that carry these keys, each within `max-push-size` where keys can be split. All go under the present KEK,
     /// its successor last. None without a KEK or numbers for all.
-    pub(super) fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
+    pub(super) fn lay_out(
+        &self,
+        now: Now,
+        teks: &[Tek],
+        successor: Option<&Kek>,
+        besides: &Besides,
+    ) -> Vec<Part> {
         let (Some(communication), Some(kek)) = (&self.settings.communication, &self.kek) else {
             return Vec::new();
         };
         let small = |part: &Part| part.unsigned.datagram_len() <= communication.max_push_size;
         let (mut parts, mut rest, mut last) = (Vec::new(), teks, kek.seq);
+        // Only the first one deletes.
+        let mut besides = besides.clone();
         loop {
             let Some(seq) = last.next() else { return Vec::new() };
             last = seq;
-            let Some(all) = self.lay_out_part(now, seq, rest, successor) else { return Vec::new() };
+            let Some(all) = self.lay_out_part(now, seq, rest, successor, &besides) else { return Vec::new() };
             if small(&all) || rest.is_empty() {
                 parts.push(all);
                 return parts;
             }
             // As many as fit, and at least one.
-            let part = |count: usize| self.lay_out_part(now, seq, rest.get(..count)?, None);
+            let part = |count: usize| self.lay_out_part(now, seq, rest.get(..count)?, None, &besides);
             let mut count = 1;
             let mut best = part(count);
             while let Some(more) = part(count + 1).filter(&small) {
                 (best, count) = (Some(more), count + 1);
             }
             parts.extend(best);
+            besides.deletes.clear();
             rest = rest.get(count..).unwrap_or_default();
             if rest.is_empty() && successor.is_none() {
                 return parts;
@@ -66,7 +84,14 @@ impl Group {
         }
     }
 
-    fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
+    fn lay_out_part(
+        &self,
+        now: Now,
+        seq: SeqNumber,
+        teks: &[Tek],
+        successor: Option<&Kek>,
+        besides: &Besides,
+    ) -> Option<Part> {
         let communication = self.settings.communication.as_ref()?;
         let protecting = self.kek.as_ref()?;
         let dialect = self.settings.push_dialect;
@@ -75,7 +100,7 @@ impl Group {
                 self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
             }),
             activation_delay: communication.activation_delay,
-            deactivation_delay: Some(communication.deactivation_delay),
+            deactivation_delay: Some(besides.deactivation.unwrap_or(communication.deactivation_delay)),
             teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
@@ -83,13 +108,17 @@ impl Group {
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
         };
+        // A PUSH that brings no key has no SA and no KD.
+        let keyed = !teks.is_empty() || successor.is_some();
         let content = PushContent {
             seq,
-            deletes: Vec::new(),
-            keys: Some((
-                dialect.sa_to_peer(policy.write(Carriage::Push)),
-                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
-            )),
+            deletes: besides.deletes.clone(),
+            keys: keyed.then(|| {
+                (
+                    dialect.sa_to_peer(policy.write(Carriage::Push)),
+                    dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
+                )
+            }),
         };
         let signature_len = communication.signature.octets(communication.signature_key_bits);
         Some(Part {

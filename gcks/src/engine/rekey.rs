@@ -48,14 +48,14 @@ pub struct Wanted {
 }
 
 /// What an event of a PUSH says of its rekey.
-struct Cause {
-    rekey: u64,
-    pushes: u64,
-    why: &'static str,
+pub(super) struct Cause {
+    pub(super) rekey: u64,
+    pub(super) pushes: u64,
+    pub(super) why: &'static str,
 }
 
 /// Who a PUSH is for: members, and addresses that are no members any more.
-type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
+pub(super) type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
 
 impl Group {
     /// True when the next rekey waits for a signature. One that fails holds nothing up: keys get their successors, and
@@ -129,16 +129,16 @@ impl Group {
     }
 
     /// SAs whose current TEK must be replaced by `at`.
-    fn due_sas(&self, at: Instant) -> BTreeSet<String> {
+    pub(super) fn due_sas(&self, at: Instant) -> BTreeSet<String> {
         self.settings.sas.iter().filter(|sa| self.tek_due(sa) <= at).map(|sa| sa.name.clone()).collect()
     }
 
-    fn current_tek(&self, sa: &str) -> Option<&Tek> {
+    pub(super) fn current_tek(&self, sa: &str) -> Option<&Tek> {
         self.teks.iter().filter(|tek| tek.sa == sa && tek.retires.is_none()).max_by_key(|tek| tek.ends)
     }
 
     /// When the KEK must be replaced, like [`Group::tek_due`].
-    fn kek_due(&self) -> Option<Instant> {
+    pub(super) fn kek_due(&self) -> Option<Instant> {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
         let fits = kek.key.len() == communication.cipher.key_len()
             && kek.ack == communication.ack_request()
@@ -147,7 +147,7 @@ impl Group {
     }
 
     /// True when the next registration might get no Sender-ID of its own.
-    fn sids_end(&self) -> bool {
+    pub(super) fn sids_end(&self) -> bool {
         let counted = self.teks.iter().any(|tek| tek.made_for.needs_sender_id());
         counted && (self.foreign_sids || self.sids.left() < u32::from(pull::MAX_SENDER_IDS))
     }
@@ -162,6 +162,7 @@ impl Group {
             .iter()
             .map(|sa| self.tek_due(sa))
             .chain(self.kek_due())
+            .chain(self.departed().next().map(|_| Instant::default()))
             .chain(self.sids_end().then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
@@ -214,7 +215,7 @@ impl Group {
             });
             let due = self.due_sas(now.at);
             let kek_due = |at| self.kek_due().is_some_and(|due| due <= at);
-            if !due.is_empty() || kek_due(now.at) {
+            if !due.is_empty() || kek_due(now.at) || self.departed().next().is_some() {
                 let teks = self.due_sas(now.at + span);
                 let kek = kek_due(now.at + span);
                 let rekey = self.next_rekey();
@@ -241,20 +242,32 @@ impl Group {
         let sas =
             if tek { self.settings.sas.iter().map(|sa| sa.name.clone()).collect() } else { BTreeSet::new() };
         let kek = kek && self.settings.communication.is_some();
+        Ok(self.rekey_soon(now, sas, kek, why, entropy))
+    }
+
+    /// Now, or behind the rekey that is being signed.
+    pub(super) fn rekey_soon(
+        &mut self,
+        now: Now,
+        sas: BTreeSet<String>,
+        kek: bool,
+        why: &'static str,
+        entropy: &mut dyn Entropy,
+    ) -> Outcome {
         if self.deliveries.iter().any(Delivery::is_unsigned) {
             self.wanted.tek.extend(sas);
             self.wanted.kek |= kek;
             if self.wanted.why.replace(why).is_none() {
                 self.wanted.rekey = self.next_rekey();
             }
-            return Ok(Outcome {
+            return Outcome {
                 text: "queued behind the rekey that is being signed".to_owned(),
                 rekey: Some(self.wanted.rekey),
                 push: None,
-            });
+            };
         }
         let rekey = self.next_rekey();
-        Ok(self.rekey(now, sas, kek, (rekey, why), entropy))
+        self.rekey(now, sas, kek, (rekey, why), entropy)
     }
 
     pub(super) fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
@@ -264,13 +277,13 @@ impl Group {
         }
     }
 
-    fn next_rekey(&mut self) -> u64 {
+    pub(super) fn next_rekey(&mut self) -> u64 {
         self.rekeys += 1;
         self.rekeys
     }
 
     /// Makes the new keys and lays out the PUSH that carries them.
-    fn rekey(
+    pub(super) fn rekey(
         &mut self,
         now: Now,
         sas: BTreeSet<String>,
@@ -288,13 +301,16 @@ impl Group {
         let tell = communication.is_some() && !self.members.is_empty() && !mute;
         let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
         let mut changes = Vec::new();
+        let besides = self.leave_behind(now.at, &sas, &mut changes);
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
             let old = self.current_tek(&sa.name).map(|tek| tek.ends);
             let (activates_in, overlap) = match (communication.as_ref().filter(|_| !mute), old) {
                 (Some(communication), _) => (
                     Duration::from_secs(u64::from(communication.activation_delay)),
-                    Duration::from_secs(u64::from(communication.deactivation_delay)),
+                    Duration::from_secs(u64::from(
+                        besides.deactivation.unwrap_or(communication.deactivation_delay),
+                    )),
                 ),
                 // Nobody can be told: members fetch the successor before the old one ends, each at its own time, and may
                 // send on it when the last one has it.
@@ -321,7 +337,7 @@ impl Group {
         if let Some(kek) = &mut successor {
             kek.generation = self.next_generation();
         }
-        let parts = if tell { self.lay_out(now, &teks, successor.as_ref()) } else { Vec::new() };
+        let parts = if tell { self.lay_out(now, &teks, successor.as_ref(), &besides) } else { Vec::new() };
         let keys = format!(
             "new TEKs [{}], new KEK {}",
             teks.iter().map(|tek| tek.spi.to_string()).collect::<Vec<_>>().join(" "),
@@ -378,7 +394,7 @@ impl Group {
     }
 
     /// A PUSH begins its way: its number and content are among `changes`.
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         now: Now,
         part: Part,
@@ -386,7 +402,7 @@ impl Group {
         (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
-        let Part { seq, unsigned, teks, new_kek } = part;
+        let Part { seq, unsigned, teks, new_kek, .. } = part;
         let Some(protecting) = self.kek.as_mut() else { return };
         protecting.seq = seq;
         let protecting = protecting.clone();
@@ -468,7 +484,7 @@ impl Group {
 
     /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
     /// 6407 section 3.5). What was offered to registrations under way is void.
-    fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
+    pub(super) fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
         self.counters.rekeys += 1;
         self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
         let ended = std::mem::take(&mut self.teks);
