@@ -320,7 +320,7 @@ impl Group {
         if plan.rekeys == 0 {
             return;
         }
-        if plan.pushes.is_empty() && self.members.len() == 0 {
+        if plan.pushes.is_empty() && self.members.is_empty() {
             plan.notes.push("no member to tell".to_owned());
         } else if plan.pushes.is_empty() && self.settings.communication.is_none() {
             plan.notes.push("without a rekey SA members learn of it when they register again".to_owned());

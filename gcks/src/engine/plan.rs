@@ -39,7 +39,7 @@ fn added(settings: &GroupSettings) -> GroupPlan {
     }
 }
 
-/// What every part of a change of `old` into `new` does to a group, by `change` and `leave`.
+/// The groups in use, and those that a new configuration has.
 struct Names {
     before: BTreeSet<String>,
     after: BTreeMap<String, GroupSettings>,

@@ -67,6 +67,8 @@ impl Group {
     /// Makes what is missing without a PUSH: first start, or keys that ended while we were away.
     pub(super) fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
+        // Whoever can be told gets what is missing by a rekey, which is due at once.
+        let told = self.kek.is_some() && !self.members.is_empty();
         if let (Some(communication), None) = (&self.settings.communication, &self.kek)
             && let Some(mut kek) = communication.new_kek(now, entropy)
         {
@@ -79,7 +81,7 @@ impl Group {
             self.kek = Some(kek);
         }
         for sa in self.settings.sas.clone() {
-            if !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
+            if !told && !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
                 let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
                 changes.push(self.tek_row(&tek));
                 self.teks.push(tek);
