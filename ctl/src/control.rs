@@ -56,6 +56,20 @@ pub enum Request {
         /// Address, address:port or identity as shown.
         member: String,
     },
+    /// Key server: take a member out, refuse its identity from now on, and change the keys.
+    Revoke {
+        /// Name or number.
+        group: String,
+        /// Address, address:port or identity as shown.
+        member: String,
+    },
+    /// Key server: let a revoked identity register again.
+    Unrevoke {
+        /// Name or number.
+        group: String,
+        /// Identity as shown.
+        member: String,
+    },
     /// Member: register again now, all VPNs when none is named.
     Register {
         /// Name.
@@ -146,6 +160,8 @@ mod tests {
             Request::ClearMembers { group: text("1") },
             Request::ClearStatistics { group: None },
             Request::Expel { group: text("g1"), member: text("10.0.0.1:848") },
+            Request::Revoke { group: text("g1"), member: text("gm7.example") },
+            Request::Unrevoke { group: text("g1"), member: text("gm7.example") },
             Request::Register { vpn: Some(text("v")) },
             Request::Plan { file: text("/a/b") },
             Request::Apply { file: None },

@@ -11,3 +11,4 @@ pub mod event;
 pub mod observe;
 pub mod plan;
 pub mod time;
+pub mod traffic;

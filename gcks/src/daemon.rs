@@ -30,7 +30,7 @@ use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
-use runtime::udp::{BindError, Listen, Sockets, UdpCounters};
+use runtime::udp::{BindError, Sockets, UdpCounters};
 use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -139,17 +139,20 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
     let _lock = StateLock::take(&server.state_directory)?;
     let store = Embedded::open(&server.state_directory)?;
-    let listen: Vec<Listen> =
-        server.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
-    let sockets = Sockets::bind(&listen)?;
+    let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
+    let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
     let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
     let control = bind(&server.control_socket, runtime::control::MODE, "")?;
     let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let settings = convert::settings(config);
+    let nat_bound = !sockets.nat_traversal().is_empty();
+    let settings = convert::settings(config, nat_bound);
     let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
-    daemon.server = Some(server.clone());
+    daemon.started = Some((server.clone(), nat_bound));
+    if let Some(error) = taken {
+        daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
+    }
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -206,8 +209,8 @@ struct Daemon {
     last_ticket: u64,
     /// What was applied, until it is on disk and its operator is told.
     plans: BTreeMap<u64, Plan>,
-    /// `[server]` as it was at the start.
-    server: Option<config::Server>,
+    /// `[server]` as it was at the start, and whether NAT traversal has a socket.
+    started: Option<(config::Server, bool)>,
     /// What the store says while it refuses writes.
     store_failing: Option<String>,
     options: Options,
@@ -253,7 +256,7 @@ impl Daemon {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             plans: BTreeMap::new(),
-            server: None,
+            started: None,
             store_failing: None,
             options,
         };
@@ -464,10 +467,11 @@ impl Daemon {
     /// Reads a file whole and says what it changes, or changes it. A file that is not good changes nothing.
     fn change(&mut self, path: &Path, apply: bool) -> Result<Plan, String> {
         let config = reload::read(path, config::Options { lab: self.options.lab })?;
-        let settings = convert::settings(&config);
+        let nat_bound = self.started.as_ref().is_some_and(|(_, nat_bound)| *nat_bound);
+        let settings = convert::settings(&config, nat_bound);
         let mut plan = self.engine.plan(self.clock.now(), &settings);
         plan.restart =
-            self.server.as_ref().map(|old| reload::restart(old, &config.server)).unwrap_or_default();
+            self.started.as_ref().map(|(old, _)| reload::restart(old, &config.server)).unwrap_or_default();
         if apply {
             if let Some(reason) = &self.store_failing {
                 return Err(format!("the state cannot be written: {reason}"));
@@ -524,6 +528,8 @@ impl Daemon {
             Request::Rekey { group, tek, kek } => Command::Rekey { group, tek, kek },
             Request::ClearMembers { group } => Command::ClearMembers { group },
             Request::Expel { group, member } => Command::Expel { group, member },
+            Request::Revoke { group, member } => Command::Revoke { group, member },
+            Request::Unrevoke { group, member } => Command::Unrevoke { group, member },
         };
         if let Some(reason) = &self.store_failing {
             return refuse(reply, &format!("the state cannot be written: {reason}"));
@@ -608,12 +614,12 @@ destination = "10.0.0.0/8"
                 .unwrap_or_else(|errors| panic!("{errors}"))
                 .config;
             let address = "127.0.0.1:0".parse().unwrap();
-            let sockets = Sockets::bind(&[Listen { address, marker: false }]).unwrap();
+            let sockets = Sockets::bind(&[runtime::udp::Listen { address, marker: false }]).unwrap();
             let hub = Hub::new();
             let lines = hub.subscribe();
             let options = Options { path, lab: false, show_keys: false };
             let (daemon, mut inlets) =
-                Daemon::start(convert::settings(&config), options, store, sockets, hub).unwrap();
+                Daemon::start(convert::settings(&config, false), options, store, sockets, hub).unwrap();
             let (signals, taken) = mpsc::channel(4);
             let (asked, requests) = mpsc::channel(4);
             (inlets.signals, inlets.asked) = (taken, requests);

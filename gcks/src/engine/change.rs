@@ -26,6 +26,7 @@ use ike::io::{Entropy, Instant, Now};
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Tek, policy_of};
 use super::layout::{Besides, delete_everything};
+use super::lkh::{Node, Tree};
 use super::member::MemberKey;
 use super::rekey::Cause;
 use super::roster::NumberSet;
@@ -148,6 +149,9 @@ impl Group {
         shadow.sids = self.sids.clone();
         shadow.foreign_sids = self.foreign_sids;
         shadow.members = self.members.clone();
+        shadow.tree.clone_from(&self.tree);
+        shadow.fresh.clone_from(&self.fresh);
+        shadow.revoked.clone_from(&self.revoked);
         shadow.rekeys = self.rekeys;
         shadow
     }
@@ -192,6 +196,9 @@ impl Group {
                 plan.notes.push("rekeying ends: members register again before their keys end".to_owned());
             }
             (Some(_), Some(_)) | (None, None) => {}
+        }
+        if self.holds_other_keys() {
+            self.drop_tree(now, &mut plan, entropy);
         }
         self.rekey_for(now, &mut plan, entropy);
         plan.change = if self.differs(&old, &plan) { "changed" } else { "unchanged" }.to_owned();
@@ -265,6 +272,28 @@ impl Group {
         self.ask_for_signer();
     }
 
+    /// Flat keys lead to no tree, a tree to no flat keys, and neither to a tree of other keys.
+    fn holds_other_keys(&self) -> bool {
+        let Some(communication) = self.settings.communication.as_ref().filter(|_| self.kek.is_some()) else {
+            return false;
+        };
+        let octets = self.tree.as_ref().map(Tree::key_octets);
+        octets != Some(communication.cipher.key_len()).filter(|_| communication.lkh)
+    }
+
+    /// Whoever holds keys of the kind before comes again.
+    fn drop_tree(&mut self, now: Now, plan: &mut GroupPlan, entropy: &mut dyn Entropy) {
+        let before = self.out.len();
+        let nodes: Vec<Node> = self.tree.take().iter().flat_map(Tree::nodes).collect();
+        let gone = nodes.into_iter().map(|node| self.node_gone(node)).collect();
+        self.out.push_back(GroupOutput::Persist(gone));
+        let note = "key-management: members are told that the rekey SA is gone, and register again";
+        plan.notes.push(note.to_owned());
+        (plan.new_kek, plan.rekeys) = (true, 1);
+        self.clear_members(now, "key-management changed", entropy);
+        self.read_pushes(before, 1, plan);
+    }
+
     /// The one rekey of a change, when it takes one.
     fn rekey_for(&mut self, now: Now, plan: &mut GroupPlan, entropy: &mut dyn Entropy) {
         let before = self.out.len();
@@ -284,15 +313,16 @@ impl Group {
         let mut kek = self.kek.is_some() && (leave || outlives || due(self, now.at));
         let wanted = !sas.is_empty() || kek || self.departed().next().is_some();
         if ready && self.sids_end() {
-            self.clean_slate(now, entropy);
-            (plan.new_kek, plan.rekeys) = (self.kek.is_some(), 1);
+            self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+            self.clean_slate(now, "sender-ids end", Vec::new(), Vec::new(), entropy);
+            (plan.new_kek, plan.rekeys) = (plan.new_kek || self.kek.is_some(), 1);
         } else if ready && wanted {
             // What ends soon after goes along: one rekey instead of two.
             sas.extend(self.due_sas(now.at + span));
             kek = kek || due(self, now.at + span);
             let besides = self.besides(now.at, &sas);
             plan.deactivation_delay = besides.deactivation.map(u64::from);
-            (plan.new_kek, plan.rekeys) = (kek, 1);
+            (plan.new_kek, plan.rekeys) = (plan.new_kek || kek, 1);
             let deletes: usize = besides.deletes.iter().map(|delete| delete.spis.len()).sum();
             self.rekey_soon(now, sas, kek, "configuration changed", entropy);
             self.read_pushes(before, deletes, plan);
@@ -374,6 +404,9 @@ impl Group {
         // Neither its keys nor its last PUSH outlive this life of the server.
         changes.extend(self.kek_spis().map(|spi| self.kek_gone(spi)));
         changes.extend(self.deliveries.iter().map(|delivery| self.push_gone(delivery)));
+        let nodes = self.tree.iter().flat_map(Tree::nodes);
+        changes.extend(nodes.map(|node| self.node_gone(node)));
+        changes.extend(self.revoked.keys().map(|key| self.revoked_gone(key)));
         changes.push(self.group_gone());
         self.settings.sas.clear();
         self.leaving = true;

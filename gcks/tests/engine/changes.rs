@@ -1,7 +1,10 @@
 //! Other configurations while members are registered: what the plan says is what happens, as one rekey each.
 
 use super::*;
+use crate::common::gateway;
 use ctl::plan::{GroupPlan, Plan};
+use gcks::engine::settings::CommunicationSettings;
+use gdoi_proto::policy::Encapsulation;
 
 /// What a change is called, how it changes the settings, and what must follow.
 struct Kind10 {
@@ -184,6 +187,67 @@ fn a_server_that_dies_around_a_change_has_the_old_keys_or_the_new_and_members_ar
         let expected =
             if kind.name == "gateway removed" || kind.name.ends_with("life shortened") { 0 } else { 1 };
         assert!(bench.count("push_sent") >= sent + expected, "{}", kind.name);
+    }
+}
+
+/// The same group with a key tree, and its two members.
+fn in_a_tree() -> (Bench, Settings) {
+    let mut settings = before();
+    communication(&mut settings).lkh = true;
+    let mut bench = Bench::with(settings.clone());
+    both(&mut bench);
+    (bench, settings)
+}
+
+/// PUSHes as they began: octets, TEKs, and whether a new KEK is in it.
+fn began(bench: &Bench) -> Vec<(u64, u64, bool)> {
+    let started = bench.events.iter().filter_map(|event| match event {
+        Event::RekeyStarted { octets, teks, new_kek, .. } => {
+            Some((*octets, teks.len() as u64, new_kek.is_some()))
+        }
+        _ => None,
+    });
+    started.collect()
+}
+
+#[test]
+fn a_member_whose_gateway_goes_is_shut_out_of_the_key_tree_as_planned() {
+    let (mut bench, mut new) = in_a_tree();
+    new.groups[0].gateways.retain(|name| name != "others");
+    let planned = group(&bench.server.plan(bench.now, &new)).clone();
+    let pushes: Vec<(u64, u64, bool)> =
+        planned.pushes.iter().map(|push| (push.octets, push.teks, push.new_kek)).collect();
+    // The new TEKs go under the new KEK, which the expelled member cannot find.
+    assert_eq!(pushes.iter().map(|push| (push.1, push.2)).collect::<Vec<_>>(), [(0, true), (2, false)]);
+    assert_eq!((planned.rekeys, planned.expelled.len()), (1, 1));
+    apply(&mut bench, &new);
+    assert_eq!(began(&bench), pushes);
+    assert_eq!(bench.members(), 1);
+}
+
+#[test]
+fn another_key_management_is_one_rekey_that_calls_every_member_again() {
+    type Change = fn(&mut Settings);
+    let changes: [Change; 2] =
+        [|it| communication(it).lkh = false, |it| communication(it).cipher = Cipher::Aes128Cbc];
+    for change in changes {
+        let (mut bench, mut new) = in_a_tree();
+        change(&mut new);
+        new.groups[0].sas.push(sa("SA3/new", 96));
+        let planned = group(&bench.server.plan(bench.now, &new)).clone();
+        assert_eq!((planned.rekeys, planned.pushes.len(), planned.new_kek), (1, 1, true), "{planned:?}");
+        apply(&mut bench, &new);
+        assert_eq!(began(&bench), [(planned.pushes[0].octets, 0, false)], "a Delete of the rekey SA");
+        assert_eq!(bench.members(), 0, "they come again");
+        let lkh = communication(&mut new.clone()).lkh;
+        assert_eq!(
+            bench.rows.values().any(|row| row.kind == Kind::Node),
+            lkh,
+            "of the old tree nothing is kept"
+        );
+        bench.restart();
+        bench.pass(Duration::from_secs(1));
+        assert_eq!(group(&bench.server.plan(bench.now, &new)).rekeys, 0, "it is done");
     }
 }
 
