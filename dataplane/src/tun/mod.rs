@@ -1,7 +1,8 @@
 //! The userspace backend: ESP between TUN devices and raw sockets, one TUN device and one blocking thread per zone.
 //!
 //! ```text
-//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked
+//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked; or
+//!                                                                                      in UDP: gdoi<zone>
 //!                                                      -> pair of a vpn, inbound    open -> gdoi<zone>, routed on by the host
 //!                                                      -> no pair                   gdoi<zone>, routed on by the host
 //! ```
