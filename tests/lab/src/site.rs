@@ -85,8 +85,8 @@ pub struct MemberPlan {
     pub traffic: bool,
     /// ESP in UDP.
     pub udp: bool,
-    /// More of its VPN: rules.
-    pub rules: String,
+    /// More lines of its VPN.
+    pub more: String,
 }
 
 /// One lab.
@@ -204,7 +204,7 @@ to-zone = "wan"
 vpn = "{GROUP}"
 "#
         );
-        let rules = &plan.rules;
+        let more = &plan.more;
         let carrier = if plan.udp { "esp-encapsulation = \"udp\"\n" } else { "" };
         let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
@@ -218,7 +218,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{carrier}{rules}{zones}"#
+{carrier}{more}{zones}"#
         );
         self.write(host, &text, key)
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use gdoi_lab::LabError;
@@ -43,8 +43,7 @@ impl fmt::Display for Taken {
 
 /// What is not installed; none when all is there.
 pub fn missing() -> Option<&'static str> {
-    let iperf3 = Command::new("iperf3").arg("--version").stdin(Stdio::null()).output();
-    if iperf3.is_ok_and(|output| output.status.success()) { None } else { Some("iperf3 is not installed") }
+    (!gdoi_lab::lans::has_iperf3()).then_some("iperf3 is not installed")
 }
 
 /// The load of this machine over 1, 5 and 15 minutes.
