@@ -3,5 +3,7 @@
 mod refusals;
 mod rekey;
 mod restart;
+mod rollover;
+mod spoofed;
 mod support;
 mod traffic;

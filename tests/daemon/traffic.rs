@@ -19,18 +19,18 @@ const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
 /// How often a member is killed; a long run sets it to 100.
 const KILLS: &str = "GDOI_TRAFFIC_KILLS";
 
-/// Runs an ignored test of this file in user, network and mount namespaces of its own.
-fn in_namespaces(test: &str) {
+/// Runs an ignored test, `module::name`, in user, network and mount namespaces of its own.
+pub fn in_namespaces(test: &str) {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--"];
     let mut probe = Command::new("unshare");
     if !probe.args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: daemon traffic::{test}: network namespaces are not allowed here");
+        println!("skipped: daemon {test}: network namespaces are not allowed here");
         return;
     }
     let programs = support::binaries();
     let mut inner = Command::new("unshare");
     inner.args(unshare).arg(std::env::current_exe().unwrap());
-    inner.args(["--ignored", "--exact", "--nocapture", &format!("traffic::{test}")]);
+    inner.args(["--ignored", "--exact", "--nocapture", test]);
     inner.env(PROGRAMS, programs.directory()).stdin(Stdio::null());
     let output = inner.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -41,16 +41,21 @@ fn in_namespaces(test: &str) {
 
 #[test]
 fn hosts_talk_through_esp_and_never_in_clear_whatever_happens_to_the_daemons() {
-    in_namespaces("esp_and_never_in_clear");
+    in_namespaces("traffic::esp_and_never_in_clear");
 }
 
-struct Ground {
-    lab: Lab,
+/// Key server and members with LANs behind them, running, and the network between them watched.
+pub struct Ground {
+    pub lab: Lab,
     wire: Wire,
 }
 
-/// Key server and members with LANs behind them; none when this is not the place.
 fn ground() -> Option<(Site, Wire)> {
+    ground_with(&MemberPlan { traffic: true, ..MemberPlan::default() })
+}
+
+/// The same, not running, with members as planned; none when this is not the place.
+pub fn ground_with(plan: &MemberPlan) -> Option<(Site, Wire)> {
     let programs = std::env::var_os(PROGRAMS)?;
     let network = Network::namespaces().unwrap();
     if let Some(reason) = network.no_traffic() {
@@ -61,7 +66,7 @@ fn ground() -> Option<(Site, Wire)> {
     let site = Site::new(network, Binaries::in_directory(programs.as_ref()).unwrap()).unwrap();
     site.write_server(&ServerPlan { ipv6: true, ..ServerPlan::new(Timing::LONG) }).unwrap();
     for member in MEMBERS {
-        site.write_member(member, &MemberPlan { traffic: true, ..MemberPlan::default() }).unwrap();
+        site.write_member(member, plan).unwrap();
     }
     Some((site, Wire::watch().unwrap()))
 }
@@ -71,8 +76,19 @@ impl Ground {
         &self.lab.site.network
     }
 
+    /// Starts everything and waits until both members encrypt.
+    pub fn up((site, wire): (Site, Wire)) -> Ground {
+        let server = site.start(GCKS, None).unwrap();
+        server.wait_named(server.beginning(), SOON, "group_created").unwrap();
+        let members = MEMBERS.map(|host| site.start(host, None).unwrap());
+        for member in &members {
+            member.wait_named(member.beginning(), SOON, "tek_activated").unwrap();
+        }
+        Ground { lab: Lab { site, server, members }, wire }
+    }
+
     #[track_caller]
-    fn nothing_in_clear(&self) {
+    pub fn nothing_in_clear(&self) {
         let seen = self.wire.seen();
         assert_eq!(seen.clear, 0, "{:?}", seen.examples);
     }

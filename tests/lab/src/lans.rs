@@ -19,6 +19,16 @@ pub const HOSTS: [&str; 2] = ["lan1", "lan2"];
 /// The far host as `lan1` sees it: IPv4 and IPv6.
 pub const FAR: [&str; 2] = ["172.16.2.2", "2001:db8:2::2"];
 
+/// A running stream of iperf3; both its ends are killed on drop.
+#[derive(Debug)]
+pub struct Stream([Child; 2]);
+
+/// True when iperf3 can be run.
+pub fn has_iperf3() -> bool {
+    let output = Command::new("iperf3").arg("--version").stdin(Stdio::null()).output();
+    output.is_ok_and(|output| output.status.success())
+}
+
 /// A running train of pings; killed on drop.
 #[derive(Debug)]
 pub struct Train(Child);
@@ -109,6 +119,70 @@ impl Network {
         ping.args(["-n", "-q", "-i", &every, "-W", "1", to]);
         ping.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         ping.spawn().map(Train).map_err(LabError::system("ping cannot be run"))
+    }
+}
+
+impl Network {
+    /// A TCP stream from `lan1` to `to`, paced at so many Mbit/s, until [`Stream::end`].
+    ///
+    /// # Errors
+    /// [`LabError`] when iperf3 cannot be run.
+    pub fn stream(&self, to: &str, megabits: u32) -> Result<Stream, LabError> {
+        let iperf3 = |host: &str, arguments: &[&str]| {
+            let mut command = self.command(host, Path::new("iperf3"));
+            command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.spawn().map_err(LabError::system("iperf3 cannot be run"))
+        };
+        let server = iperf3(HOSTS[1], &["-s", "-1"])?;
+        // The client asks once: until the server listens, it is refused.
+        let mut ask = self.command(HOSTS[1], Path::new("sh"));
+        ask.args(["-c", "until ss -Hltn 'sport = 5201' | grep -q .; do sleep 0.05; done"]);
+        ask.stdin(Stdio::null()).output().map_err(LabError::system("sh cannot be run"))?;
+        let rate = format!("{megabits}M");
+        Ok(Stream([iperf3(HOSTS[0], &["-c", to, "-b", &rate, "-t", "86400"])?, server]))
+    }
+
+    /// Packets dropped by full queues so far: of devices of all hosts, and between them.
+    ///
+    /// # Errors
+    /// [`LabError`] when `ip` says nothing that can be read.
+    pub fn queue_drops(&self) -> Result<u64, LabError> {
+        let mut dropped = 0;
+        for host in HOSTS.iter().chain(&MEMBERS) {
+            let mut ip = Command::new("ip");
+            ip.args(["-n", host, "-s", "-j", "link"]).stdin(Stdio::null());
+            let output = ip.output().map_err(LabError::system("ip cannot be run"))?;
+            let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)
+                .map_err(|error| LabError::Wrong(format!("ip -s -j link: {error}")))?;
+            for way in ["/stats64/rx/dropped", "/stats64/tx/dropped"] {
+                let count = |link: &serde_json::Value| link.pointer(way)?.as_u64();
+                dropped += links.iter().filter_map(count).sum::<u64>();
+            }
+        }
+        // The second column of each CPU, hexadecimal.
+        let softnet = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+        let column = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+        Ok(dropped + softnet.lines().filter_map(column).sum::<u64>())
+    }
+}
+
+impl Stream {
+    /// Ends it.
+    ///
+    /// # Errors
+    /// [`LabError`] when it ended before.
+    pub fn end(mut self) -> Result<(), LabError> {
+        let ended = self.0.iter_mut().any(|child| child.try_wait().is_ok_and(|status| status.is_some()));
+        if ended { Err(LabError::Wrong("iperf3 ended by itself".to_owned())) } else { Ok(()) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

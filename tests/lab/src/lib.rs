@@ -5,6 +5,7 @@
 //! network    three machines: network namespaces with a bridge, or addresses of the loopback interface
 //! lans       hosts behind the members, in namespaces: pings from one to the other
 //! wire       what passes between the members, packet by packet
+//! spoof      a stranger on the wire, who sends ESP that no key opens
 //! site       a temporary directory with the configurations, secrets and sockets of one lab
 //! daemon     a started process: its log read as events, its control socket, signals; killed on drop
 //! relay      a UDP relay that sees, records and may lose what passes between a member and its key server
@@ -22,6 +23,7 @@ pub mod lans;
 pub mod network;
 pub mod relay;
 pub mod site;
+pub mod spoof;
 pub mod table;
 pub mod wire;
 

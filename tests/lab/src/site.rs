@@ -54,6 +54,8 @@ pub struct ServerPlan {
     pub admitted: Vec<&'static str>,
     /// A second policy, for the IPv6 LANs of [`crate::lans`].
     pub ipv6: bool,
+    /// Policies before those of the LANs, that match nothing.
+    pub idle_policies: usize,
     /// `encryption-algorithm` of TEKs.
     pub encryption: &'static str,
     /// `key-management`: `flat` or `lkh`.
@@ -65,7 +67,8 @@ impl ServerPlan {
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
         let encryption = "aes-256-gcm";
-        ServerPlan { timing, threshold: None, admitted, ipv6: false, encryption, key_management: "flat" }
+        let (threshold, ipv6, idle_policies) = (None, false, 0);
+        ServerPlan { timing, threshold, admitted, ipv6, idle_policies, encryption, key_management: "flat" }
     }
 }
 
@@ -82,6 +85,8 @@ pub struct MemberPlan {
     pub traffic: bool,
     /// ESP in UDP.
     pub udp: bool,
+    /// More lines of its VPN.
+    pub more: String,
 }
 
 /// One lab.
@@ -160,12 +165,15 @@ activation-time-delay = {activation}
 deactivation-time-delay = {deactivation}
 [group.{GROUP}.ipsec-sa.SA1]
 proposal = "esp"
-[[group.{GROUP}.ipsec-sa.SA1.match-policy]]
-name = "lan-to-lan"
-source = "172.16.0.0/12"
-destination = "172.16.0.0/12"
 "#
         );
+        for number in 0..plan.idle_policies {
+            let nets = format!("source = \"10.{number}.0.0/16\"\ndestination = \"10.{number}.0.0/16\"\n");
+            let _ =
+                write!(text, "[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"idle-{number}\"\n{nets}");
+        }
+        let nets = "source = \"172.16.0.0/12\"\ndestination = \"172.16.0.0/12\"\n";
+        let _ = write!(text, "[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan\"\n{nets}");
         if plan.ipv6 {
             let policy = format!("[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan-6\"\n");
             let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
@@ -196,6 +204,7 @@ to-zone = "wan"
 vpn = "{GROUP}"
 "#
         );
+        let more = &plan.more;
         let carrier = if plan.udp { "esp-encapsulation = \"udp\"\n" } else { "" };
         let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
@@ -209,7 +218,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{carrier}{zones}"#
+{carrier}{more}{zones}"#
         );
         self.write(host, &text, key)
     }
