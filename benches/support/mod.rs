@@ -112,6 +112,7 @@ pub fn settings() -> Settings {
                 missed_rekeys: 1,
                 lkh: false,
                 max_push_size: 1280,
+                way: Way::Unicast,
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),

@@ -29,6 +29,7 @@ use super::layout::{Part, delete_everything};
 use super::member::MemberKey;
 use super::pull;
 use super::push::{Delivery, Mark};
+use super::revoke::EXPELLED;
 use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
 use super::settings::SaSettings;
@@ -431,7 +432,12 @@ impl Group {
         let octets = unsigned.datagram_len();
         let mark = Mark { generation: protecting.generation, seq: seq.0 };
         let addressed = members.len() + farewell.len();
-        let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
+        // Under flat keys the expelled one could open it: only the others get it, each for itself.
+        let whispered =
+            cause.why == EXPELLED && self.settings.communication.as_ref().is_some_and(|it| !it.lkh);
+        let mut delivery =
+            Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
+        delivery.whispered = whispered;
         changes.push(self.push_row(&delivery));
         self.deliveries.push(delivery);
         self.event(Event::RekeyStarted {

@@ -21,6 +21,9 @@ use super::io::Outcome;
 use super::member::{MemberKey, member_key};
 use super::peers::Asker;
 
+/// Why a rekey must not reach one who may still listen to the multicast group.
+pub(super) const EXPELLED: &str = "member expelled";
+
 impl Group {
     /// Out of the list; the others get new keys when `rekey-on-leave`.
     ///
@@ -36,7 +39,7 @@ impl Group {
                 format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end").into()
             );
         }
-        let started = self.rekey_all(now, "member expelled", changes, entropy);
+        let started = self.rekey_all(now, EXPELLED, changes, entropy);
         Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
     }
 

@@ -94,6 +94,9 @@ struct PushBody {
     /// Where it goes besides the members.
     #[serde(default)]
     farewell: Vec<(SocketAddr, SocketAddr)>,
+    /// Never by multicast.
+    #[serde(default)]
+    whispered: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -276,6 +279,7 @@ impl Group {
             signature_len,
             datagram,
             farewell: delivery.farewell.clone(),
+            whispered: delivery.whispered,
         };
         row(Kind::Push, self.push_key_name(delivery.kek_spi, delivery.seq), &body)
     }
@@ -466,6 +470,7 @@ impl Group {
             Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
         delivery.farewell = body.farewell;
+        delivery.whispered = body.whispered;
         self.deliveries.push(delivery);
         Ok(())
     }

@@ -169,6 +169,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
                 missed_rekeys: 1,
                 lkh: false,
                 max_push_size: 1280,
+                way: Way::Unicast,
                 activation_delay,
                 deactivation_delay,
                 margin: margin(timing.kek),
