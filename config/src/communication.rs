@@ -204,9 +204,8 @@ fn read_type(table: &Table<'_>) -> Option<CommunicationType> {
         }
         group
     });
-    let interface = table
-        .get("multicast-outgoing-interface")
-        .map(|item| item.filled_text(report).map(str::to_owned));
+    let interface =
+        table.get("multicast-outgoing-interface").map(|item| item.filled_text(report).map(str::to_owned));
     let word = word?;
     if word == "unicast" {
         for name in ["multicast-group", "multicast-outgoing-interface"] {

@@ -593,16 +593,20 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
 
 #[test]
 fn multicast_names_its_group_and_where_it_leaves() {
-    let stated = |more: &str| change(GOOD, "signature = \"ecdsa-256\"", &format!("signature = \"ecdsa-256\"\n{more}"));
-    for (word, group, port) in
-        [("multicast", "239.192.0.1", 848), ("both", "239.192.0.1:8480", 8480), ("both", "[ff08::1]:848", 848)]
-    {
+    let stated =
+        |more: &str| change(GOOD, "signature = \"ecdsa-256\"", &format!("signature = \"ecdsa-256\"\n{more}"));
+    for (word, group, port) in [
+        ("multicast", "239.192.0.1", 848),
+        ("both", "239.192.0.1:8480", 8480),
+        ("both", "[ff08::1]:848", 848),
+    ] {
         let text = stated(&format!(
             "communication-type = {word:?}\nmulticast-group = {group:?}\nmulticast-outgoing-interface = \"eth0\""
         ));
         let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
         let way = &loaded.config.groups[0].communication.as_ref().unwrap().communication_type;
-        let (config::CommunicationType::Multicast(channel) | config::CommunicationType::Both(channel)) = way else {
+        let (config::CommunicationType::Multicast(channel) | config::CommunicationType::Both(channel)) = way
+        else {
             panic!("{way:?}")
         };
         assert_eq!((channel.group.port(), channel.interface.as_str()), (port, "eth0"));

@@ -14,7 +14,8 @@ use ike::identity::IdentityRule;
 use ike::phase1::{Offer, PeerPolicy};
 
 use crate::engine::settings::{
-    Acknowledgement, Channel, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
+    Acknowledgement, Channel, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Way,
 };
 
 /// The whole configuration as the engine takes it. `nat_traversal`: there are sockets for it.

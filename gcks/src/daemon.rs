@@ -405,7 +405,9 @@ impl Daemon {
                     self.send_slice(false);
                 }
                 Output::Multicast { octets, channel } => {
-                    if let Err(error) = self.sockets.send_multicast(&octets, channel.group, &channel.interface) {
+                    if let Err(error) =
+                        self.sockets.send_multicast(&octets, channel.group, &channel.interface)
+                    {
                         let (group, interface) = (channel.group.to_string(), channel.interface);
                         self.publish(&Event::MulticastFailed { group, interface, reason: error.to_string() });
                     }

@@ -273,8 +273,7 @@ impl Sockets {
     /// # Errors
     /// What the system said, counted too; [`io::ErrorKind::AddrNotAvailable`] without a socket of its address family.
     pub fn send_multicast(&self, octets: &[u8], group: SocketAddr, interface: &str) -> io::Result<()> {
-        let family =
-            || self.sockets.iter().filter(|it| !it.marker && it.local.is_ipv4() == group.is_ipv4());
+        let family = || self.sockets.iter().filter(|it| !it.marker && it.local.is_ipv4() == group.is_ipv4());
         let any = family().find(|socket| socket.local.ip().is_unspecified());
         let send = || {
             let socket = any.or_else(|| family().next()).ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -335,7 +334,9 @@ impl Sockets {
         // What answers a multicast leaves from its port, which may be that of the group's own socket alone.
         let shared = || self.joined.values().map(|joined| &joined.socket).find(same_port);
         exact
-            .or_else(|| self.sockets.iter().filter(same_port).find(|socket| socket.local.ip().is_unspecified()))
+            .or_else(|| {
+                self.sockets.iter().filter(same_port).find(|socket| socket.local.ip().is_unspecified())
+            })
             .or_else(shared)
     }
 }
@@ -696,5 +697,38 @@ mod tests {
     #[test]
     fn the_source_towards_loopback_is_loopback() {
         assert_eq!(source_for("127.0.0.1:848".parse().unwrap()).unwrap(), IpAddr::from([127, 0, 0, 1]));
+    }
+
+    /// On the loopback interface: nothing of it leaves the machine.
+    fn multicast_is_heard(server: &str, group: &str, own: &str) {
+        let server = Sockets::bind(&[listen(server)]).unwrap();
+        let mut member =
+            Sockets::bind(&[listen(&SocketAddr::new(own.parse().unwrap(), 0).to_string())]).unwrap();
+        let mut receiver = member.receive().unwrap();
+        let group: SocketAddr = group.parse().unwrap();
+        let own: IpAddr = own.parse().unwrap();
+        member.join(group, Some("lo"), own).unwrap();
+        member.join(group, Some("lo"), own).unwrap();
+        assert_eq!(member.joined().collect::<Vec<_>>(), [group]);
+        server.send_multicast(b"push", group, "lo").unwrap();
+        let datagram = next(&mut receiver);
+        assert_eq!((datagram.local, datagram.octets.as_ref()), (group, b"push".as_slice()));
+        // What answers it leaves from our address and the port of the group.
+        let local = SocketAddr::new(own, group.port());
+        member.sockets.iter().for_each(|socket| assert_ne!(socket.local.port(), group.port()));
+        member.send(&Datagram { local, peer: datagram.peer, octets: Bytes::from_static(b"ack") }).unwrap();
+        member.leave(group);
+        assert_eq!(member.joined().count(), 0);
+        assert!(member.send(&Datagram { local, ..datagram }).is_err());
+        assert!(server.send_multicast(b"push", group, "no-such-interface").is_err());
+    }
+
+    #[test]
+    fn a_multicast_group_is_heard_while_it_is_joined() {
+        multicast_is_heard("127.0.0.1:0", "239.192.77.1:8481", "127.0.0.1");
+        multicast_is_heard("0.0.0.0:0", "239.192.77.2:8482", "127.0.0.1");
+        if UdpSocket::bind("[::1]:0").is_ok() {
+            multicast_is_heard("[::]:0", "[ff08::77:1]:8483", "::1");
+        }
     }
 }

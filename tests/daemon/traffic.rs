@@ -15,22 +15,27 @@ use gdoi_lab::wire::Wire;
 use crate::support::{self, Lab, SOON};
 
 /// Where the inner process finds the programs; set only by the outer one.
-const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
+pub const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
 /// How often a member is killed; a long run sets it to 100.
 const KILLS: &str = "GDOI_TRAFFIC_KILLS";
 
 /// Runs an ignored test of this file in user, network and mount namespaces of its own.
 fn in_namespaces(test: &str) {
+    inside(&format!("traffic::{test}"));
+}
+
+/// Runs an ignored test of this program in namespaces of its own.
+pub fn inside(test: &str) {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--"];
     let mut probe = Command::new("unshare");
     if !probe.args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: daemon traffic::{test}: network namespaces are not allowed here");
+        println!("skipped: daemon {test}: network namespaces are not allowed here");
         return;
     }
     let programs = support::binaries();
     let mut inner = Command::new("unshare");
     inner.args(unshare).arg(std::env::current_exe().unwrap());
-    inner.args(["--ignored", "--exact", "--nocapture", &format!("traffic::{test}")]);
+    inner.args(["--ignored", "--exact", "--nocapture", test]);
     inner.env(PROGRAMS, programs.directory()).stdin(Stdio::null());
     let output = inner.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -166,13 +166,13 @@ impl Progress {
                 self.under_way.insert((kek_spi.clone(), *seq), (0, 0));
                 None
             }
-            Event::PushSent { group, seq, kek_spi, attempt, members } => {
+            Event::PushSent { group, seq, kek_spi, attempt, members, way } => {
                 let which = self.which(*seq);
                 let (all, _) = self.ours(group, kek_spi, *seq)?;
                 if *attempt == 1 {
                     *all = *members;
                 }
-                Some((format!("{which}sent to {members} members, attempt {attempt}"), false))
+                Some((format!("{which}sent to {members} members by {way}, attempt {attempt}"), false))
             }
             Event::AckReceived { group, member, seq, kek_spi, milliseconds } => {
                 let which = self.which(*seq);
@@ -241,7 +241,8 @@ mod tests {
     }
 
     fn sent(kek_spi: &str, seq: u64) -> Event {
-        Event::PushSent { group: "g1".to_owned(), seq, kek_spi: kek_spi.to_owned(), attempt: 1, members: 2 }
+        let (group, kek_spi, way) = ("g1".to_owned(), kek_spi.to_owned(), "unicast".to_owned());
+        Event::PushSent { group, seq, kek_spi, attempt: 1, members: 2, way }
     }
 
     fn ack(kek_spi: &str, seq: u64) -> Event {

@@ -362,10 +362,10 @@ impl Group {
                 kek,
                 at,
                 endpoint(asker.local, asker.local.port()),
-                communication
-                    .way
-                    .channel()
-                    .map_or_else(|| endpoint(asker.peer, asker.peer.port()), |channel| endpoint_of(channel.group)),
+                communication.way.channel().map_or_else(
+                    || endpoint(asker.peer, asker.peer.port()),
+                    |channel| endpoint_of(channel.group),
+                ),
             )),
             _ => None,
         };

@@ -232,8 +232,8 @@ impl Group {
             if attempt > 1 {
                 self.counters.retransmissions += datagrams;
             }
-            let way =
-                channel.map_or_else(|| "unicast".to_owned(), |channel| format!("multicast {}", channel.group));
+            let way = channel
+                .map_or_else(|| "unicast".to_owned(), |channel| format!("multicast {}", channel.group));
             if let Some(channel) = channel {
                 self.out.push_back(GroupOutput::Multicast(datagram.clone(), channel.clone()));
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
 };
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::message::Dialect;

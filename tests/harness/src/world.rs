@@ -11,7 +11,7 @@ use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input as ServerInput, Output as ServerOutput};
 use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
 };
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::message::Dialect;
@@ -76,6 +76,9 @@ pub struct World {
     rekeying: bool,
     lkh: bool,
     rekey_on_join: bool,
+    way: Way,
+    /// Multicast groups each member hears.
+    listens: BTreeMap<usize, Vec<SocketAddr>>,
     /// Every PUSH that left the server, as somebody who listens on the wire has it.
     pub pushes: Vec<Bytes>,
     server: Option<KeyServer>,
@@ -257,6 +260,8 @@ impl World {
             rekeying,
             lkh,
             rekey_on_join: false,
+            way: Way::Unicast,
+            listens: BTreeMap::new(),
             pushes: Vec::new(),
             server: None,
             rows: BTreeMap::new(),
@@ -327,6 +332,7 @@ impl World {
         let mut settings = server_settings(self.timing, self.dialect, self.rekeying);
         for communication in settings.groups.iter_mut().filter_map(|group| group.communication.as_mut()) {
             communication.lkh = self.lkh;
+            communication.way = self.way.clone();
         }
         settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
         let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
@@ -337,6 +343,11 @@ impl World {
     /// What `key-management` says from the next start of the server on.
     pub fn set_key_tree(&mut self, lkh: bool) {
         self.lkh = lkh;
+    }
+
+    /// How PUSHes travel from the next start of the server on.
+    pub fn set_way(&mut self, way: Way) {
+        self.way = way;
     }
 
     /// What `rekey-on-join` says from the next start of the server on.
@@ -350,6 +361,7 @@ impl World {
             self.members.resize_with(index + 1, || None);
         }
         self.lives += 1;
+        self.listens.remove(&index);
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
         let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
         self.members[index] = Some(member);
@@ -375,6 +387,19 @@ impl World {
                     }
                     for (local, peer) in to {
                         self.transmit("gcks", Datagram { local, peer, octets: octets.clone() });
+                    }
+                }
+                ServerOutput::Multicast { octets, channel } => {
+                    if !self.pushes.contains(&octets) {
+                        self.pushes.push(octets.clone());
+                    }
+                    let line = gdoi_proto::pretty::one_line(&octets);
+                    let datagram = Datagram { local: SERVER, peer: channel.group, octets };
+                    for index in 0..self.members.len() {
+                        if self.listens.get(&index).is_some_and(|groups| groups.contains(&channel.group)) {
+                            let arrives = self.net.send_to(self.now, member_address(index), datagram.clone());
+                            self.trace.datagram(self.now, "gcks", &line, arrives);
+                        }
                     }
                 }
                 ServerOutput::Persist(changes) => {
@@ -422,6 +447,9 @@ impl World {
                     }
                 }
                 MemberOutput::Event(event) => self.trace.event(self.now, &name, &event),
+                MemberOutput::Listen { groups, .. } => {
+                    self.listens.insert(index, groups);
+                }
                 _ => {}
             }
         }
@@ -461,15 +489,13 @@ impl World {
 
     fn step(&mut self) {
         let now = self.now();
-        while let Some(datagram) = self.net.arrive(self.now) {
-            if datagram.local == SERVER {
+        while let Some((to, datagram)) = self.net.arrive(self.now) {
+            if to == SERVER {
                 if let Some(server) = self.server.as_mut() {
                     server.handle(now, ServerInput::Datagram(datagram));
                 }
                 self.drain_server();
-            } else if let Some(index) =
-                (0..self.members.len()).find(|index| member_address(*index) == datagram.local)
-            {
+            } else if let Some(index) = (0..self.members.len()).find(|index| member_address(*index) == to) {
                 if let Some(member) = self.members[index].as_mut() {
                     member.handle(now, MemberInput::Datagram(datagram));
                 }

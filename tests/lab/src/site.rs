@@ -56,13 +56,22 @@ pub struct ServerPlan {
     pub ipv6: bool,
     /// `key-management`: `flat` or `lkh`.
     pub key_management: &'static str,
+    /// `communication-type`; others than `unicast` in namespaces only, with the group 239.192.0.1.
+    pub communication_type: &'static str,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
-        ServerPlan { timing, threshold: None, admitted, ipv6: false, key_management: "flat" }
+        ServerPlan {
+            timing,
+            threshold: None,
+            admitted,
+            ipv6: false,
+            key_management: "flat",
+            communication_type: "unicast",
+        }
     }
 }
 
@@ -130,6 +139,12 @@ impl Site {
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
         let (admitted, key_management) = (&plan.admitted, plan.key_management);
+        let multicast = match plan.communication_type {
+            "unicast" => String::new(),
+            word => format!(
+                "communication-type = {word:?}\nmulticast-group = \"239.192.0.1\"\nmulticast-outgoing-interface = \"wan\"\n"
+            ),
+        };
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
@@ -139,7 +154,7 @@ lifetime-seconds = {tek_life}
 group-id = {GROUP_NUMBER}
 ike-gateways = {admitted:?}
 {threshold}[group.{GROUP}.server-member-communication]
-encryption-algorithm = "aes-256-cbc"
+{multicast}encryption-algorithm = "aes-256-cbc"
 sig-hash-algorithm = "sha-256"
 signature = "ecdsa-256"
 lifetime-seconds = {kek_life}
