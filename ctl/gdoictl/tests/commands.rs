@@ -90,7 +90,14 @@ fn events() -> [Event; 4] {
             octets: 300,
             why: "operator".to_owned(),
         },
-        Event::PushSent { group: group.clone(), seq: 4, kek_spi: kek_spi.clone(), attempt: 1, members: 2 },
+        Event::PushSent {
+            group: group.clone(),
+            seq: 4,
+            kek_spi: kek_spi.clone(),
+            attempt: 1,
+            members: 2,
+            way: "unicast".to_owned(),
+        },
         Event::AckReceived {
             group: group.clone(),
             member,
