@@ -68,7 +68,9 @@ fn simple(daemon: &Daemon, request: &Request, json: bool) -> Result<(), Failure>
     match reply {
         Reply::Done { text, .. } => say(&format!("{}\n", ctl::event::printable(&text))),
         Reply::Refused { reason } => Err(Failure::Refused(reason)),
-        Reply::Snapshot(_) => Err(Failure::Refused("the daemon answered something else".to_owned())),
+        Reply::Snapshot(_) | Reply::Plan(_) => {
+            Err(Failure::Refused("the daemon answered something else".to_owned()))
+        }
     }
 }
 
@@ -269,7 +271,7 @@ mod tests {
             assert_eq!(on(event), None);
         }
         let (line, end) = on(sent("0x0b", 1)).unwrap();
-        assert_eq!((line.as_str(), end), ("sent to 2 members, attempt 1", false));
+        assert_eq!((line.as_str(), end), ("sent to 2 members by unicast, attempt 1", false));
         assert_eq!(on(ack("0x0a", 1)), None);
         assert_eq!(on(ack("0x0b", 1)).unwrap().0, "[##########..........] 1/2 gm1 acknowledged after 12 ms");
         assert_eq!(on(completed("0x0a", 1)), None);
@@ -283,7 +285,7 @@ mod tests {
         let mut on = |event| progress.on(&Stamped::new(0, event));
         on(started(8, "0x0b", 4, 2));
         on(started(8, "0x0b", 5, 2));
-        assert_eq!(on(sent("0x0b", 4)).unwrap().0, "SEQ 4: sent to 2 members, attempt 1");
+        assert_eq!(on(sent("0x0b", 4)).unwrap().0, "SEQ 4: sent to 2 members by unicast, attempt 1");
         assert!(!on(completed("0x0b", 5)).unwrap().1);
         assert!(on(completed("0x0b", 4)).unwrap().1);
     }

@@ -125,7 +125,7 @@ fn a_rekey_shows_the_plan_the_acknowledgements_and_who_is_missing() {
     assert_eq!(
         text(&output.stdout),
         "rekey SEQ 4: the plan\n\
-         sent to 2 members, attempt 1\n\
+         sent to 2 members by unicast, attempt 1\n\
          [##########..........] 1/2 gm1 acknowledged after 5 ms\n\
          done in 20.0 s, 1 acknowledged, 1 did not answer: gm2\n"
     );

@@ -5,6 +5,7 @@
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -184,6 +185,8 @@ impl Group {
             return;
         }
         let Some(communication) = self.settings.communication.clone() else { return };
+        let keks: BTreeMap<KekSpi, Option<SocketAddr>> =
+            self.kek.iter().chain(&self.old_keks).map(|kek| (kek.spi, kek.channel)).collect();
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
             let delivery = &mut self.deliveries[index];
@@ -209,7 +212,9 @@ impl Group {
                 Way::Both(channel) if attempt == 1 => Some(channel),
                 Way::Both(_) | Way::Unicast => None,
             }
-            .filter(|_| !delivery.again && !delivery.whispered);
+            .filter(|_| !delivery.again && !delivery.whispered)
+            // Members listen where the SAK of the KEK that protects it said.
+            .filter(|channel| keks.get(&kek_spi) == Some(&Some(channel.group)));
             // Who is behind a NAT or of the other address family hears no multicast.
             let hears = |peer: &SocketAddr, behind_nat: bool| {
                 channel.is_some_and(|it| it.group.is_ipv4() == peer.is_ipv4() && !behind_nat)

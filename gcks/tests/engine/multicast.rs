@@ -147,3 +147,20 @@ fn acknowledgements_nobody_asked_for_are_unsolicited() {
     bench.tell(one.address, key.seal(one.kek.spi, SeqNumber(1), one.address.ip()));
     assert_eq!((counters(&bench).acks_unexpected, counters(&bench).acks), (1, 0));
 }
+
+#[test]
+fn a_change_of_the_way_is_told_on_the_old_one_with_a_new_kek() {
+    let mut bench = bench(Way::Unicast, |_| {});
+    let mut one = joined(&mut bench, 1);
+    bench.settings.groups[0].communication.as_mut().expect("pushes").way =
+        Way::Multicast(channel("239.192.0.1:848"));
+    bench.restart();
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.multicasts.is_empty(), "nobody listens there yet");
+    let octets = pushes(&mut bench, one.address).pop().expect("the push");
+    let ack = one.take(&bench, &octets);
+    assert_eq!(one.kek.destination.data, [239, 192, 0, 1]);
+    bench.tell(one.address, ack);
+    bench.rekey(false);
+    assert_eq!(bench.multicasts.len(), 1);
+}

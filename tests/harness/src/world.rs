@@ -357,7 +357,8 @@ impl World {
         if let Some(delay) = self.deactivation_delay {
             for group in &mut settings.groups {
                 let Some(communication) = &mut group.communication else { continue };
-                let more = Duration::from_secs(u64::from(delay.saturating_sub(communication.deactivation_delay)));
+                let more =
+                    Duration::from_secs(u64::from(delay.saturating_sub(communication.deactivation_delay)));
                 let span = self.timing.period * (self.timing.retransmissions + 1) + Duration::from_secs(5);
                 let least = span + Duration::from_secs(u64::from(communication.deactivation_delay)) + more;
                 communication.deactivation_delay = delay;
