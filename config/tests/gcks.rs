@@ -612,29 +612,23 @@ fn multicast_names_its_group_and_where_it_leaves() {
         assert_eq!((channel.group.port(), channel.interface.as_str()), (port, "eth0"));
         assert_eq!(matches!(way, config::CommunicationType::Both(_)), word == "both");
     }
-    let place = "group.G.server-member-communication";
-    refuses(&[
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
-            &format!("22:1: {place}.multicast-group: pushes go out as \"unicast\""),
-        ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\ncommunication-type = \"both\"\nmulticast-outgoing-interface = \"eth0\"",
-            &format!("{place}: communication-type = \"both\" needs a multicast-group"),
-        ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\ncommunication-type = \"multicast\"\nmulticast-group = \"239.192.0.1\"",
-            &format!("{place}: communication-type = \"multicast\" needs a multicast-outgoing-interface"),
-        ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\ncommunication-type = \"both\"\nmulticast-group = \"10.0.0.1:848\"",
-            "\"10.0.0.1:848\" is no multicast address and port",
-        ),
-    ]);
+    let signature = "signature = \"ecdsa-256\"";
+    let refused = |more: &str, what: &str| {
+        let all = problems(&stated(more));
+        assert!(all.len() == 1 && all[0].contains(what), "{more}: {all:?}");
+    };
+    assert!(GOOD.contains(signature));
+    refused("multicast-group = \"239.192.0.1:848\"", "multicast-group: pushes go out as \"unicast\"");
+    let leaves = "multicast-outgoing-interface = \"eth0\"";
+    refused(&format!("communication-type = \"both\"\n{leaves}"), "\"both\" needs a multicast-group");
+    refused(
+        "communication-type = \"multicast\"\nmulticast-group = \"239.192.0.1\"",
+        "\"multicast\" needs a multicast-outgoing-interface",
+    );
+    refused(
+        &format!("communication-type = \"both\"\nmulticast-group = \"10.0.0.1:848\"\n{leaves}"),
+        "\"10.0.0.1:848\" is no multicast address and port",
+    );
 }
 
 #[test]
