@@ -11,7 +11,7 @@ use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input, Output};
 use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
 };
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, GroupId, KekSpi, SeqNumber, Spi};
@@ -112,6 +112,7 @@ pub fn settings() -> Settings {
                 missed_rekeys: 1,
                 lkh: false,
                 max_push_size: 1280,
+                way: Way::Unicast,
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),
@@ -325,6 +326,7 @@ impl Server {
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Transmit(datagram) => self.transmits.push(datagram),
+                Output::Multicast { .. } => {}
                 Output::Fanout { octets, to } => self.fanouts.push((octets, to)),
                 Output::Persist(changes) => {
                     self.rows.extend(changes.into_iter().filter_map(|change| match change {

@@ -1,5 +1,7 @@
 //! `[group.NAME.server-member-communication]` of `gcks.toml`: the KEK, its pushes and their acknowledgements.
 
+use std::net::SocketAddr;
+
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
@@ -9,6 +11,10 @@ use crate::common::{self, CIPHERS, narrow};
 use crate::secret_source;
 use crate::signing_key;
 use crate::table::Table;
+use crate::units;
+
+/// The port of a multicast group that names none (RFC 6407 section 1.5).
+const GDOI_PORT: u16 = 848;
 
 /// What acknowledgements of pushes are asked for and what their absence means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +27,31 @@ pub enum Acknowledgement {
     None,
 }
 
+/// `communication-type`, with where it leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommunicationType {
+    /// To each member.
+    Unicast,
+    /// To a multicast group.
+    Multicast(Multicast),
+    /// The first copy to a multicast group, the others to each member that did not acknowledge.
+    Both(Multicast),
+}
+
+/// `multicast-group` and `multicast-outgoing-interface`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Multicast {
+    /// Address and UDP port, 848 unless stated.
+    pub group: SocketAddr,
+    /// Name of the interface.
+    pub interface: String,
+}
+
 /// `[group.NAME.server-member-communication]`.
 #[derive(Debug, Clone)]
 pub struct Communication {
+    /// How pushes travel, default unicast.
+    pub communication_type: CommunicationType,
     /// KEK cipher.
     pub cipher: Cipher,
     /// Hash of the signature; with ECDSA the one its curve implies.
@@ -107,7 +135,7 @@ const HASHES: &[(&str, SignatureHash)] = &[
 /// is unusable.
 pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication>, u32) {
     let report = table.report();
-    refuse_later(table);
+    let communication_type = read_type(table);
     let cipher = table.word("encryption-algorithm", CIPHERS, None);
     let lkh = read_management(table, cipher);
     let signature = table.word("signature", SIGNATURES, None);
@@ -138,6 +166,7 @@ pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication
     let read = || {
         let (signature, signature_key_bits) = signature?;
         Some(Communication {
+            communication_type: communication_type?,
             cipher: cipher?,
             signature_hash: hash?,
             signature,
@@ -161,17 +190,46 @@ pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication
     (read(), span)
 }
 
-fn refuse_later(table: &Table<'_>) {
+/// `communication-type` with the multicast group it needs; none when that is unusable.
+fn read_type(table: &Table<'_>) -> Option<CommunicationType> {
     let report = table.report();
-    let types = [("unicast", None), ("multicast", Some("multicast")), ("both", Some("both"))];
-    if let Some(Some(word)) = table.word("communication-type", &types, Some(None)) {
-        report.not_supported(
-            &table.place_of("communication-type"),
-            &format!("= {word:?}; pushes go out as \"unicast\""),
-        );
+    let types = [("unicast", "unicast"), ("multicast", "multicast"), ("both", "both")];
+    let word = table.word("communication-type", &types, Some("unicast"));
+    let group = table.get("multicast-group").map(|item| {
+        let text = item.text(report)?;
+        let group = units::socket_address(text, GDOI_PORT).filter(|group| group.ip().is_multicast());
+        if group.is_none() {
+            let hint = "\"239.192.0.1:848\" or \"[ff08::1]:848\"";
+            report.problem(&item.place, format!("{text:?} is no multicast address and port"), hint);
+        }
+        group
+    });
+    let interface =
+        table.get("multicast-outgoing-interface").map(|item| item.filled_text(report).map(str::to_owned));
+    let word = word?;
+    if word == "unicast" {
+        for name in ["multicast-group", "multicast-outgoing-interface"] {
+            if table.states(name) {
+                let hint = "communication-type = \"multicast\" or \"both\", or leave it out";
+                report.problem(&table.place_of(name), "pushes go out as \"unicast\"", hint);
+            }
+        }
+        return Some(CommunicationType::Unicast);
     }
-    table.later("multicast-group", "belongs to multicast; pushes go out as unicast");
-    table.later("multicast-outgoing-interface", "belongs to multicast; pushes go out as unicast");
+    if group.is_none() {
+        let hint = "multicast-group = \"239.192.0.1:848\"";
+        report.problem(&table.place, format!("communication-type = {word:?} needs a multicast-group"), hint);
+    }
+    if interface.is_none() {
+        let hint = "multicast-outgoing-interface = \"eth0\"";
+        let what = format!("communication-type = {word:?} needs a multicast-outgoing-interface");
+        report.problem(&table.place, what, hint);
+    }
+    let multicast = Multicast { group: group??, interface: interface?? };
+    Some(match word {
+        "multicast" => CommunicationType::Multicast(multicast),
+        _ => CommunicationType::Both(multicast),
+    })
 }
 
 /// `key-management`: true for a key tree, whose keys must be whole blocks with their IV.

@@ -28,7 +28,7 @@ pub mod units;
 pub mod vpn;
 
 pub use common::{DeadPeerDetection, Phase1Proposal};
-pub use communication::{Acknowledgement, Communication};
+pub use communication::{Acknowledgement, Communication, CommunicationType, Multicast};
 pub use error::{Errors, Loaded, Problem, Warning};
 pub use gcks::{Gateway, Gcks, Server};
 pub use gm::{Backend, Gm, GmGateway, Member};

@@ -633,17 +633,47 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "group-id = 1\nanti-replay-time-window = 1000",
             "18:1: group.G.anti-replay-time-window: not supported yet: anti-replay-time-window needs IP-D3P in the data plane",
         ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\ncommunication-type = \"both\"",
-            "22:1: group.G.server-member-communication.communication-type: not supported yet: communication-type = \"both\"; pushes go out as \"unicast\"",
-        ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
-            "22:1: group.G.server-member-communication.multicast-group: not supported yet: multicast-group belongs to multicast; pushes go out as unicast",
-        ),
     ]);
+}
+
+#[test]
+fn multicast_names_its_group_and_where_it_leaves() {
+    let stated =
+        |more: &str| change(GOOD, "signature = \"ecdsa-256\"", &format!("signature = \"ecdsa-256\"\n{more}"));
+    for (word, group, port) in [
+        ("multicast", "239.192.0.1", 848),
+        ("both", "239.192.0.1:8480", 8480),
+        ("both", "[ff08::1]:848", 848),
+    ] {
+        let text = stated(&format!(
+            "communication-type = {word:?}\nmulticast-group = {group:?}\nmulticast-outgoing-interface = \"eth0\""
+        ));
+        let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+        let way = &loaded.config.groups[0].communication.as_ref().unwrap().communication_type;
+        let (config::CommunicationType::Multicast(channel) | config::CommunicationType::Both(channel)) = way
+        else {
+            panic!("{way:?}")
+        };
+        assert_eq!((channel.group.port(), channel.interface.as_str()), (port, "eth0"));
+        assert_eq!(matches!(way, config::CommunicationType::Both(_)), word == "both");
+    }
+    let signature = "signature = \"ecdsa-256\"";
+    let refused = |more: &str, what: &str| {
+        let all = problems(&stated(more));
+        assert!(all.len() == 1 && all[0].contains(what), "{more}: {all:?}");
+    };
+    assert!(GOOD.contains(signature));
+    refused("multicast-group = \"239.192.0.1:848\"", "multicast-group: pushes go out as \"unicast\"");
+    let leaves = "multicast-outgoing-interface = \"eth0\"";
+    refused(&format!("communication-type = \"both\"\n{leaves}"), "\"both\" needs a multicast-group");
+    refused(
+        "communication-type = \"multicast\"\nmulticast-group = \"239.192.0.1\"",
+        "\"multicast\" needs a multicast-outgoing-interface",
+    );
+    refused(
+        &format!("communication-type = \"both\"\nmulticast-group = \"10.0.0.1:848\"\n{leaves}"),
+        "\"10.0.0.1:848\" is no multicast address and port",
+    );
 }
 
 #[test]

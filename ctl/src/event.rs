@@ -407,7 +407,18 @@ events! {
         attempt: u64,
         /// Members addressed.
         members: u64,
-    } => ("{group}: PUSH SEQ {seq} sent to {members} members, attempt {attempt}");
+        /// `unicast`, or `multicast` with the group's address and port.
+        way: String,
+    } => ("{group}: PUSH SEQ {seq} sent to {members} members by {way}, attempt {attempt}");
+    /// A multicast group cannot be sent to, or not be joined.
+    MulticastFailed "multicast_failed" Warn {
+        /// Its address and port.
+        group: String,
+        /// The interface towards it; empty: the system chooses.
+        interface: String,
+        /// What the system said.
+        reason: String,
+    } => ("multicast group {group} on {interface}: {reason}");
     /// A member acknowledged.
     AckReceived "ack_received" Debug {
         /// Group.

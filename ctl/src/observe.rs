@@ -164,6 +164,12 @@ pub struct TekView {
 pub struct CommunicationView {
     /// `unicast`, `multicast` or `both`.
     pub communication_type: String,
+    /// Address and port of the multicast group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multicast_group: Option<String>,
+    /// Where it is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multicast_outgoing_interface: Option<String>,
     /// KEK cipher.
     pub encryption_algorithm: String,
     /// Hash of the signature.
@@ -264,6 +270,8 @@ pub struct ServerStatistics {
     pub half_open: u64,
     /// Messages that got no answer.
     pub messages_dropped: u64,
+    /// Of these, acknowledgements of a rekey SA no group has.
+    pub acks_unknown_sa: u64,
     /// Datagrams received by the sockets.
     pub datagrams_received: u64,
     /// Datagrams sent.
@@ -286,6 +294,8 @@ pub struct GroupStatistics {
     pub pull_exceed_member_threshold: u64,
     /// PUSH datagrams sent, copies included.
     pub push_sent: u64,
+    /// Of these, to a multicast group.
+    pub push_multicast: u64,
     /// Of these, copies after the first.
     pub push_retransmitted: u64,
     /// Acknowledgements accepted.
@@ -294,11 +304,13 @@ pub struct GroupStatistics {
     pub push_unacknowledged: u64,
     /// Rekeys begun.
     pub rekeys: u64,
-    /// Acknowledgements of something already acknowledged.
+    /// Replayed acknowledgements: of something this member acknowledged already.
     pub acks_duplicate: u64,
-    /// Acknowledgements too late or of nothing sent.
+    /// Acknowledgements of a PUSH nobody waits for any more.
+    pub acks_late: u64,
+    /// Unsolicited acknowledgements: of nothing sent, or in a group that asks for none.
     pub acks_unexpected: u64,
-    /// Acknowledgements whose HASH is wrong.
+    /// Acknowledgements whose HASH is wrong, or that name another address.
     pub acks_forged: u64,
     /// Acknowledgements of nobody registered.
     pub acks_stranger: u64,

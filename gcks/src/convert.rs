@@ -14,7 +14,8 @@ use ike::identity::IdentityRule;
 use ike::phase1::{Offer, PeerPolicy};
 
 use crate::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, Channel, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Way,
 };
 
 /// The whole configuration as the engine takes it. `nat_traversal`: there are sockets for it.
@@ -87,7 +88,16 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
 }
 
 fn communication(communication: &config::Communication) -> CommunicationSettings {
+    let channel = |multicast: &config::Multicast| Channel {
+        group: multicast.group,
+        interface: multicast.interface.clone(),
+    };
     CommunicationSettings {
+        way: match &communication.communication_type {
+            config::CommunicationType::Unicast => Way::Unicast,
+            config::CommunicationType::Multicast(multicast) => Way::Multicast(channel(multicast)),
+            config::CommunicationType::Both(multicast) => Way::Both(channel(multicast)),
+        },
         cipher: communication.cipher,
         signature_hash: communication.signature_hash,
         signature: communication.signature,

@@ -414,6 +414,14 @@ impl Daemon {
                     self.pace.push(octets, to);
                     self.send_slice(false);
                 }
+                Output::Multicast { octets, channel } => {
+                    if let Err(error) =
+                        self.sockets.send_multicast(&octets, channel.group, &channel.interface)
+                    {
+                        let (group, interface) = (channel.group.to_string(), channel.interface);
+                        self.publish(&Event::MulticastFailed { group, interface, reason: error.to_string() });
+                    }
+                }
                 Output::Job(request) => self.workers.submit(request),
                 Output::Event(event) => self.publish(&event),
                 Output::Reply { ticket, result } => {

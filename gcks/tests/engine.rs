@@ -4,6 +4,8 @@
 #[path = "engine/changes.rs"]
 mod changes;
 mod common;
+#[path = "engine/multicast.rs"]
+mod multicast;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 
@@ -60,6 +62,8 @@ struct Bench {
     /// Jobs of the signing key that fail from now on.
     failing: u32,
     held: Vec<JobRequest>,
+    /// What went to multicast groups.
+    multicasts: Vec<(Bytes, SocketAddr)>,
 }
 
 impl Bench {
@@ -90,6 +94,7 @@ impl Bench {
             hold: |_| false,
             failing: 0,
             held: Vec::new(),
+            multicasts: Vec::new(),
         }
     }
 
@@ -100,6 +105,7 @@ impl Bench {
             }
             match output {
                 Output::Transmit(datagram) => self.sent.push_back(datagram),
+                Output::Multicast { octets, channel } => self.multicasts.push((octets, channel.group)),
                 Output::Fanout { octets, to } => {
                     for (local, peer) in to {
                         self.sent.push_back(Datagram { local, peer, octets: octets.clone() });

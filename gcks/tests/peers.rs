@@ -80,6 +80,7 @@ impl Bench {
         while let Some(output) = self.server.poll() {
             match output {
                 Output::Transmit(datagram) => self.sent.push_back(datagram),
+                Output::Multicast { .. } => {}
                 Output::Fanout { octets, to } => {
                     for (local, peer) in to {
                         self.sent.push_back(Datagram { local, peer, octets: octets.clone() });

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,8 @@ const ASKED: usize = 64;
 const FAULTS: usize = 64;
 /// Longest sleep of the loop without a timer.
 const IDLE: Duration = Duration::from_secs(10);
+/// Until a multicast group that could not be listened to is tried again; as long as the loop sleeps at most.
+const LISTEN_AGAIN: Duration = IDLE;
 /// Given to those who watch to read that the daemon stops.
 const FAREWELL: Duration = Duration::from_millis(50);
 
@@ -109,7 +112,9 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let (sender, asked) = mpsc::channel(ASKED);
     let (teller, faults) = mpsc::channel(FAULTS);
     let (data_plane, steered) = data_plane(config, teller)?;
-    let (daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    let named = |vpn: &config::Vpn| Some((vpn.name.clone(), vpn.external_interface.clone()?));
+    daemon.interfaces = config.vpns.iter().filter_map(named).collect();
     if !steered.is_empty() {
         let backend = daemon.data_plane.name().to_owned();
         daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
@@ -183,6 +188,12 @@ struct Daemon {
     options: Options,
     observer: plane::Observer,
     next_look: Instant,
+    /// The interface each VPN hears multicast on, where the configuration names one.
+    interfaces: BTreeMap<String, String>,
+    /// Multicast groups each VPN wants, and our address towards its key server.
+    listening: BTreeMap<String, (Vec<SocketAddr>, Option<IpAddr>)>,
+    /// When those that failed are tried again.
+    listen_again: Option<Instant>,
 }
 
 impl Daemon {
@@ -219,6 +230,9 @@ impl Daemon {
             options,
             observer: plane::Observer::default(),
             next_look: clock_start,
+            interfaces: BTreeMap::new(),
+            listening: BTreeMap::new(),
+            listen_again: None,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -258,6 +272,9 @@ impl Daemon {
                 () = tokio::time::sleep(sleep) => {}
             }
             self.look_at_traffic();
+            if self.listen_again.is_some_and(|at| at <= self.clock.now().at) {
+                self.listen();
+            }
         }
         self.publish(&Event::DaemonStopping);
         self.tell(Input::Stop);
@@ -280,6 +297,10 @@ impl Daemon {
                     if let Err(error) = self.sockets.send(&datagram) {
                         tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
                     }
+                }
+                Output::Listen { vpn, groups, address } => {
+                    self.listening.insert(vpn, (groups, address));
+                    self.listen();
                 }
                 Output::Route { server, peer, address } => routes.push((server, peer, address)),
                 Output::Job(request) => self.workers.submit(request),
@@ -306,6 +327,29 @@ impl Daemon {
             let locals = convert::locals(address, peer, &listening, &floated);
             self.tell(Input::Route { server, locals: locals.map_err(|error| error.to_string()) });
         }
+    }
+
+    /// Listens to the multicast groups that any VPN wants; what fails is tried again.
+    fn listen(&mut self) {
+        let wanted: Vec<SocketAddr> =
+            self.listening.values().flat_map(|(groups, _)| groups.clone()).collect();
+        let left: Vec<SocketAddr> = self.sockets.joined().filter(|group| !wanted.contains(group)).collect();
+        left.into_iter().for_each(|group| self.sockets.leave(group));
+        let mut failed = false;
+        for (vpn, (groups, address)) in &self.listening {
+            let interface = self.interfaces.get(vpn).map(String::as_str);
+            for group in groups {
+                let any =
+                    if group.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                if let Err(error) = self.sockets.join(*group, interface, address.unwrap_or(any)) {
+                    failed = true;
+                    let interface = interface.unwrap_or_default().to_owned();
+                    let (group, reason) = (group.to_string(), error.to_string());
+                    self.publish(&Event::MulticastFailed { group, interface, reason });
+                }
+            }
+        }
+        self.listen_again = failed.then(|| self.clock.now().at + LISTEN_AGAIN);
     }
 
     fn at_data_plane(&mut self, act: impl FnOnce(&mut dyn DataPlane) -> Result<(), DataPlaneError>) {

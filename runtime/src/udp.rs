@@ -4,6 +4,7 @@
 //! packet information (`IP_PKTINFO`, RFC 3542 for IPv6). Sockets for NAT traversal carry a non-ESP marker of 4 zero
 //! octets before each message (RFC 3948 section 2.2); it is taken off and put on here.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
@@ -15,13 +16,15 @@ use bytes::Bytes;
 use ike::io::Datagram;
 use ike::phase1::nat::KEEPALIVE;
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg,
     sendmsg, setsockopt, sockopt,
 };
-use socket2::{Domain, Protocol, Socket as RawSocket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket as RawSocket, Type};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -30,6 +33,9 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// Datagrams that may wait for the daemon's loop before further ones are dropped and counted.
 pub const QUEUE: usize = 16_384;
+
+/// Hops of a PUSH by multicast: as far as unicast goes, since the groups of RFC 2365 end where the network says so.
+const MULTICAST_HOPS: u32 = 64;
 
 /// Before an ISAKMP message on a NAT traversal port (RFC 3948 section 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
@@ -103,6 +109,18 @@ pub struct Sockets {
     counters: Arc<Counters>,
     // Closing this end wakes every reading thread.
     stop: Vec<UnixStream>,
+    sender: Option<mpsc::Sender<Datagram>>,
+    joined: BTreeMap<SocketAddr, Joined>,
+}
+
+/// A multicast group that is listened to.
+#[derive(Debug)]
+struct Joined {
+    interface: u32,
+    own: IpAddr,
+    socket: Arc<Socket>,
+    /// Ends the thread of a socket of the group's own; none when it came to one of the others.
+    _stop: Option<UnixStream>,
 }
 
 impl Sockets {
@@ -113,7 +131,13 @@ impl Sockets {
     pub fn bind(listen: &[Listen]) -> Result<Sockets, BindError> {
         let sockets =
             listen.iter().map(|listen| Socket::bind(*listen).map(Arc::new)).collect::<Result<_, _>>()?;
-        Ok(Sockets { sockets, counters: Arc::default(), stop: Vec::new() })
+        Ok(Sockets {
+            sockets,
+            counters: Arc::default(),
+            stop: Vec::new(),
+            sender: None,
+            joined: BTreeMap::new(),
+        })
     }
 
     /// Opens `listen`, and beside them sockets for NAT traversal: those all or none, since another IKE daemon on this
@@ -157,7 +181,7 @@ impl Sockets {
 
     /// Octets of the smallest receive buffer the system granted, as it counts them.
     pub fn receive_buffer(&self) -> usize {
-        let granted = |socket: &Arc<Socket>| socket2::SockRef::from(&socket.inner).recv_buffer_size();
+        let granted = |socket: &Arc<Socket>| SockRef::from(&socket.inner).recv_buffer_size();
         self.sockets.iter().filter_map(|socket| granted(socket).ok()).min().unwrap_or(0)
     }
 
@@ -177,14 +201,89 @@ impl Sockets {
     pub fn receive_within(&mut self, queue: usize) -> io::Result<mpsc::Receiver<Datagram>> {
         let (sender, receiver) = mpsc::channel(queue);
         for socket in &self.sockets {
-            let (ours, theirs) = UnixStream::pair()?;
-            let (socket, sender, counters) = (Arc::clone(socket), sender.clone(), Arc::clone(&self.counters));
-            std::thread::Builder::new()
-                .name(format!("udp {}", socket.local.port()))
-                .spawn(move || socket.read_all(&theirs, &sender, &counters))?;
-            self.stop.push(ours);
+            self.stop.push(read_in_a_thread(Arc::clone(socket), sender.clone(), Arc::clone(&self.counters))?);
         }
+        self.sender = Some(sender);
         Ok(receiver)
+    }
+
+    /// Listens to a multicast group, on the interface of that name; without a name on the one that has our address `own`.
+    /// Does nothing when that is so already. [`Sockets::receive`] must have been called.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn join(&mut self, group: SocketAddr, interface: Option<&str>, own: IpAddr) -> io::Result<()> {
+        let index = match interface {
+            Some(name) => if_nametoindex(name)?,
+            None => index_of(own),
+        };
+        if self.joined.get(&group).is_some_and(|joined| (joined.interface, joined.own) == (index, own)) {
+            return Ok(());
+        }
+        self.leave(group);
+        let wildcard = |socket: &&Arc<Socket>| {
+            !socket.marker
+                && socket.local.ip().is_unspecified()
+                && (socket.local.port(), socket.local.is_ipv4()) == (group.port(), group.is_ipv4())
+        };
+        let (socket, stop) = match self.sockets.iter().find(wildcard) {
+            Some(socket) => (Arc::clone(socket), None),
+            None => {
+                let socket = Arc::new(Socket::bind_shared(group)?);
+                let sender = self.sender.clone().ok_or(io::ErrorKind::NotConnected)?;
+                let stop = read_in_a_thread(Arc::clone(&socket), sender, Arc::clone(&self.counters))?;
+                (socket, Some(stop))
+            }
+        };
+        let inner = SockRef::from(&socket.inner);
+        match (group.ip(), own) {
+            (IpAddr::V4(group), IpAddr::V4(own)) if index == 0 => inner.join_multicast_v4(&group, &own)?,
+            (IpAddr::V4(group), _) => {
+                inner.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index))?
+            }
+            (IpAddr::V6(group), _) => inner.join_multicast_v6(&group, index)?,
+        }
+        self.joined.insert(group, Joined { interface: index, own, socket, _stop: stop });
+        Ok(())
+    }
+
+    /// Listens to a multicast group no more.
+    pub fn leave(&mut self, group: SocketAddr) {
+        let Some(joined) = self.joined.remove(&group) else { return };
+        let inner = SockRef::from(&joined.socket.inner);
+        // Without it the interface is gone, and with it the membership.
+        let _ = match (group.ip(), joined.own) {
+            (IpAddr::V4(group), IpAddr::V4(own)) if joined.interface == 0 => {
+                inner.leave_multicast_v4(&group, &own)
+            }
+            (IpAddr::V4(group), _) => {
+                inner.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(joined.interface))
+            }
+            (IpAddr::V6(group), _) => inner.leave_multicast_v6(&group, joined.interface),
+        };
+    }
+
+    /// Multicast groups that are listened to.
+    pub fn joined(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.joined.keys().copied()
+    }
+
+    /// Sends to a multicast group through an interface, from the socket that answers would come to.
+    ///
+    /// # Errors
+    /// What the system said, counted too; [`io::ErrorKind::AddrNotAvailable`] without a socket of its address family.
+    pub fn send_multicast(&self, octets: &[u8], group: SocketAddr, interface: &str) -> io::Result<()> {
+        let family = || self.sockets.iter().filter(|it| !it.marker && it.local.is_ipv4() == group.is_ipv4());
+        let any = family().find(|socket| socket.local.ip().is_unspecified());
+        let send = || {
+            let socket = any.or_else(|| family().next()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let index = if_nametoindex(interface)?;
+            socket.send_through(octets, socket.local, group, index)
+        };
+        let result = send();
+        let counter = if result.is_ok() { &self.counters.sent } else { &self.counters.send_errors };
+        counter.fetch_add(1, Ordering::Relaxed);
+        result
     }
 
     /// Sends one datagram from `datagram.local`. An unspecified local address lets the system choose.
@@ -232,10 +331,34 @@ impl Sockets {
             socket.local.port() == local.port() && socket.local.is_ipv4() == local.is_ipv4()
         };
         let exact = self.sockets.iter().filter(same_port).find(|socket| socket.local.ip() == local.ip());
-        exact.or_else(|| {
-            self.sockets.iter().filter(same_port).find(|socket| socket.local.ip().is_unspecified())
-        })
+        // What answers a multicast leaves from its port, which may be that of the group's own socket alone.
+        let shared = || self.joined.values().map(|joined| &joined.socket).find(same_port);
+        exact
+            .or_else(|| {
+                self.sockets.iter().filter(same_port).find(|socket| socket.local.ip().is_unspecified())
+            })
+            .or_else(shared)
     }
+}
+
+fn read_in_a_thread(
+    socket: Arc<Socket>,
+    sender: mpsc::Sender<Datagram>,
+    counters: Arc<Counters>,
+) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    std::thread::Builder::new()
+        .name(format!("udp {}", socket.local.port()))
+        .spawn(move || socket.read_all(&theirs, &sender, &counters))?;
+    Ok(ours)
+}
+
+/// The interface that has an address; 0, which lets the system choose, when none has.
+fn index_of(own: IpAddr) -> u32 {
+    let Ok(mut all) = getifaddrs() else { return 0 };
+    let has = |address: &SockaddrStorage| peer_address(address).is_some_and(|it| it.ip() == own);
+    let name = all.find(|it| it.address.as_ref().is_some_and(has)).map(|it| it.interface_name);
+    name.and_then(|name| if_nametoindex(name.as_str()).ok()).unwrap_or(0)
 }
 
 /// The address this machine would send from to reach `peer`; no packet is sent.
@@ -264,8 +387,12 @@ impl Socket {
             if address.is_ipv6() {
                 socket.set_only_v6(true)?;
                 setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+                socket.set_multicast_hops_v6(MULTICAST_HOPS)?;
             } else {
                 setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+                socket.set_multicast_ttl_v4(MULTICAST_HOPS)?;
+                // Only what this socket joined, not what anybody on this machine did.
+                socket.set_multicast_all_v4(false)?;
             }
             // Beyond net.core.rmem_max only with CAP_NET_ADMIN; without it, as much as the system allows.
             if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -277,6 +404,21 @@ impl Socket {
         let inner = open().map_err(refuse)?;
         let local = inner.local_addr().map_err(refuse)?;
         Ok(Socket { inner, local, marker: listen.marker })
+    }
+
+    /// A socket of a multicast group's own address, which others on this machine may have too.
+    fn bind_shared(group: SocketAddr) -> io::Result<Socket> {
+        let socket = RawSocket::new(Domain::for_address(group), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_address(true)?;
+        match group {
+            SocketAddr::V4(_) => setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?,
+            SocketAddr::V6(_) => {
+                socket.set_only_v6(true)?;
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            }
+        }
+        socket.bind(&group.into())?;
+        Ok(Socket { inner: socket.into(), local: group, marker: false })
     }
 
     /// Reads until the other end of `stop` closes or nobody wants datagrams any more.
@@ -334,7 +476,9 @@ impl Socket {
         for item in message.cmsgs()? {
             match item {
                 ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    local.set_ip(Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes()).into());
+                    let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes());
+                    let ours = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+                    local.set_ip(if to.is_multicast() { to } else { ours }.into());
                 }
                 ControlMessageOwned::Ipv6PacketInfo(info) => {
                     let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
@@ -351,6 +495,17 @@ impl Socket {
     }
 
     fn send(&self, octets: &[u8], local: SocketAddr, peer: SocketAddr) -> io::Result<()> {
+        let interface = if let SocketAddr::V6(local) = local { local.scope_id() } else { 0 };
+        self.send_through(octets, local, peer, interface)
+    }
+
+    fn send_through(
+        &self,
+        octets: &[u8],
+        local: SocketAddr,
+        peer: SocketAddr,
+        interface: u32,
+    ) -> io::Result<()> {
         // A keep-alive is nothing but its octet (RFC 3948 section 2.3).
         let marker: &[u8] = if self.marker && octets != KEEPALIVE { &NON_ESP_MARKER } else { &[] };
         let parts = [IoSlice::new(marker), IoSlice::new(octets)];
@@ -359,7 +514,8 @@ impl Socket {
             (SocketAddr::V4(local), SocketAddr::V4(peer)) => {
                 let zero = libc::in_addr { s_addr: 0 };
                 let source = libc::in_addr { s_addr: u32::from_ne_bytes(local.ip().octets()) };
-                let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: zero };
+                let ipi_ifindex = libc::c_int::try_from(interface).unwrap_or(0);
+                let info = libc::in_pktinfo { ipi_ifindex, ipi_spec_dst: source, ipi_addr: zero };
                 sendmsg(
                     descriptor,
                     &parts,
@@ -370,7 +526,7 @@ impl Socket {
             }
             (SocketAddr::V6(local), SocketAddr::V6(peer)) => {
                 let source = libc::in6_addr { s6_addr: local.ip().octets() };
-                let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: local.scope_id() };
+                let info = libc::in6_pktinfo { ipi6_addr: source, ipi6_ifindex: interface };
                 sendmsg(
                     descriptor,
                     &parts,
@@ -541,5 +697,38 @@ mod tests {
     #[test]
     fn the_source_towards_loopback_is_loopback() {
         assert_eq!(source_for("127.0.0.1:848".parse().unwrap()).unwrap(), IpAddr::from([127, 0, 0, 1]));
+    }
+
+    /// On the loopback interface: nothing of it leaves the machine.
+    fn multicast_is_heard(server: &str, group: &str, own: &str) {
+        let server = Sockets::bind(&[listen(server)]).unwrap();
+        let mut member =
+            Sockets::bind(&[listen(&SocketAddr::new(own.parse().unwrap(), 0).to_string())]).unwrap();
+        let mut receiver = member.receive().unwrap();
+        let group: SocketAddr = group.parse().unwrap();
+        let own: IpAddr = own.parse().unwrap();
+        member.join(group, Some("lo"), own).unwrap();
+        member.join(group, Some("lo"), own).unwrap();
+        assert_eq!(member.joined().collect::<Vec<_>>(), [group]);
+        server.send_multicast(b"push", group, "lo").unwrap();
+        let datagram = next(&mut receiver);
+        assert_eq!((datagram.local, datagram.octets.as_ref()), (group, b"push".as_slice()));
+        // What answers it leaves from our address and the port of the group.
+        let local = SocketAddr::new(own, group.port());
+        member.sockets.iter().for_each(|socket| assert_ne!(socket.local.port(), group.port()));
+        member.send(&Datagram { local, peer: datagram.peer, octets: Bytes::from_static(b"ack") }).unwrap();
+        member.leave(group);
+        assert_eq!(member.joined().count(), 0);
+        assert!(member.send(&Datagram { local, ..datagram }).is_err());
+        assert!(server.send_multicast(b"push", group, "no-such-interface").is_err());
+    }
+
+    #[test]
+    fn a_multicast_group_is_heard_while_it_is_joined() {
+        multicast_is_heard("127.0.0.1:0", "239.192.77.1:8481", "127.0.0.1");
+        multicast_is_heard("0.0.0.0:0", "239.192.77.2:8482", "127.0.0.1");
+        if UdpSocket::bind("[::1]:0").is_ok() {
+            multicast_is_heard("[::]:0", "[ff08::77:1]:8483", "::1");
+        }
     }
 }

@@ -42,7 +42,19 @@ impl Lab {
 
     /// The same with another configuration of the server.
     pub fn planned(plan: &ServerPlan) -> Lab {
-        let site = site();
+        Lab::at(site(), plan)
+    }
+
+    /// Ends it: the place for another.
+    pub fn stop(self) -> Site {
+        let Lab { site, server, members } = self;
+        drop((members, server));
+        let _ = std::fs::remove_dir_all(site.path("state"));
+        site
+    }
+
+    /// The same at a place that is there already.
+    pub fn at(site: Site, plan: &ServerPlan) -> Lab {
         site.write_server(plan).unwrap();
         let server = site.start(GCKS, None).unwrap();
         server.wait_named(server.beginning(), SOON, "group_created").unwrap();

@@ -15,7 +15,7 @@ use gdoi_lab::wire::Wire;
 use crate::support::{self, Lab, SOON};
 
 /// Where the inner process finds the programs; set only by the outer one.
-const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
+pub const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
 /// How often a member is killed; a long run sets it to 100.
 const KILLS: &str = "GDOI_TRAFFIC_KILLS";
 

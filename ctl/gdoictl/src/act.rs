@@ -168,13 +168,13 @@ impl Progress {
                 self.under_way.insert((kek_spi.clone(), *seq), (0, 0));
                 None
             }
-            Event::PushSent { group, seq, kek_spi, attempt, members } => {
+            Event::PushSent { group, seq, kek_spi, attempt, members, way } => {
                 let which = self.which(*seq);
                 let (all, _) = self.ours(group, kek_spi, *seq)?;
                 if *attempt == 1 {
                     *all = *members;
                 }
-                Some((format!("{which}sent to {members} members, attempt {attempt}"), false))
+                Some((format!("{which}sent to {members} members by {way}, attempt {attempt}"), false))
             }
             Event::AckReceived { group, member, seq, kek_spi, milliseconds } => {
                 let which = self.which(*seq);
@@ -243,7 +243,8 @@ mod tests {
     }
 
     fn sent(kek_spi: &str, seq: u64) -> Event {
-        Event::PushSent { group: "g1".to_owned(), seq, kek_spi: kek_spi.to_owned(), attempt: 1, members: 2 }
+        let (group, kek_spi, way) = ("g1".to_owned(), kek_spi.to_owned(), "unicast".to_owned());
+        Event::PushSent { group, seq, kek_spi, attempt: 1, members: 2, way }
     }
 
     fn ack(kek_spi: &str, seq: u64) -> Event {
@@ -270,7 +271,7 @@ mod tests {
             assert_eq!(on(event), None);
         }
         let (line, end) = on(sent("0x0b", 1)).unwrap();
-        assert_eq!((line.as_str(), end), ("sent to 2 members, attempt 1", false));
+        assert_eq!((line.as_str(), end), ("sent to 2 members by unicast, attempt 1", false));
         assert_eq!(on(ack("0x0a", 1)), None);
         assert_eq!(on(ack("0x0b", 1)).unwrap().0, "[##########..........] 1/2 gm1 acknowledged after 12 ms");
         assert_eq!(on(completed("0x0a", 1)), None);
@@ -284,7 +285,7 @@ mod tests {
         let mut on = |event| progress.on(&Stamped::new(0, event));
         on(started(8, "0x0b", 4, 2));
         on(started(8, "0x0b", 5, 2));
-        assert_eq!(on(sent("0x0b", 4)).unwrap().0, "SEQ 4: sent to 2 members, attempt 1");
+        assert_eq!(on(sent("0x0b", 4)).unwrap().0, "SEQ 4: sent to 2 members by unicast, attempt 1");
         assert!(!on(completed("0x0b", 5)).unwrap().1);
         assert!(on(completed("0x0b", 4)).unwrap().1);
     }

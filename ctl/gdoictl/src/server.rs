@@ -327,6 +327,11 @@ fn communication(snapshot: &GcksSnapshot, json: bool) -> Result<String, Failure>
             &group.name,
             &[
                 ("Server Member Communication", it.communication_type.clone()),
+                ("Multicast group", it.multicast_group.clone().unwrap_or_else(|| "-".to_owned())),
+                (
+                    "Multicast outgoing interface",
+                    it.multicast_outgoing_interface.clone().unwrap_or_else(|| "-".to_owned()),
+                ),
                 ("Encryption", it.encryption_algorithm.clone()),
                 ("Signature", format!("{} with {}", it.signature, it.sig_hash_algorithm)),
                 ("KEK lifetime", format!("{} seconds", it.lifetime_seconds)),

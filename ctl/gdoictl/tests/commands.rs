@@ -90,7 +90,14 @@ fn events() -> [Event; 4] {
             octets: 300,
             why: "operator".to_owned(),
         },
-        Event::PushSent { group: group.clone(), seq: 4, kek_spi: kek_spi.clone(), attempt: 1, members: 2 },
+        Event::PushSent {
+            group: group.clone(),
+            seq: 4,
+            kek_spi: kek_spi.clone(),
+            attempt: 1,
+            members: 2,
+            way: "unicast".to_owned(),
+        },
         Event::AckReceived {
             group: group.clone(),
             member,
@@ -118,7 +125,7 @@ fn a_rekey_shows_the_plan_the_acknowledgements_and_who_is_missing() {
     assert_eq!(
         text(&output.stdout),
         "rekey SEQ 4: the plan\n\
-         sent to 2 members, attempt 1\n\
+         sent to 2 members by unicast, attempt 1\n\
          [##########..........] 1/2 gm1 acknowledged after 5 ms\n\
          done in 20.0 s, 1 acknowledged, 1 did not answer: gm2\n"
     );

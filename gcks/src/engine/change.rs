@@ -197,6 +197,11 @@ impl Group {
             }
             (Some(_), Some(_)) | (None, None) => {}
         }
+        if let (Some(before), Some(after)) = (&old.communication, &self.settings.communication)
+            && before.way != after.way
+        {
+            plan.notes.push("communication-type: the new KEK says where pushes come from then on".to_owned());
+        }
         if self.holds_other_keys() {
             self.drop_tree(now, &mut plan, entropy);
         }
@@ -302,6 +307,12 @@ impl Group {
         let communication = self.settings.communication.as_ref();
         let outlives =
             communication.zip(self.kek.as_ref()).is_some_and(|(it, kek)| kek.ends > now.at + it.lifetime);
+        if !plan.expelled.is_empty()
+            && let Some(change) = self.is_overheard()
+        {
+            self.out.push_back(GroupOutput::Persist(vec![change]));
+        }
+        let communication = self.settings.communication.as_ref();
         let leave = !plan.expelled.is_empty() && self.settings.rekey_on_leave;
         let span =
             communication.map_or(Duration::ZERO, |it| it.retransmission_period * (it.retransmissions + 1));

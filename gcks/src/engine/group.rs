@@ -30,7 +30,7 @@ use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
 use super::sender_id::SenderIdPool;
-use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
+use super::settings::{Channel, CommunicationSettings, GroupSettings, SaSettings};
 
 /// Keys count as unused this long, however short ATD is: a newcomer must have the time to ask for them.
 const LEAST_FRESH: Duration = Duration::from_secs(10);
@@ -81,6 +81,10 @@ pub struct Kek {
     pub cipher: KekCipherKey,
     /// It has a successor; kept for acknowledgements until then.
     pub replaced_until: Option<Instant>,
+    /// The multicast group its SAK names: members that hold it listen there.
+    pub channel: Option<SocketAddr>,
+    /// An expelled member holds it and may listen: its PUSHes go by unicast alone.
+    pub overheard: bool,
 }
 
 /// A data-security SA.
@@ -111,6 +115,8 @@ pub enum GroupOutput {
     Persist(Vec<Change>),
     /// Send the same octets to many.
     Fanout(Bytes, Vec<(SocketAddr, SocketAddr)>),
+    /// Send to a multicast group.
+    Multicast(Bytes, Channel),
     /// Run for this group.
     Job(Job),
     /// Tell.
@@ -132,15 +138,19 @@ pub struct GroupCounters {
     pub rekeys: u64,
     /// PUSH datagrams sent.
     pub pushes_sent: u64,
+    /// Of these, to a multicast group.
+    pub pushes_multicast: u64,
     /// Of these, copies after the first.
     pub retransmissions: u64,
     /// Acknowledgements accepted.
     pub acks: u64,
-    /// Acknowledgements of something already acknowledged.
+    /// Replayed acknowledgements: of something this member acknowledged already.
     pub acks_duplicate: u64,
-    /// Acknowledgements that came too late or for nothing sent.
+    /// Acknowledgements that came when the PUSH was not waited for any more.
+    pub acks_late: u64,
+    /// Unsolicited acknowledgements: of nothing sent, or in a group that asks for none.
     pub acks_unexpected: u64,
-    /// Acknowledgements with a wrong HASH.
+    /// Acknowledgements with a wrong HASH or of somebody else.
     pub acks_forged: u64,
     /// Acknowledgements from nobody registered.
     pub acks_stranger: u64,
@@ -361,7 +371,10 @@ impl Group {
                 kek,
                 at,
                 endpoint(asker.local, asker.local.port()),
-                endpoint(asker.peer, asker.peer.port()),
+                communication.way.channel().map_or_else(
+                    || endpoint(asker.peer, asker.peer.port()),
+                    |channel| endpoint_of(channel.group),
+                ),
             )),
             _ => None,
         };
@@ -621,9 +634,18 @@ fn endpoint(address: SocketAddr, port: u16) -> Endpoint {
     }
 }
 
-/// The destination of a pushed SAK: "the address you registered with".
-pub(super) fn unspecified_endpoint() -> Endpoint {
-    Endpoint { id_type: IdType::Ipv4Addr, port: 0, data: vec![0; 4] }
+/// Source and destination of a pushed SAK: the same for everybody, 0.0.0.0 being "the address you registered with".
+pub(super) fn pushed_endpoints(communication: &CommunicationSettings) -> (Endpoint, Endpoint) {
+    let any = |id_type, octets| Endpoint { id_type, port: 0, data: vec![0; octets] };
+    match communication.way.channel().map(|channel| channel.group) {
+        Some(group @ SocketAddr::V4(_)) => (any(IdType::Ipv4Addr, 4), endpoint_of(group)),
+        Some(group @ SocketAddr::V6(_)) => (any(IdType::Ipv6Addr, 16), endpoint_of(group)),
+        None => (any(IdType::Ipv4Addr, 4), any(IdType::Ipv4Addr, 4)),
+    }
+}
+
+fn endpoint_of(address: SocketAddr) -> Endpoint {
+    endpoint(address, address.port())
 }
 
 fn seconds(time: Duration) -> u32 {

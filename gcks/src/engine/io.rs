@@ -9,7 +9,7 @@ use gdoi_proto::ids::{KekSpi, SeqNumber};
 use ike::io::{Datagram, JobRequest, JobResult};
 
 use super::durable::Change;
-use super::settings::Settings;
+use super::settings::{Channel, Settings};
 
 /// What the key server is told.
 #[derive(Debug)]
@@ -108,6 +108,13 @@ pub enum Output {
         octets: Bytes,
         /// Destinations.
         to: Vec<(SocketAddr, SocketAddr)>,
+    },
+    /// Send to a multicast group.
+    Multicast {
+        /// The datagram.
+        octets: Bytes,
+        /// The group and the interface towards it.
+        channel: Channel,
     },
     /// Write these changes in one transaction before anything that follows.
     Persist(Vec<Change>),

@@ -7,7 +7,7 @@ use gdoi_proto::registry::Doi;
 use ike::io::Now;
 use ike::protect::push::{PushContent, Unsigned};
 
-use super::group::{Group, Kek, Tek, unspecified_endpoint};
+use super::group::{Group, Kek, Tek, pushed_endpoints};
 use super::settings::CommunicationSettings;
 
 /// What a rekey says besides new keys.
@@ -108,7 +108,8 @@ impl Group {
         let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
-                self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
+                let (source, destination) = pushed_endpoints(communication);
+                self.kek_policy(communication, kek, now.at, source, destination)
             }),
             activation_delay: communication.activation_delay,
             deactivation_delay: Some(besides.deactivation.unwrap_or(communication.deactivation_delay)),

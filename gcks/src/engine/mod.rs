@@ -185,6 +185,7 @@ impl KeyServer {
         };
         let Some(group) = self.groups.values_mut().find(|group| group.kek_spis().any(|spi| spi == ack.spi))
         else {
+            self.peers.counters.acks_unknown += 1;
             return self.drop_message(datagram, "acknowledgement for an unknown rekey SA".to_owned());
         };
         let output_length = self.peers.takes_short_l(datagram.peer.ip());
@@ -296,6 +297,9 @@ impl KeyServer {
         match output {
             GroupOutput::Persist(changes) => self.out.push_back(Output::Persist(changes)),
             GroupOutput::Fanout(octets, to) => self.out.push_back(Output::Fanout { octets, to }),
+            GroupOutput::Multicast(octets, channel) => {
+                self.out.push_back(Output::Multicast { octets, channel });
+            }
             GroupOutput::Job(job) => self.request(Owner::Group(name.to_owned()), job),
             GroupOutput::Event(event) => self.out.push_back(Output::Event(event)),
             GroupOutput::DeleteIdentity(identity, reason) => {
@@ -342,7 +346,7 @@ impl KeyServer {
                         let mut after = Vec::new();
                         while let Some(output) = self.groups.get_mut(&known).and_then(Group::poll) {
                             match output {
-                                GroupOutput::Fanout(..) => after.push(output),
+                                GroupOutput::Fanout(..) | GroupOutput::Multicast(..) => after.push(output),
                                 other => self.on_group_output(&known, other),
                             }
                         }

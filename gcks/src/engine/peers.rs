@@ -125,6 +125,8 @@ pub struct PeerCounters {
     pub failed: u64,
     /// Messages dropped without answer.
     pub dropped: u64,
+    /// Of these, acknowledgements of a rekey SA no group has.
+    pub acks_unknown: u64,
     /// First messages dropped or negotiations evicted because of a limit.
     pub limited: u64,
 }

@@ -5,6 +5,7 @@
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use super::member::MemberKey;
 use super::peers::Move;
 use super::pull;
 use super::roster::{MemberNumber, NumberSet};
-use super::settings::Acknowledgement;
+use super::settings::{Acknowledgement, Way};
 
 /// Delivered PUSHes kept for members that are registering, at most.
 const DELIVERED: usize = 256;
@@ -61,6 +62,8 @@ pub struct Delivery {
     pub mark: Mark,
     /// It was delivered once, and told to be.
     again: bool,
+    /// Never by multicast: somebody who must not open it may listen there.
+    pub(super) whispered: bool,
     /// Members that did not acknowledge.
     pub outstanding: NumberSet,
     /// Addresses it goes to that are no members any more: `(local, peer)`.
@@ -89,7 +92,8 @@ impl Delivery {
         let stage = Stage::Unsigned { unsigned, asked: false };
         let seq = SeqNumber(mark.seq);
         let (outstanding, farewell) = (members, Vec::new());
-        Delivery { kek_spi, seq, mark, again: false, outstanding, farewell, addressed, started, stage }
+        let (again, whispered) = (false, false);
+        Delivery { kek_spi, seq, mark, again, whispered, outstanding, farewell, addressed, started, stage }
     }
 
     pub(super) fn with_farewell(mut self, farewell: Vec<(SocketAddr, SocketAddr)>) -> Delivery {
@@ -181,6 +185,8 @@ impl Group {
             return;
         }
         let Some(communication) = self.settings.communication.clone() else { return };
+        let keks: BTreeMap<KekSpi, Option<SocketAddr>> =
+            self.kek.iter().chain(&self.old_keks).map(|kek| (kek.spi, kek.channel)).collect();
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
             let delivery = &mut self.deliveries[index];
@@ -201,27 +207,52 @@ impl Group {
             *due = now.at + communication.retransmission_period.max(patience);
             let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
             let kek_spi = delivery.kek_spi;
-            let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::with_capacity(delivery.outstanding.len());
+            let channel = match &communication.way {
+                Way::Multicast(channel) => Some(channel),
+                Way::Both(channel) if attempt == 1 => Some(channel),
+                Way::Both(_) | Way::Unicast => None,
+            }
+            .filter(|_| !delivery.again && !delivery.whispered)
+            // Members listen where the SAK of the KEK that protects it said.
+            .filter(|channel| keks.get(&kek_spi) == Some(&Some(channel.group)));
+            // Who is behind a NAT or of the other address family hears no multicast.
+            let hears = |peer: &SocketAddr, behind_nat: bool| {
+                channel.is_some_and(|it| it.group.is_ipv4() == peer.is_ipv4() && !behind_nat)
+            };
+            let mut members = delivery.farewell.len();
+            let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::new();
             for number in delivery.outstanding.iter() {
                 if let Some(member) = self.members.get_mut(number) {
                     member.pushes_sent += 1;
-                    to.push((member.local, member.peer));
+                    members += 1;
+                    if !hears(&member.peer, member.behind_nat) {
+                        to.push((member.local, member.peer));
+                    }
                 }
             }
-            to.extend(&delivery.farewell);
-            let members = to.len() as u64;
-            self.counters.pushes_sent += members;
+            to.extend(delivery.farewell.iter().filter(|(_, peer)| !hears(peer, false)));
+            let datagrams = (to.len() + usize::from(channel.is_some())) as u64;
+            self.counters.pushes_sent += datagrams;
+            self.counters.pushes_multicast += u64::from(channel.is_some());
             if attempt > 1 {
-                self.counters.retransmissions += members;
+                self.counters.retransmissions += datagrams;
             }
-            self.out.push_back(GroupOutput::Fanout(datagram, to));
+            let way = channel
+                .map_or_else(|| "unicast".to_owned(), |channel| format!("multicast {}", channel.group));
+            if let Some(channel) = channel {
+                self.out.push_back(GroupOutput::Multicast(datagram.clone(), channel.clone()));
+            }
+            if !to.is_empty() {
+                self.out.push_back(GroupOutput::Fanout(datagram, to));
+            }
             let (group, kek_spi) = (self.settings.name.clone(), kek_spi.to_string());
             self.event(Event::PushSent {
                 group,
                 seq: u64::from(seq.0),
                 kek_spi,
                 attempt: u64::from(attempt),
-                members,
+                members: members as u64,
+                way,
             });
         }
         for index in closed.into_iter().rev() {
@@ -296,7 +327,7 @@ impl Group {
                 }
                 if let Stage::Signed { datagram, copies, due } = &mut delivery.stage {
                     send.push(datagram.clone());
-                    if *copies == 0 {
+                    if delivery.again && *copies == 0 {
                         (*copies, *due) = (1, now.at + communication.retransmission_period);
                     }
                 }
@@ -361,7 +392,7 @@ impl Group {
     ///
     /// It answers older PUSHes too: a member takes no number below the last, and acknowledges copies of its last only.
     pub fn on_ack(&mut self, now: Now, peer: SocketAddr, ack: Ack, output_length: bool) {
-        let Some(number) = self.members.at(peer) else {
+        let Some(number) = self.sender_of(peer) else {
             if self.takes_leave(now, peer, &ack, output_length) {
                 return;
             }
@@ -375,11 +406,24 @@ impl Group {
             return self.refuse_ack(peer, "its ID is not the address it came from");
         }
         let spi = ack.spi;
-        let Some(index) =
-            self.deliveries.iter().position(|d| d.kek_spi == spi && d.seq == ack.seq && !d.is_unsigned())
-        else {
-            self.counters.acks_unexpected += 1;
-            return self.refuse_ack(peer, "nothing with this number waits for an acknowledgement");
+        let kek = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi);
+        let asked = kek.filter(|kek| kek.ack.is_some());
+        let waits =
+            self.deliveries.iter().position(|d| d.kek_spi == spi && d.seq == ack.seq && !d.is_unsigned());
+        let index = match (asked, waits) {
+            (Some(_), Some(index)) => index,
+            (Some(kek), None) if ack.seq.0 > 0 && ack.seq <= kek.seq => {
+                self.counters.acks_late += 1;
+                return self.refuse_ack(peer, "nobody waits for this acknowledgement any more");
+            }
+            (Some(_), None) => {
+                self.counters.acks_unexpected += 1;
+                return self.refuse_ack(peer, "nothing with this number was sent");
+            }
+            (None, _) => {
+                self.counters.acks_unexpected += 1;
+                return self.refuse_ack(peer, "the group asks for no acknowledgements");
+            }
         };
         if !self.deliveries[index].outstanding.contains(number) {
             self.counters.acks_duplicate += 1;
@@ -409,6 +453,16 @@ impl Group {
             milliseconds,
         });
         self.close_answered(now);
+    }
+
+    /// The member an acknowledgement comes from. Of a PUSH by multicast it comes from that PUSH's port (RFC 8263 section
+    /// 4.4), which need not be the one the member registered from.
+    fn sender_of(&self, peer: SocketAddr) -> Option<MemberNumber> {
+        let by_channel = || {
+            let channel = self.settings.communication.as_ref()?.way.channel()?;
+            self.members.only_at(peer.ip()).filter(|_| channel.group.port() == peer.port())
+        };
+        self.members.at(peer).or_else(by_channel)
     }
 
     fn is_genuine(&self, ack: &Ack, output_length: bool, from: Option<MemberNumber>) -> bool {

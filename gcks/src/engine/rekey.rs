@@ -148,6 +148,7 @@ impl Group {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
         let fits = kek.key.len() == communication.cipher.key_len()
             && kek.ack == communication.ack_request()
+            && kek.channel == communication.way.channel().map(|channel| channel.group)
             && kek.seq.0 < LAST_NUMBERS
             && communication.lkh == self.tree.is_some()
             && !self.lacks_leaves();
@@ -450,7 +451,9 @@ impl Group {
         let octets = unsigned.datagram_len();
         let mark = Mark { generation: protecting.generation, seq: seq.0 };
         let addressed = members.len() + farewell.len();
-        let delivery = Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
+        let mut delivery =
+            Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
+        delivery.whispered = protecting.overheard;
         changes.push(self.push_row(&delivery));
         self.deliveries.push(delivery);
         self.event(Event::RekeyStarted {
@@ -636,5 +639,7 @@ pub(super) fn make_kek(
         ends,
         ends_unix,
         replaced_until: None,
+        channel: None,
+        overheard: false,
     })
 }

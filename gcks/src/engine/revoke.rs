@@ -29,7 +29,8 @@ impl Group {
     pub fn expel(&mut self, now: Now, text: &str, entropy: &mut dyn Entropy) -> Result<Outcome, String> {
         let key = self.find_member(text)?.ok_or_else(|| format!("no member {text}"))?;
         self.must_be_ready()?;
-        let changes = self.remove_member(&key, "expelled by the operator");
+        let mut changes = self.remove_member(&key, "expelled by the operator");
+        changes.extend(self.is_overheard());
         if !self.settings.rekey_on_leave {
             self.out.push_back(GroupOutput::Persist(changes));
             return Ok(
@@ -38,6 +39,16 @@ impl Group {
         }
         let started = self.rekey_all(now, "member expelled", changes, entropy);
         Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
+    }
+
+    /// Somebody who is no member any more holds the KEK and may listen to the multicast group: unless key arrays shut it
+    /// out, PUSHes under this KEK go to each member alone from now on.
+    pub(super) fn is_overheard(&mut self) -> Option<Change> {
+        let shut_out = self.tree.is_some() && self.settings.rekey_on_leave;
+        let kek = self.kek.as_mut().filter(|kek| kek.channel.is_some() && !shut_out)?;
+        kek.overheard = true;
+        let kek = kek.clone();
+        Some(self.kek_row(&kek))
     }
 
     /// Blocks an identity for good and changes the keys in one transaction, so that no restart comes in between.

@@ -2,7 +2,7 @@
 //! by number, so that a rekey of a hundred thousand holds a bit each instead of an identity each.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::member::{Member, MemberKey};
@@ -45,6 +45,13 @@ impl Roster {
     /// Who registered from an address and port.
     pub fn at(&self, address: SocketAddr) -> Option<MemberNumber> {
         self.by_address.get(&address).copied()
+    }
+
+    /// Who registered from an address, when it is one alone: from whatever port.
+    pub fn only_at(&self, address: IpAddr) -> Option<MemberNumber> {
+        let ports = SocketAddr::new(address, 0)..=SocketAddr::new(address, u16::MAX);
+        let mut there = self.by_address.range(ports).map(|(_, number)| *number);
+        there.next().filter(|_| there.next().is_none())
     }
 
     fn record(&self, number: MemberNumber) -> Option<&Record> {

@@ -68,6 +68,11 @@ struct KekBody {
     /// KEK_ACK_REQUESTED its members hold; absent in rows of older builds.
     #[serde(default)]
     ack: Option<Option<u16>>,
+    /// The multicast group of its SAK.
+    #[serde(default)]
+    channel: Option<SocketAddr>,
+    #[serde(default)]
+    overheard: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -95,6 +100,9 @@ struct PushBody {
     /// Where it goes besides the members.
     #[serde(default)]
     farewell: Vec<(SocketAddr, SocketAddr)>,
+    /// Never by multicast.
+    #[serde(default)]
+    whispered: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -238,6 +246,8 @@ impl Group {
             until: kek.replaced_until.map(|until| wall(kek.ends, kek.ends_unix, until)),
             generation: kek.generation,
             ack: Some(kek.ack.map(|ack| ack.registry().number())),
+            channel: kek.channel,
+            overheard: kek.overheard,
         };
         row(Kind::Kek, self.kek_key_name(kek.spi), &body)
     }
@@ -281,6 +291,7 @@ impl Group {
             signature_len,
             datagram,
             farewell: delivery.farewell.clone(),
+            whispered: delivery.whispered,
         };
         row(Kind::Push, self.push_key_name(delivery.kek_spi, delivery.seq), &body)
     }
@@ -403,6 +414,7 @@ impl Group {
         let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, ends_unix), ack)
             .ok_or_else(|| refuse(row, "key length"))?;
         kek.generation = body.generation;
+        (kek.channel, kek.overheard) = (body.channel, body.overheard);
         if body.replaced {
             let overlap = now.at + self.kek_overlap();
             kek.replaced_until = Some(body.until.map_or(overlap, |until| at(now, until).min(overlap)));
@@ -479,6 +491,7 @@ impl Group {
             Delivery::new(spi, mark, Unsigned::from_parts(spi, Vec::new(), 0), NumberSet::default(), now.at);
         delivery.stage = stage;
         delivery.farewell = body.farewell;
+        delivery.whispered = body.whispered;
         self.deliveries.push(delivery);
         Ok(())
     }

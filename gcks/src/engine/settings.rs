@@ -1,7 +1,7 @@
 //! What the engine needs to know of the configuration, resolved: no names to look up, no units to convert.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,9 +112,42 @@ pub enum Acknowledgement {
     None,
 }
 
+/// How PUSHes travel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Way {
+    /// To each member.
+    #[default]
+    Unicast,
+    /// To a multicast group, every copy; to members that cannot hear it, one by one.
+    Multicast(Channel),
+    /// The first copy like that, the others to each member that did not acknowledge.
+    Both(Channel),
+}
+
+impl Way {
+    /// The multicast group, if there is one.
+    pub fn channel(&self) -> Option<&Channel> {
+        match self {
+            Way::Unicast => None,
+            Way::Multicast(channel) | Way::Both(channel) => Some(channel),
+        }
+    }
+}
+
+/// A multicast group that PUSHes go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channel {
+    /// Its address and UDP port.
+    pub group: SocketAddr,
+    /// Where they leave this machine.
+    pub interface: String,
+}
+
 /// A server-member-communication statement.
 #[derive(Debug, Clone)]
 pub struct CommunicationSettings {
+    /// How PUSHes travel.
+    pub way: Way,
     /// KEK cipher.
     pub cipher: Cipher,
     /// Hash of the signature.

@@ -14,7 +14,7 @@ use ike::io::{Instant, Now};
 
 use super::KeyServer;
 use super::group::{Group, Kek, Tek};
-use super::settings::{Acknowledgement, CommunicationSettings, SaSettings};
+use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Way};
 
 impl KeyServer {
     /// Everything an operator may see now; key octets only when `show_keys`.
@@ -47,6 +47,7 @@ impl KeyServer {
                 half_open_limited: counters.limited,
                 half_open: self.peers.half_open() as u64,
                 messages_dropped: counters.dropped,
+                acks_unknown_sa: counters.acks_unknown,
                 ..ServerStatistics::default()
             },
             approved_only: self.peers.approved_only,
@@ -88,11 +89,13 @@ impl Group {
                 pull_failed: counters.pulls_unauthorised,
                 pull_exceed_member_threshold: counters.pulls_over_threshold,
                 push_sent: counters.pushes_sent,
+                push_multicast: counters.pushes_multicast,
                 push_retransmitted: counters.retransmissions,
                 push_acknowledged: counters.acks,
                 push_unacknowledged: counters.unacknowledged,
                 rekeys: counters.rekeys,
                 acks_duplicate: counters.acks_duplicate,
+                acks_late: counters.acks_late,
                 acks_unexpected: counters.acks_unexpected,
                 acks_forged: counters.acks_forged,
                 acks_stranger: counters.acks_stranger,
@@ -163,7 +166,14 @@ fn hex(octets: &[u8]) -> String {
 
 fn communication_view(communication: &CommunicationSettings) -> CommunicationView {
     CommunicationView {
-        communication_type: "unicast".to_owned(),
+        communication_type: match communication.way {
+            Way::Unicast => "unicast",
+            Way::Multicast(_) => "multicast",
+            Way::Both(_) => "both",
+        }
+        .to_owned(),
+        multicast_group: communication.way.channel().map(|channel| channel.group.to_string()),
+        multicast_outgoing_interface: communication.way.channel().map(|channel| channel.interface.clone()),
         encryption_algorithm: format!("aes-{}-cbc", communication.cipher.key_len() * 8),
         sig_hash_algorithm: hash_name(communication.signature_hash).to_owned(),
         signature: signature_name(communication),

@@ -112,7 +112,8 @@ impl Group {
         let ends_unix = now.unix_seconds + communication.lifetime.as_secs();
         let life = (now.at, now.at + communication.lifetime, ends_unix);
         let kek = make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, communication.ack_request())?;
-        Some((Kek { generation: self.next_generation(), ..kek }, updates))
+        let channel = communication.way.channel().map(|channel| channel.group);
+        Some((Kek { generation: self.next_generation(), channel, ..kek }, updates))
     }
 
     fn new_root(&mut self, key_octets: usize, everybody: bool, entropy: &mut dyn Entropy) -> Changed {

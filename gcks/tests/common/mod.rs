@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
 };
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::message::Dialect;
@@ -90,6 +90,7 @@ pub fn settings() -> Settings {
                 missed_rekeys: 1,
                 lkh: false,
                 max_push_size: 1280,
+                way: Way::Unicast,
                 activation_delay: 30,
                 deactivation_delay: 45,
                 margin: Duration::from_secs(720),

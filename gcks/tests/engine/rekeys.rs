@@ -262,7 +262,7 @@ fn two_rekeys_in_one_moment_are_told_apart_by_their_number_and_their_kek() {
                 Output::Job(request) => bench.held.push(request),
                 Output::Event(event) => bench.events.push(event),
                 Output::Persist(changes) => bench.persist(changes),
-                Output::Transmit(_) | Output::Fanout { .. } => {}
+                Output::Transmit(_) | Output::Fanout { .. } | Output::Multicast { .. } => {}
             }
         }
     }

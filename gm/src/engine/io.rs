@@ -129,6 +129,15 @@ pub enum Output {
         /// Its SPI.
         spi: Spi,
     },
+    /// Listen to these multicast groups for the VPN, and to no others any more.
+    Listen {
+        /// VPN.
+        vpn: String,
+        /// Addresses and ports.
+        groups: Vec<SocketAddr>,
+        /// Our address towards the key server: they are heard on its interface, if none is configured.
+        address: Option<IpAddr>,
+    },
     /// Tell.
     Event(Event),
     /// Answer a command.

@@ -1,10 +1,13 @@
 //! A KEK as the member holds it, and when a key without a successor sends it to the server.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use gdoi_proto::ids::SeqNumber;
+use gdoi_proto::payload::Endpoint;
 use gdoi_proto::policy::{AckRequest, KekKey, KekPolicy};
+use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
@@ -25,6 +28,8 @@ pub struct Kek {
     pub public_key: Bytes,
     /// Our keys of the tree whose root it is; none without a tree.
     pub path: Option<KeyPath>,
+    /// The multicast group its PUSHes come to: the destination of its SAK.
+    pub channel: Option<SocketAddr>,
     /// Last number accepted.
     pub last: SeqNumber,
     /// End of its life.
@@ -58,6 +63,7 @@ impl Kek {
         };
         let life = Duration::from_secs(u64::from(policy.lifetime_seconds));
         Ok(Kek {
+            channel: multicast(&policy.destination),
             cipher: KekCipherKey { spi: policy.spi, key: cipher, iv },
             policy,
             public_key,
@@ -93,6 +99,16 @@ impl Kek {
         self.expires = now + life;
         self.soft = soft_expiry(life, now, entropy);
     }
+}
+
+/// The multicast group that an endpoint of a SAK names.
+fn multicast(destination: &Endpoint) -> Option<SocketAddr> {
+    let address: IpAddr = match destination.id_type {
+        IdType::Ipv4Addr => <[u8; 4]>::try_from(destination.data.as_slice()).ok()?.into(),
+        IdType::Ipv6Addr => <[u8; 16]>::try_from(destination.data.as_slice()).ok()?.into(),
+        _ => return None,
+    };
+    (address.is_multicast() && destination.port != 0).then(|| SocketAddr::new(address, destination.port))
 }
 
 /// When a key without a successor sends us to the server: at max(3 % of life, min(30 s, 10 % of life)) before the end, and

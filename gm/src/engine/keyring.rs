@@ -14,6 +14,7 @@ mod tests;
 mod timers;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ctl::event::Event;
@@ -159,6 +160,15 @@ impl Keyring {
     /// The KEK of a PUSH: the current one or one being replaced.
     pub fn find_kek(&self, spi: KekSpi) -> Option<&Kek> {
         self.kek.iter().chain(self.old_keks.iter().map(|old| &old.kek)).find(|kek| kek.policy.spi == spi)
+    }
+
+    /// Multicast groups that PUSHes of our KEKs come to, each once.
+    pub fn channels(&self) -> Vec<SocketAddr> {
+        let keks = self.kek.iter().chain(self.old_keks.iter().map(|old| &old.kek));
+        let mut channels: Vec<SocketAddr> = keks.filter_map(|kek| kek.channel).collect();
+        channels.sort_unstable();
+        channels.dedup();
+        channels
     }
 
     /// A PUSH under `spi` verified: its number counts, and what the current KEK replaced may go.

@@ -392,6 +392,27 @@ impl Machine for GroupMember {
         if self.stopped {
             return;
         }
+        self.on_input(now, input);
+        for vpn in self.vpns.values_mut() {
+            vpn.listen(&mut self.out);
+        }
+    }
+
+    fn poll(&mut self) -> Option<Output> {
+        self.out.queue.pop_front()
+    }
+
+    fn poll_timeout(&self) -> Option<Wakeup> {
+        if self.stopped {
+            return None;
+        }
+        let servers = self.servers.values().map(Server::poll_timeout).fold(None, Wakeup::earlier);
+        self.vpns.values().map(Vpn::poll_timeout).fold(servers, Wakeup::earlier)
+    }
+}
+
+impl GroupMember {
+    fn on_input(&mut self, now: Now, input: Input) {
         match input {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => self.on_timeout(now),
@@ -419,17 +440,5 @@ impl Machine for GroupMember {
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
             Input::Stop => self.stop(now),
         }
-    }
-
-    fn poll(&mut self) -> Option<Output> {
-        self.out.queue.pop_front()
-    }
-
-    fn poll_timeout(&self) -> Option<Wakeup> {
-        if self.stopped {
-            return None;
-        }
-        let servers = self.servers.values().map(Server::poll_timeout).fold(None, Wakeup::earlier);
-        self.vpns.values().map(Vpn::poll_timeout).fold(servers, Wakeup::earlier)
     }
 }

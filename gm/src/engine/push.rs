@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,9 +17,10 @@ use gdoi_proto::header::Header;
 use gdoi_proto::ids::{KekSpi, SeqNumber};
 use gdoi_proto::policy::{Carriage, GroupPolicy, KekKey, KeySet, TekPolicy};
 use ike::crypto::provider::{Done, Job, Verification};
-use ike::io::{Datagram, Instant, JobId};
+use ike::io::{Datagram, Instant, JobId, Wakeup};
 use ike::protect::ack::AckKey;
 use ike::protect::push::{self, PushContent, Unverified};
+use ike::retransmit::below;
 
 use super::kek::Kek;
 use super::lkh::LkhError;
@@ -35,12 +37,23 @@ const MOST_CANDIDATES: usize = 3;
 const MOST_REPEATED_ACKS: u32 = 3;
 /// Time between those.
 const ACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Acknowledgements of a PUSH by multicast are spread over this; RFC 8263 section 4.4 allows 5 s.
+const MULTICAST_JITTER: Duration = Duration::from_secs(2);
 
 /// What a VPN remembers of PUSHes.
 #[derive(Debug, Default)]
 pub struct Pushes {
     accepted: VecDeque<Accepted>,
     pending: VecDeque<Pending>,
+    /// Acknowledgements of PUSHes by multicast that wait for their moment.
+    late: Vec<LateAck>,
+}
+
+#[derive(Debug)]
+struct LateAck {
+    at: Instant,
+    seq: SeqNumber,
+    datagram: Datagram,
 }
 
 #[derive(Debug)]
@@ -123,9 +136,35 @@ impl Vpn {
     }
 
     fn send_ack(&mut self, octets: Bytes, seq: SeqNumber, push: &Datagram, cx: &mut Cx<'_>) {
+        let datagram = Datagram { local: push.local, peer: push.peer, octets };
+        match self.address.filter(|_| push.local.ip().is_multicast()) {
+            None => self.send_ack_now(datagram, seq, cx),
+            // All members got it at once: their acknowledgements must not come at once (RFC 8263 section 4.4), and from
+            // our own address.
+            Some(own) => {
+                let at = cx.now.at + below(MULTICAST_JITTER, cx.entropy);
+                let datagram = Datagram { local: SocketAddr::new(own, push.local.port()), ..datagram };
+                if !self.pushes.late.iter().any(|late| late.datagram == datagram) {
+                    self.pushes.late.push(LateAck { at, seq, datagram });
+                }
+                self.send_late_acks(cx);
+            }
+        }
+    }
+
+    fn send_ack_now(&mut self, datagram: Datagram, seq: SeqNumber, cx: &mut Cx<'_>) {
         self.statistics.acks_sent += 1;
-        cx.out.transmit(Datagram { local: push.local, peer: push.peer, octets });
+        cx.out.transmit(datagram);
         cx.out.event(Event::AckSent { vpn: self.name().to_owned(), seq: u64::from(seq.0) });
+    }
+
+    /// Sends the acknowledgements whose moment has come.
+    pub(super) fn send_late_acks(&mut self, cx: &mut Cx<'_>) {
+        let due = |late: &mut LateAck| late.at <= cx.now.at;
+        let due: Vec<LateAck> = self.pushes.late.extract_if(.., due).collect();
+        for LateAck { seq, datagram, .. } in due {
+            self.send_ack_now(datagram, seq, cx);
+        }
     }
 
     /// A signature was checked. Results may come in any order; PUSHes of one KEK are taken in the order of their
@@ -301,6 +340,15 @@ impl Vpn {
 }
 
 impl Pushes {
+    /// The next acknowledgement that waits.
+    pub(super) fn poll_timeout(&self) -> Option<Wakeup> {
+        self.late
+            .iter()
+            .map(|late| late.at)
+            .min()
+            .map(|at| Wakeup { at, why: "acknowledgement of a multicast push" })
+    }
+
     /// A checked PUSH that no unchecked one of the same KEK with a lower number precedes.
     fn next(&self) -> Option<usize> {
         self.pending.iter().position(|done| {
@@ -579,5 +627,34 @@ mod tests {
         bench.receive(&bench.push_keys(1, 6, &policy(None, vec![tek(301, 3600)])));
         assert!(!bench.happened("push_gap"), "5 was used up");
         assert!(bench.pass(30));
+    }
+
+    #[test]
+    fn a_push_by_multicast_is_acknowledged_from_our_address_and_its_copies_once_more() {
+        let mut bench = Bench::new();
+        let group = "239.192.0.1:8480".parse::<SocketAddr>().unwrap();
+        let mut sak = kek(1, 7200);
+        sak.destination = gdoi_proto::payload::Endpoint {
+            id_type: gdoi_proto::registry::IdType::Ipv4Addr,
+            port: 8480,
+            data: vec![239, 192, 0, 1],
+        };
+        sak.acknowledgement = Some(AckRequest::KekSha256);
+        bench.registered(policy(Some(sak), vec![tek(300, 3600)]), 4).unwrap();
+        assert_eq!(bench.vpn.keyring.channels(), [group]);
+        let push = bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600)]));
+        bench.entropy = 0x55;
+        for _ in 0..3 {
+            bench.receive_at(group, &push);
+        }
+        assert!(bench.sent.is_empty(), "it waits up to 2 s, so that not everybody answers at once");
+        bench.pass(2);
+        let own: SocketAddr = super::super::testing::MEMBER.parse().unwrap();
+        assert_eq!(bench.sent.len(), 1);
+        assert_eq!(bench.sent[0].local, SocketAddr::new(own.ip(), 8480), "as the PUSH came, ports swapped");
+        bench.receive_at(group, &push);
+        bench.pass(2);
+        assert_eq!(bench.sent.len(), 2, "the acknowledgement may have been lost");
+        assert_eq!(bench.vpn.statistics.push_duplicate, 3);
     }
 }

@@ -131,6 +131,8 @@ pub struct Bench {
     pub download: Option<LkhDownload>,
     /// Jobs wait for [`Bench::run_held_jobs`].
     pub hold_jobs: bool,
+    /// Every octet of randomness.
+    pub entropy: u8,
     held: Vec<JobRequest>,
     sid: u32,
     provider: Arc<dyn Provider>,
@@ -159,6 +161,7 @@ impl Bench {
             sent: Vec::new(),
             download: None,
             hold_jobs: false,
+            entropy: 0,
             held: Vec::new(),
             sid: 6,
             provider,
@@ -168,7 +171,7 @@ impl Bench {
 
     /// Runs a step and carries out what it wants, jobs included.
     pub fn step<T>(&mut self, run_step: impl FnOnce(&mut Vpn, &mut Cx<'_>) -> T) -> T {
-        let mut entropy = Fixed(0);
+        let mut entropy = Fixed(self.entropy);
         let result =
             run_step(&mut self.vpn, &mut Cx { now: self.now, entropy: &mut entropy, out: &mut self.out });
         while let Some(output) = self.out.queue.pop_front() {
@@ -188,7 +191,7 @@ impl Bench {
                     let mut cx = Cx { now: self.now, entropy: &mut entropy, out: &mut self.out };
                     self.vpn.on_verified(request.id, done, &mut cx);
                 }
-                Output::Reply { .. } | Output::Route { .. } => {}
+                Output::Reply { .. } | Output::Route { .. } | Output::Listen { .. } => {}
             }
         }
         result
@@ -286,12 +289,13 @@ impl Bench {
 
     /// Hands a PUSH over.
     pub fn receive(&mut self, octets: &Bytes) {
+        self.receive_at(MEMBER.parse().expect("an address"), octets);
+    }
+
+    /// The same where it came to.
+    pub fn receive_at(&mut self, local: SocketAddr, octets: &Bytes) {
         let header = gdoi_proto::header::Header::decode(octets).expect("a header");
-        let datagram = Datagram {
-            local: MEMBER.parse().expect("an address"),
-            peer: SERVER.parse().expect("an address"),
-            octets: octets.clone(),
-        };
+        let datagram = Datagram { local, peer: SERVER.parse().expect("an address"), octets: octets.clone() };
         self.step(|vpn, cx| vpn.on_push(&datagram, &header, cx));
     }
 }

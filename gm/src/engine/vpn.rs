@@ -25,8 +25,8 @@ use gdoi_proto::message::Dialect;
 use ike::io::{Instant, Wakeup};
 use ike::retransmit::{below, spread};
 
-use super::Cx;
 use super::accept;
+use super::io::Output;
 use super::kek::Kek;
 use super::keyring::{Keyring, Limit, Standing};
 use super::lkh::KeyPath;
@@ -35,6 +35,7 @@ use super::pull::Download;
 use super::push::Pushes;
 use super::servers::Failure;
 use super::settings::{GatewaySettings, VpnSettings};
+use super::{Cx, Outputs};
 
 /// Backoff after the first full round.
 const FIRST_BACKOFF: Duration = Duration::from_secs(30);
@@ -74,6 +75,8 @@ pub struct Vpn {
     fruitless_returns: u32,
     probe: Option<Probe>,
     registered_once: bool,
+    /// Multicast groups we asked to listen to.
+    listens: Vec<SocketAddr>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +117,7 @@ impl Vpn {
             returns: None,
             fruitless_returns: 0,
             registered_once: false,
+            listens: Vec::new(),
         }
     }
 
@@ -405,6 +409,7 @@ impl Vpn {
     /// Timers: the server to ask, when a registration must begin.
     pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Option<usize> {
         let now = cx.now.at;
+        self.send_late_acks(cx);
         let wish = self.keyring.on_timeout(cx);
         let planned = self.planned.is_some_and(|planned| planned <= now);
         if wish.is_some()
@@ -428,6 +433,15 @@ impl Vpn {
         begun.or(aside)
     }
 
+    /// Asks to listen where the PUSHes of our KEKs come, when that changed.
+    pub fn listen(&mut self, out: &mut Outputs) {
+        let groups = self.keyring.channels();
+        if groups != self.listens {
+            self.listens.clone_from(&groups);
+            out.push(Output::Listen { vpn: self.name().to_owned(), groups, address: self.address });
+        }
+    }
+
     /// The next timer.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
         let again = match self.registration {
@@ -440,6 +454,7 @@ impl Vpn {
             }
         };
         let probe = self.probe.as_ref().and_then(Probe::due).map(|at| Wakeup { at, why: "recovery probe" });
-        Wakeup::earlier(Wakeup::earlier(again, probe), self.keyring.poll_timeout())
+        let acks = self.pushes.poll_timeout();
+        Wakeup::earlier(Wakeup::earlier(again, acks), Wakeup::earlier(probe, self.keyring.poll_timeout()))
     }
 }

@@ -54,6 +54,7 @@ impl Gcks {
         while let Some(output) = self.engine.poll() {
             match output {
                 Output::Transmit(datagram) => self.sent.push(datagram),
+                Output::Multicast { .. } => {}
                 Output::Fanout { octets, to } => {
                     self.sent.extend(to.into_iter().map(|(local, peer)| Datagram {
                         local,

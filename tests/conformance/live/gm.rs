@@ -88,6 +88,7 @@ impl Gm {
                 | Output::Remove { .. }
                 | Output::SenderIds { .. }
                 | Output::Route { .. }
+                | Output::Listen { .. }
                 | Output::Reply { .. } => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ike::io::{Datagram, Instant};
@@ -48,7 +48,7 @@ pub struct Network {
     /// May be changed at any time.
     pub weather: Weather,
     entropy: SeededEntropy,
-    under_way: BTreeMap<(Instant, u64), Datagram>,
+    under_way: BTreeMap<(Instant, u64), (SocketAddr, Datagram)>,
     cut: BTreeSet<IpAddr>,
     count: u64,
 }
@@ -81,7 +81,13 @@ impl Network {
 
     /// Takes a datagram from its sender; true when it will arrive at least once.
     pub fn send(&mut self, now: Instant, sent: Datagram) -> bool {
-        if self.cut.contains(&sent.local.ip()) || self.cut.contains(&sent.peer.ip()) {
+        let to = sent.peer;
+        self.send_to(now, to, sent)
+    }
+
+    /// The same for one who hears a multicast group: `to`.
+    pub fn send_to(&mut self, now: Instant, to: SocketAddr, sent: Datagram) -> bool {
+        if self.cut.contains(&sent.local.ip()) || self.cut.contains(&to.ip()) {
             return false;
         }
         let received = Datagram { local: sent.peer, peer: sent.local, octets: sent.octets };
@@ -97,7 +103,7 @@ impl Network {
             let extra = if late { self.entropy.below(10) } else { 0 };
             self.count += 1;
             let at = now + self.weather.latency * (1 + extra as u32);
-            self.under_way.insert((at, self.count), received.clone());
+            self.under_way.insert((at, self.count), (to, received.clone()));
         }
         copies > 0
     }
@@ -107,8 +113,8 @@ impl Network {
         self.under_way.keys().next().map(|(at, _)| *at)
     }
 
-    /// The next datagram that has arrived by `now`.
-    pub fn arrive(&mut self, now: Instant) -> Option<Datagram> {
+    /// The next datagram that has arrived by `now`, and where.
+    pub fn arrive(&mut self, now: Instant) -> Option<(SocketAddr, Datagram)> {
         let key = *self.under_way.keys().next().filter(|(at, _)| *at <= now)?;
         self.under_way.remove(&key)
     }

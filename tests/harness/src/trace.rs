@@ -8,6 +8,8 @@ use ike::io::Instant;
 /// A growing trace.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Trace {
+    /// Nothing is noted: for worlds too large or too long to be read.
+    pub quiet: bool,
     text: String,
     events: Vec<(Instant, String, String)>,
 }
@@ -21,6 +23,9 @@ impl Trace {
 
     /// Notes an event.
     pub fn event(&mut self, now: Instant, who: &str, event: &Event) {
+        if self.quiet {
+            return;
+        }
         let _ = writeln!(self.text, "{now:?} {who}! {event}");
         self.events.push((now, who.to_owned(), event.name().to_owned()));
     }

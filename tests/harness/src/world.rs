@@ -1,17 +1,18 @@
 //! One key server, n members, one clock: the engines as they are, the shell replaced by a loop. Jobs run at once with
 //! the deterministic provider; what is persisted is kept as rows, so a server can crash between any two batches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input as ServerInput, Output as ServerOutput};
 use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
+    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings, Way,
 };
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::message::Dialect;
@@ -76,6 +77,9 @@ pub struct World {
     rekeying: bool,
     lkh: bool,
     rekey_on_join: bool,
+    way: Way,
+    /// Multicast groups each member hears.
+    listens: BTreeMap<usize, Vec<SocketAddr>>,
     /// Every PUSH that left the server, as somebody who listens on the wire has it.
     pub pushes: Vec<Bytes>,
     server: Option<KeyServer>,
@@ -86,12 +90,29 @@ pub struct World {
     replies: Vec<Result<(String, Option<u32>), String>>,
     crash_after_batches: Option<u64>,
     batches: u64,
+    /// When each member wants a timeout.
+    timers: BTreeSet<(Instant, usize)>,
+    wakes: Vec<Option<Instant>>,
+    deactivation_delay: Option<u16>,
+    /// What the server told and which members did something, for those who look on; kept only while the trace is quiet.
+    pub told: Vec<Event>,
+    /// See [`World::told`].
+    pub touched: BTreeSet<usize>,
+    /// Members that got the keys of a registration: see [`World::told`].
+    pub keyed: Vec<usize>,
 }
 
 /// Address of member `index`.
 pub fn member_address(index: usize) -> SocketAddr {
     let [high, low] = ((index + 1) as u16).to_be_bytes();
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, high, low)), 848)
+}
+
+/// The member at an address.
+pub fn member_index(address: SocketAddr) -> Option<usize> {
+    let IpAddr::V4(ip) = address.ip() else { return None };
+    let [10, 1, high, low] = ip.octets() else { return None };
+    usize::from(u16::from_be_bytes([high, low])).checked_sub(1)
 }
 
 /// Its name in traces.
@@ -169,6 +190,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
                 missed_rekeys: 1,
                 lkh: false,
                 max_push_size: 1280,
+                way: Way::Unicast,
                 activation_delay,
                 deactivation_delay,
                 margin: margin(timing.kek),
@@ -258,6 +280,8 @@ impl World {
             rekeying,
             lkh,
             rekey_on_join: false,
+            way: Way::Unicast,
+            listens: BTreeMap::new(),
             pushes: Vec::new(),
             server: None,
             rows: BTreeMap::new(),
@@ -267,6 +291,12 @@ impl World {
             replies: Vec::new(),
             crash_after_batches: None,
             batches: 0,
+            timers: BTreeSet::new(),
+            wakes: Vec::new(),
+            deactivation_delay: None,
+            told: Vec::new(),
+            touched: BTreeSet::new(),
+            keyed: Vec::new(),
         };
         world.start_server();
         for index in 0..members {
@@ -326,8 +356,21 @@ impl World {
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
         let mut settings = server_settings(self.timing, self.dialect, self.rekeying);
+        if let Some(delay) = self.deactivation_delay {
+            for group in &mut settings.groups {
+                let Some(communication) = &mut group.communication else { continue };
+                let more =
+                    Duration::from_secs(u64::from(delay.saturating_sub(communication.deactivation_delay)));
+                let span = self.timing.period * (self.timing.retransmissions + 1) + Duration::from_secs(5);
+                let least = span + Duration::from_secs(u64::from(communication.deactivation_delay)) + more;
+                communication.deactivation_delay = delay;
+                communication.margin = communication.margin.max(least);
+                group.sas.iter_mut().for_each(|sa| sa.margin = sa.margin.max(least));
+            }
+        }
         for communication in settings.groups.iter_mut().filter_map(|group| group.communication.as_mut()) {
             communication.lkh = self.lkh;
+            communication.way = self.way.clone();
         }
         settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
         let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
@@ -338,6 +381,11 @@ impl World {
     /// What `key-management` says from the next start of the server on.
     pub fn set_key_tree(&mut self, lkh: bool) {
         self.lkh = lkh;
+    }
+
+    /// How PUSHes travel from the next start of the server on.
+    pub fn set_way(&mut self, way: Way) {
+        self.way = way;
     }
 
     /// What `rekey-on-join` says from the next start of the server on.
@@ -351,10 +399,33 @@ impl World {
             self.members.resize_with(index + 1, || None);
         }
         self.lives += 1;
+        self.listens.remove(&index);
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
         let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
         self.members[index] = Some(member);
         self.drain_member(index);
+    }
+
+    /// Member `index` is gone, without a word.
+    pub fn kill_member(&mut self, index: usize) {
+        self.members[index] = None;
+        self.listens.remove(&index);
+        self.drain_member(index);
+    }
+
+    /// True while member `index` runs.
+    pub fn member_runs(&self, index: usize) -> bool {
+        self.members.get(index).is_some_and(Option::is_some)
+    }
+
+    /// Batches the server wrote so far, in all its lives.
+    pub fn batches(&self) -> u64 {
+        self.batches
+    }
+
+    /// What `deactivation-time-delay` says from the next start of the server on.
+    pub fn set_deactivation_delay(&mut self, seconds: u16) {
+        self.deactivation_delay = Some(seconds);
     }
 
     /// An operator's command at the server.
@@ -376,6 +447,19 @@ impl World {
                     }
                     for (local, peer) in to {
                         self.transmit("gcks", Datagram { local, peer, octets: octets.clone() });
+                    }
+                }
+                ServerOutput::Multicast { octets, channel } => {
+                    if !self.pushes.contains(&octets) {
+                        self.pushes.push(octets.clone());
+                    }
+                    let line = gdoi_proto::pretty::one_line(&octets);
+                    let datagram = Datagram { local: SERVER, peer: channel.group, octets };
+                    for index in 0..self.members.len() {
+                        if self.listens.get(&index).is_some_and(|groups| groups.contains(&channel.group)) {
+                            let arrives = self.net.send_to(self.now, member_address(index), datagram.clone());
+                            self.trace.datagram(self.now, "gcks", &line, arrives);
+                        }
                     }
                 }
                 ServerOutput::Persist(changes) => {
@@ -402,7 +486,12 @@ impl World {
                         server.handle(now, ServerInput::Job(result));
                     }
                 }
-                ServerOutput::Event(event) => self.trace.event(self.now, "gcks", &event),
+                ServerOutput::Event(event) => {
+                    self.trace.event(self.now, "gcks", &event);
+                    if self.trace.quiet {
+                        self.told.push(event);
+                    }
+                }
                 ServerOutput::Reply { result, .. } => {
                     self.replies.push(result.map(|done| (done.text, done.push.map(|(_, seq)| seq.0))));
                 }
@@ -412,7 +501,7 @@ impl World {
 
     fn drain_member(&mut self, index: usize) {
         let now = self.now();
-        let name = member_name(index);
+        let name = if self.trace.quiet { String::new() } else { member_name(index) };
         while let Some(output) = self.members[index].as_mut().and_then(Machine::poll) {
             match output {
                 MemberOutput::Transmit(datagram) => self.transmit(&name, datagram),
@@ -422,13 +511,36 @@ impl World {
                         member.handle(now, MemberInput::Job(JobResult { id: request.id, done }));
                     }
                 }
-                MemberOutput::Event(event) => self.trace.event(self.now, &name, &event),
+                MemberOutput::Event(event) => {
+                    if self.trace.quiet && matches!(event, Event::Registered { .. }) {
+                        self.keyed.push(index);
+                    }
+                    self.trace.event(self.now, &name, &event);
+                }
+                MemberOutput::Listen { groups, .. } => {
+                    self.listens.insert(index, groups);
+                }
                 _ => {}
             }
+        }
+        let wake = self.members[index].as_ref().and_then(Machine::poll_timeout).map(|wakeup| wakeup.at);
+        if self.wakes.len() <= index {
+            self.wakes.resize(index + 1, None);
+        }
+        if let Some(before) = std::mem::replace(&mut self.wakes[index], wake) {
+            self.timers.remove(&(before, index));
+        }
+        self.timers.extend(wake.map(|at| (at, index)));
+        if self.trace.quiet {
+            self.touched.insert(index);
         }
     }
 
     fn transmit(&mut self, from: &str, datagram: Datagram) {
+        if self.trace.quiet {
+            self.net.send(self.now, datagram);
+            return;
+        }
         let line = gdoi_proto::pretty::one_line(&datagram.octets);
         let arrives = self.net.send(self.now, datagram);
         self.trace.datagram(self.now, from, &line, arrives);
@@ -456,21 +568,30 @@ impl World {
 
     fn next_moment(&self) -> Option<Instant> {
         let server = self.server.as_ref().and_then(Machine::poll_timeout).map(|wakeup| wakeup.at);
-        let members = self.members.iter().flatten().filter_map(|member| member.poll_timeout().map(|w| w.at));
+        let members = self.timers.first().map(|(at, _)| *at);
         self.net.next().into_iter().chain(server).chain(members).min()
+    }
+
+    /// Goes to the next moment at which anything happens, if it is not after `end`, and lets it happen.
+    pub fn advance(&mut self, end: Instant) -> bool {
+        let Some(next) = self.next_moment().filter(|next| *next <= end) else {
+            self.now = self.now.max(end);
+            return false;
+        };
+        self.now = next.max(self.now);
+        self.step();
+        true
     }
 
     fn step(&mut self) {
         let now = self.now();
-        while let Some(datagram) = self.net.arrive(self.now) {
-            if datagram.local == SERVER {
+        while let Some((to, datagram)) = self.net.arrive(self.now) {
+            if to == SERVER {
                 if let Some(server) = self.server.as_mut() {
                     server.handle(now, ServerInput::Datagram(datagram));
                 }
                 self.drain_server();
-            } else if let Some(index) =
-                (0..self.members.len()).find(|index| member_address(*index) == datagram.local)
-            {
+            } else if let Some(index) = member_index(to).filter(|index| *index < self.members.len()) {
                 if let Some(member) = self.members[index].as_mut() {
                     member.handle(now, MemberInput::Datagram(datagram));
                 }
@@ -483,9 +604,10 @@ impl World {
             }
             self.drain_server();
         }
-        for index in 0..self.members.len() {
-            let due = self.members[index].as_ref().and_then(Machine::poll_timeout);
-            if due.is_some_and(|wakeup| wakeup.at <= self.now) {
+        let due = self.timers.range(..=(self.now, usize::MAX)).map(|(_, index)| *index);
+        let due: BTreeSet<usize> = due.collect();
+        for index in due {
+            if self.wakes[index].is_some_and(|at| at <= self.now) {
                 if let Some(member) = self.members[index].as_mut() {
                     member.handle(now, MemberInput::Timeout);
                 }

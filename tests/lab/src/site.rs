@@ -60,15 +60,24 @@ pub struct ServerPlan {
     pub encryption: &'static str,
     /// `key-management`: `flat` or `lkh`.
     pub key_management: &'static str,
+    /// `communication-type`; others than `unicast` in namespaces only, with the group 239.192.0.1.
+    pub communication_type: &'static str,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
-        let encryption = "aes-256-gcm";
-        let (threshold, ipv6, idle_policies) = (None, false, 0);
-        ServerPlan { timing, threshold, admitted, ipv6, idle_policies, encryption, key_management: "flat" }
+        ServerPlan {
+            timing,
+            threshold: None,
+            admitted,
+            ipv6: false,
+            idle_policies: 0,
+            encryption: "aes-256-gcm",
+            key_management: "flat",
+            communication_type: "unicast",
+        }
     }
 }
 
@@ -139,6 +148,12 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
+        let multicast = match plan.communication_type {
+            "unicast" => String::new(),
+            word => format!(
+                "communication-type = {word:?}\nmulticast-group = \"239.192.0.1\"\nmulticast-outgoing-interface = \"wan\"\n"
+            ),
+        };
         let (admitted, encryption, key_management) = (&plan.admitted, plan.encryption, plan.key_management);
         let authentication = match encryption.ends_with("cbc") {
             true => "authentication-algorithm = \"hmac-sha-256-128\"\n",
@@ -153,7 +168,7 @@ encryption-algorithm = "{encryption}"
 group-id = {GROUP_NUMBER}
 ike-gateways = {admitted:?}
 {threshold}[group.{GROUP}.server-member-communication]
-encryption-algorithm = "aes-256-cbc"
+{multicast}encryption-algorithm = "aes-256-cbc"
 sig-hash-algorithm = "sha-256"
 signature = "ecdsa-256"
 lifetime-seconds = {kek_life}
