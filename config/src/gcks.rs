@@ -13,6 +13,7 @@ use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narr
 use crate::error::Report;
 use crate::group::{self, Group};
 use crate::identity::{self, IdentityPattern};
+use crate::secret_source::{self, StateKey};
 use crate::table::Table;
 use crate::units::AddressPrefix;
 
@@ -38,6 +39,8 @@ pub struct Server {
     pub nat_traversal_listen: Vec<SocketAddr>,
     /// Directory of the embedded database, default `/var/lib/gcks`.
     pub state_directory: PathBuf,
+    /// Seals the secrets in the database, at least 32 octets; none: they are not sealed.
+    pub state_key: Option<StateKey>,
     /// Default `/run/gcks/observe.sock`.
     pub observe_socket: PathBuf,
     /// Default `/run/gcks/control.sock`.
@@ -101,7 +104,7 @@ fn read_server(root: &Table<'_>) -> Server {
     let report = root.report();
     let table = &root.section("server");
     let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
-    table.later("state-key", "would seal the state; protect state-directory by other means");
+    let state_key = table.get("state-key").and_then(|item| secret_source::read_state_key(&item, report));
     match table.get("ike-fragmentation").map(|item| item.boolean(report)) {
         None => report.notice("ike-fragmentation: not supported yet, messages go out whole"),
         Some(Some(true)) => report.not_supported(
@@ -125,6 +128,7 @@ fn read_server(root: &Table<'_>) -> Server {
         nat_traversal,
         nat_traversal_listen,
         state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),
+        state_key,
         observe_socket: common::read_path(table, "observe-socket", "/run/gcks/observe.sock"),
         control_socket: common::read_path(table, "control-socket", "/run/gcks/control.sock"),
         socket_group: table.text("socket-group", ""),

@@ -200,6 +200,28 @@ events! {
         /// How many members in all.
         members: u64,
     } => ("state restored: {groups} groups, {members} members");
+    /// Every record of the state is sealed under the configured key.
+    StateResealed "state_resealed" Info {
+        /// How many records.
+        records: u64,
+    } => ("state sealed anew: {records} records");
+    /// The state was copied for a restore.
+    StateBackedUp "state_backed_up" Info {
+        /// The copy.
+        file: String,
+        /// How many records.
+        records: u64,
+    } => ("state backed up to {file}: {records} records");
+    /// The audit log cannot be written; records wait in memory, and nothing else waits for them.
+    AuditFailed "audit_failed" Error {
+        /// What the system said.
+        reason: String,
+    } => ("the audit log cannot be written: {reason}");
+    /// The audit log is written again.
+    AuditRecovered "audit_recovered" Warn {
+        /// Records that found no room in memory meanwhile.
+        lost: u64,
+    } => ("the audit log is written again, {lost} records lost");
     /// A registration was refused.
     PullRefused "pull_refused" Warn {
         /// Address and port.

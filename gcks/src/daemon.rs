@@ -39,6 +39,7 @@ use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
 use crate::inbox::Inbox;
+use crate::keeper::Keeper;
 use crate::pace::Pace;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
@@ -102,7 +103,8 @@ impl StartError {
     /// 4 for a damaged state, else 3.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Store(StoreError::Damaged { .. }) | StartError::Restore(_) => 4,
+            StartError::Store(StoreError::Damaged { .. } | StoreError::Sealed { .. })
+            | StartError::Restore(_) => 4,
             StartError::Store(StoreError::Refused { .. } | StoreError::Failed(_))
             | StartError::Lock(_)
             | StartError::Bind(_)
@@ -136,7 +138,10 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let (signal, signals) = mpsc::channel(4);
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
     let _lock = StateLock::take(&server.state_directory)?;
-    let store = Embedded::open(&server.state_directory)?;
+    let store = {
+        let key = server.state_key.as_ref().map(|key| &key.0);
+        Embedded::open(&server.state_directory, key)?
+    };
     let listen: Vec<Listen> =
         server.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
     let sockets = Sockets::bind(&listen)?;
@@ -146,7 +151,11 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
     let settings = convert::settings(config);
-    let (daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    let teller = hub.clone();
+    let tell = Arc::new(move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event));
+    let state_key = server.state_key.as_ref().map(|key| key.0.clone());
+    daemon.keeper = Some(Keeper::new(server.state_directory.clone(), state_key, tell));
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -204,6 +213,8 @@ struct Daemon {
     /// What the store says while it refuses writes.
     store_failing: Option<String>,
     options: Options,
+    /// None in tests without a disk.
+    keeper: Option<Keeper>,
 }
 
 impl Daemon {
@@ -247,6 +258,7 @@ impl Daemon {
             last_ticket: 0,
             store_failing: None,
             options,
+            keeper: None,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -462,6 +474,10 @@ impl Daemon {
                 let text = format!("gcksd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
+            Request::StateVerify | Request::StateBackup { .. } | Request::StateReseal => {
+                return self.on_state(request, reply);
+            }
+            Request::Audit { .. } | Request::Explain { .. } => return refuse(reply, "not supported yet"),
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
@@ -482,6 +498,32 @@ impl Daemon {
         let ticket = self.last_ticket;
         self.waiting.insert(ticket, reply);
         self.tell(Input::Command { ticket, command });
+    }
+
+    fn on_state(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let Some(keeper) = &self.keeper else { return refuse(reply, "the state is not kept in a file") };
+        match request {
+            Request::StateBackup { file } => {
+                let time = ctl::time::rfc3339(self.clock.now().unix_seconds);
+                keeper.backup(PathBuf::from(file), time, reply);
+            }
+            Request::StateReseal => {
+                let options = config::Options { lab: self.options.lab };
+                let key = match config::load_gcks(&self.options.path, options) {
+                    Ok(loaded) => loaded.config.server.state_key,
+                    Err(errors) => {
+                        return refuse(reply, &format!("the configuration cannot be used: {errors}"));
+                    }
+                };
+                match key {
+                    Some(key) => keeper.reseal(&mut self.writer, key.0, reply),
+                    None => {
+                        refuse(reply, "server.state-key is not configured: there is nothing to seal with")
+                    }
+                }
+            }
+            _ => keeper.verify(reply),
+        }
     }
 
     fn snapshot(&self) -> GcksSnapshot {

@@ -11,6 +11,10 @@ pub mod engine;
 #[cfg(feature = "daemon")]
 mod inbox;
 #[cfg(feature = "daemon")]
+mod keeper;
+#[cfg(feature = "daemon")]
 pub mod pace;
+#[cfg(feature = "daemon")]
+pub mod state;
 #[cfg(feature = "daemon")]
 pub mod store;

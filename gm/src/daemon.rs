@@ -303,6 +303,11 @@ impl Daemon {
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
+            | Request::StateVerify
+            | Request::StateBackup { .. }
+            | Request::StateReseal
+            | Request::Audit { .. }
+            | Request::Explain { .. }
             | Request::Expel { .. } => return refuse(reply, "this is a member; only a key server does that"),
         };
         self.last_ticket += 1;

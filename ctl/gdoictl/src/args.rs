@@ -107,8 +107,9 @@ pub enum ServerCommand {
     Revoke(Later),
     /// Lift a revocation (not supported yet)
     Unrevoke(Later),
-    /// Verify, back up or reseal the stored state (not supported yet)
-    State(Later),
+    /// Verify, back up or reseal the stored state
+    #[command(subcommand)]
+    State(StateWhat),
     /// What a configuration would change (not supported yet)
     Plan(Later),
     /// Use a configuration with one rekey (not supported yet)
@@ -117,6 +118,21 @@ pub enum ServerCommand {
     Explain(Later),
     /// One member's protocol events (not supported yet)
     Trace(Later),
+}
+
+/// What to do with the stored state. A backup is put back by gcksd --restore.
+#[derive(Debug, Subcommand)]
+pub enum StateWhat {
+    /// Read every page and record
+    Verify,
+    /// Copy it into a new file, which the key server writes
+    Backup {
+        /// The file; it must not exist
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Seal every record again, under the state-key of the configuration as it is now
+    Reseal,
 }
 
 /// What to forget.
@@ -323,6 +339,8 @@ mod tests {
             "gdoictl server show certificates",
             "gdoictl server show audit --verify",
             "gdoictl server state backup file",
+            "gdoictl server state verify",
+            "gdoictl server state reseal",
             "gdoictl server rekey --group g1 --tek",
             "gdoictl server rekey --group g1 --both",
             "gdoictl server expel --group g1 --member 10.0.0.1:848",

@@ -31,7 +31,7 @@ use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
 use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
-pub use rows::RestoreError;
+pub use rows::{RestoreError, without_keys};
 use settings::Settings;
 
 /// The key server.
