@@ -154,18 +154,22 @@ impl Embedded {
 
     /// Overwrites what stood in the files before the rows were sealed.
     fn sweep(&mut self) -> Result<(), StoreError> {
-        let swept =
-            self.connection.execute_batch("VACUUM; DELETE FROM meta WHERE name = 'sweep'").and_then(|()| {
-                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
-            });
-        match swept {
-            // A reader, which is a backup, may hold the log up: what it still reads goes with the next checkpoint.
-            Ok(_) => Ok(()),
-            Err(error) => Err(StoreError::Failed(format!(
-                "{}: the rows are sealed, but what stood there before is not overwritten yet: {error}",
-                self.path.display()
-            ))),
-        }
+        let swept = || {
+            self.connection.execute_batch("VACUUM")?;
+            let held: bool =
+                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            // A reader, which is a backup, holds the log up: the mark stays, and the next start sweeps again.
+            if !held {
+                self.connection.execute("DELETE FROM meta WHERE name = 'sweep'", [])?;
+            }
+            Ok(())
+        };
+        swept().map_err(|error: rusqlite::Error| {
+            let path = self.path.display();
+            StoreError::Failed(format!(
+                "{path}: the rows are sealed, but what stood there before is not overwritten yet: {error}"
+            ))
+        })
     }
 
     /// Pages the file may have at most: fills the disk.
