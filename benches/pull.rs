@@ -18,7 +18,7 @@ use gm::engine::settings::VpnSettings;
 use ike::crypto::DhGroup;
 use ike::crypto::provider::{default_provider, run};
 use ike::io::Datagram;
-use ike::phase1::{Initiator, Step};
+use ike::phase1::{Ends, Initiator, Step};
 use ike::sa::IkeSa;
 
 use support::{MainMode, NOW, Random, SERVER, Server};
@@ -137,7 +137,7 @@ fn registration(bencher: Bencher<'_, '_>, members: u32) {
         };
         let policy = support::peer_policy(DhGroup::Curve25519);
         let (mut initiator, mut steps) =
-            Initiator::start(policy, peer.ip(), SERVER.ip(), false, NOW.at, &mut random);
+            Initiator::start(policy, Ends { local: peer, peer: SERVER }, false, NOW.at, &mut random);
         let mut sa = loop {
             match steps.pop().expect("a step") {
                 Step::Send(octets) => {

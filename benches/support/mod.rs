@@ -27,7 +27,7 @@ use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Responder, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Responder, Step};
 use ike::sa::IkeSa;
 
 /// When everything happens.
@@ -66,6 +66,8 @@ pub fn peer_policy(group: DhGroup) -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for benches of the engine")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -96,6 +98,7 @@ pub fn settings() -> Settings {
             member_threshold: None,
             sender_id_bits: 8,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: Some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
@@ -107,6 +110,7 @@ pub fn settings() -> Settings {
                 retransmission_period: Duration::from_secs(10),
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                lkh: false,
                 max_push_size: 1280,
                 activation_delay: 30,
                 deactivation_delay: 45,
@@ -204,8 +208,13 @@ impl MainMode {
         let provider = default_provider();
         let mut random = Random(Arc::clone(&provider));
         let policy = peer_policy(group);
-        let (initiator, steps) =
-            Initiator::start(policy.clone(), address(0).ip(), SERVER.ip(), false, NOW.at, &mut random);
+        let (initiator, steps) = Initiator::start(
+            policy.clone(),
+            Ends { local: address(0), peer: SERVER },
+            false,
+            NOW.at,
+            &mut random,
+        );
         (MainMode { provider, random, initiator, policy: Arc::new(policy) }, sent(&steps))
     }
 
@@ -213,9 +222,14 @@ impl MainMode {
     pub fn respond(&self, first: &[u8]) -> (Responder, Bytes) {
         let header = Header::decode(first).expect("a header");
         let cookie = Cookie([9; 8]);
-        let (responder, steps) =
-            Responder::start(Arc::clone(&self.policy), cookie, SERVER.ip(), address(0).ip(), &header, first)
-                .expect("message 1");
+        let (responder, steps) = Responder::start(
+            Arc::clone(&self.policy),
+            cookie,
+            Ends { local: SERVER, peer: address(0) },
+            &header,
+            first,
+        )
+        .expect("message 1");
         (responder, sent(&steps))
     }
 
@@ -231,7 +245,9 @@ impl MainMode {
     /// The key server takes message 3, its job included: message 4.
     pub fn at_server(&mut self, responder: &mut Responder, octets: &[u8]) -> Bytes {
         let header = Header::decode(octets).expect("a header");
-        let steps = responder.on_message(NOW, &header, octets, &mut self.random).expect("message 3");
+        let steps = responder
+            .on_message(NOW, Ends { local: SERVER, peer: address(0) }, &header, octets, &mut self.random)
+            .expect("message 3");
         let Some(Step::Run(job)) = steps.into_iter().next() else { panic!("a job is due") };
         sent(
             &responder.on_done(NOW, run(self.provider.as_ref(), job), &mut self.random).expect("our own job"),
@@ -241,7 +257,9 @@ impl MainMode {
     /// The key server takes message 5: message 6 and its SA.
     pub fn finish(&mut self, responder: &mut Responder, octets: &[u8]) -> (Bytes, IkeSa) {
         let header = Header::decode(octets).expect("a header");
-        let steps = responder.on_message(NOW, &header, octets, &mut self.random).expect("message 5");
+        let steps = responder
+            .on_message(NOW, Ends { local: SERVER, peer: address(0) }, &header, octets, &mut self.random)
+            .expect("message 5");
         (sent(&steps), established(steps))
     }
 

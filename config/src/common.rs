@@ -336,25 +336,18 @@ pub(crate) fn read_listen(table: &Table<'_>, name: &str, default: &[&str]) -> Ve
     out
 }
 
-/// Reads `nat-traversal` and `nat-traversal-listen`. The feature is off in this build: asking for it is refused,
-/// the default is only noticed. Returns `(false, addresses)`.
-pub(crate) fn read_nat_traversal(table: &Table<'_>) -> (bool, Vec<SocketAddr>) {
-    let report = table.report();
-    let stated = table.get("nat-traversal").and_then(|item| item.boolean(report));
-    let listen = read_listen(table, "nat-traversal-listen", &["0.0.0.0:4500", "[::]:4500"]);
-    match stated {
-        Some(true) => report.not_supported(
-            &table.place_of("nat-traversal"),
-            "= true; registration uses the listen ports only (false, or leave it out)",
-        ),
-        None if table.states("nat-traversal-listen") => report.not_supported(
+/// Reads `nat-traversal`, default true, and `nat-traversal-listen`, whose sockets are none of `listen`.
+pub(crate) fn read_nat_traversal(table: &Table<'_>, listen: &[SocketAddr]) -> (bool, Vec<SocketAddr>) {
+    let on = table.boolean("nat-traversal", true);
+    let floated = read_listen(table, "nat-traversal-listen", &["0.0.0.0:4500", "[::]:4500"]);
+    if let Some(both) = floated.iter().find(|address| on && listen.contains(address)) {
+        table.report().problem(
             &table.place_of("nat-traversal-listen"),
-            "belongs to nat-traversal; registration uses the listen ports only",
-        ),
-        None => report.notice("nat-traversal: not supported yet, registration uses the listen ports only"),
-        Some(false) => {}
+            format!("{both} is in listen too"),
+            "a socket of its own: messages there carry a marker",
+        );
     }
-    (false, listen)
+    (on, floated)
 }
 
 /// Reads `approved-only`, which is off in this build. Returns false.

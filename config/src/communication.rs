@@ -48,6 +48,8 @@ pub struct Communication {
     pub activation_delay_seconds: u16,
     /// DTD, more than ATD, up to 3600 s, default ATD + 15.
     pub deactivation_delay_seconds: u16,
+    /// The KEK is the root of a key tree, so that one member can be locked out without touching the others; default false.
+    pub lkh: bool,
     /// Octets of UDP payload of a push, 576-65507, default 1280.
     pub max_push_size: u32,
     /// Seconds before the KEK's end at which its successor goes out; derived.
@@ -107,6 +109,7 @@ pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication
     let report = table.report();
     refuse_later(table);
     let cipher = table.word("encryption-algorithm", CIPHERS, None);
+    let lkh = read_management(table, cipher);
     let signature = table.word("signature", SIGNATURES, None);
     let hash = read_hash(table, signature.map(|(algorithm, _)| algorithm));
     let signing_key = table.get("signing-key").map(|item| {
@@ -150,6 +153,7 @@ pub(crate) fn read(table: &Table<'_>, options: Options) -> (Option<Communication
             missed_rekeys,
             activation_delay_seconds: activation,
             deactivation_delay_seconds: deactivation,
+            lkh,
             max_push_size,
             rekey_margin_kek_seconds: rekey_margin(narrow(lifetime), span),
         })
@@ -168,9 +172,19 @@ fn refuse_later(table: &Table<'_>) {
     }
     table.later("multicast-group", "belongs to multicast; pushes go out as unicast");
     table.later("multicast-outgoing-interface", "belongs to multicast; pushes go out as unicast");
-    if table.word("key-management", &[("flat", false), ("lkh", true)], Some(false)) == Some(true) {
-        report.not_supported(&table.place_of("key-management"), "= \"lkh\"; \"flat\" works");
+}
+
+/// `key-management`: true for a key tree, whose keys must be whole blocks with their IV.
+fn read_management(table: &Table<'_>, cipher: Option<Cipher>) -> bool {
+    let lkh = table.word("key-management", &[("flat", false), ("lkh", true)], Some(false)) == Some(true);
+    if lkh && cipher == Some(Cipher::Aes192Cbc) {
+        table.report().problem(
+            &table.place_of("key-management"),
+            "\"lkh\" with aes-192-cbc: IV and key are not whole blocks, no key of the tree could carry another",
+            "encryption-algorithm = \"aes-128-cbc\" or \"aes-256-cbc\"",
+        );
     }
+    lkh
 }
 
 /// `sig-hash-algorithm`; an ECDSA curve implies its own (RFC 6407 section 5.3).

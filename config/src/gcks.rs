@@ -33,7 +33,7 @@ pub struct Gcks {
 pub struct Server {
     /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
     pub listen: Vec<SocketAddr>,
-    /// Always false in this build.
+    /// Float to `nat_traversal_listen` when a NAT is on the way (RFC 3947), default true.
     pub nat_traversal: bool,
     /// UDP addresses for NAT traversal, default port 4500.
     pub nat_traversal_listen: Vec<SocketAddr>,
@@ -55,7 +55,7 @@ pub struct Server {
     pub half_open_limit_per_address: u32,
     /// Life of a negotiation not yet authenticated, 1-3600 s, default 30.
     pub half_open_timeout_seconds: u64,
-    /// Always false in this build.
+    /// Long messages go and come in fragments where the peer announces it too, default true.
     pub ike_fragmentation: bool,
     /// `error`, `warn`, `info` (default), `debug` or `trace`.
     pub log_level: String,
@@ -103,16 +103,9 @@ pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> O
 fn read_server(root: &Table<'_>) -> Server {
     let report = root.report();
     let table = &root.section("server");
-    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
     let state_key = table.get("state-key").and_then(|item| secret_source::read_state_key(&item, report));
-    match table.get("ike-fragmentation").map(|item| item.boolean(report)) {
-        None => report.notice("ike-fragmentation: not supported yet, messages go out whole"),
-        Some(Some(true)) => report.not_supported(
-            &table.place_of("ike-fragmentation"),
-            "= true; messages go out whole (false, or leave it out)",
-        ),
-        Some(_) => {}
-    }
     let half_open_limit = narrow(table.number("half-open-limit", (1, 1_000_000), 4096));
     let default_per_address = u64::from(half_open_limit.min(16));
     let per_address = table.number("half-open-limit-per-address", (1, 1_000_000), default_per_address);
@@ -124,7 +117,7 @@ fn read_server(root: &Table<'_>) -> Server {
         );
     }
     let server = Server {
-        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        listen,
         nat_traversal,
         nat_traversal_listen,
         state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),
@@ -136,7 +129,7 @@ fn read_server(root: &Table<'_>) -> Server {
         half_open_limit,
         half_open_limit_per_address: narrow(per_address),
         half_open_timeout_seconds: table.seconds("half-open-timeout-seconds", (1, 3600)).unwrap_or(30),
-        ike_fragmentation: false,
+        ike_fragmentation: table.boolean("ike-fragmentation", true),
         log_level: common::read_log_level(table),
     };
     if server.observe_socket == server.control_socket {

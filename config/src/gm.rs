@@ -27,11 +27,11 @@ pub struct Gm {
     pub gateways: Vec<GmGateway>,
     /// `[vpn.*]` in the order of the file.
     pub vpns: Vec<Vpn>,
-    /// `[data-plane] backend`; always none in this build.
+    /// `[data-plane] backend`, default tun.
     pub backend: Backend,
-    /// `[zone.*]`; always empty in this build.
+    /// `[zone.*]` by name.
     pub zones: Vec<Zone>,
-    /// `[[ipsec-policy]]`; always empty in this build.
+    /// `[[ipsec-policy]]`; without any, keys protect no traffic.
     pub policies: Vec<IpsecPolicy>,
 }
 
@@ -40,7 +40,7 @@ pub struct Gm {
 pub struct Member {
     /// UDP addresses, default `0.0.0.0:848` and `[::]:848`.
     pub listen: Vec<SocketAddr>,
-    /// Always false in this build.
+    /// Float to `nat_traversal_listen` when a NAT is on the way (RFC 3947), default true.
     pub nat_traversal: bool,
     /// UDP addresses for NAT traversal, default port 4500.
     pub nat_traversal_listen: Vec<SocketAddr>,
@@ -62,9 +62,9 @@ pub struct Member {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// Nothing: keys are shown by `gdoictl` only.
-    #[default]
     None,
-    /// Userspace ESP; not in this build.
+    /// Userspace ESP.
+    #[default]
     Tun,
     /// The Linux kernel; not in this build.
     Xfrm,
@@ -122,7 +122,7 @@ pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> O
     ike.finish();
     let vpns = vpn::read_vpns(root, &gateways);
     let (zones, policies) = vpn::read_zones_and_policies(root);
-    let backend = read_backend(root);
+    let backend = read_backend(root, &policies);
     let mut gateways = gateways.into_values().collect::<Option<Vec<_>>>()?;
     gateways.sort_by_key(|gateway| gateway.line);
     if let Some(local) = gateways.iter().find_map(|gateway| unreachable_from(gateway, &member)) {
@@ -140,7 +140,8 @@ fn unreachable_from(gateway: &GmGateway, member: &Member) -> Option<SocketAddr> 
 fn read_member(root: &Table<'_>) -> Member {
     let report = root.report();
     let table = &root.section("member");
-    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table);
+    let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
+    let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
     if !table.text("notify-socket", "").is_empty() {
         report.not_supported(
             &table.place_of("notify-socket"),
@@ -148,7 +149,7 @@ fn read_member(root: &Table<'_>) -> Member {
         );
     }
     let member = Member {
-        listen: common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]),
+        listen,
         nat_traversal,
         nat_traversal_listen,
         observe_socket: common::read_path(table, "observe-socket", "/run/gm/observe.sock"),
@@ -165,23 +166,22 @@ fn read_member(root: &Table<'_>) -> Member {
     member
 }
 
-fn read_backend(root: &Table<'_>) -> Backend {
+fn read_backend(root: &Table<'_>, policies: &[IpsecPolicy]) -> Backend {
     let table = root.section("data-plane");
     let words = [("none", Backend::None), ("tun", Backend::Tun), ("xfrm", Backend::Xfrm)];
-    let backend = table.word("backend", &words, Some(Backend::None)).unwrap_or_default();
-    let word = match backend {
-        Backend::None => None,
-        Backend::Tun => Some("tun"),
-        Backend::Xfrm => Some("xfrm"),
-    };
-    if let Some(word) = word {
-        root.report().not_supported(
+    let backend = table.word("backend", &words, Some(Backend::Tun)).unwrap_or_default();
+    if backend == Backend::Xfrm {
+        root.report().not_supported(&table.place_of("backend"), "= \"xfrm\"; \"tun\" needs no kernel module");
+    }
+    if backend == Backend::None && !policies.is_empty() {
+        root.report().warning(
             &table.place_of("backend"),
-            &format!("= {word:?}; \"none\" registers and shows keys"),
+            "nothing obeys the ipsec-policies, traffic passes in clear",
+            "tun",
         );
     }
-    if !table.states("backend") {
-        root.report().notice("data-plane: not supported yet, keys are shown and protect no traffic");
+    if backend != Backend::None && policies.is_empty() {
+        root.report().notice("no ipsec-policy: keys are shown and protect no traffic");
     }
     table.finish();
     backend

@@ -143,10 +143,15 @@ fn read_group(
         _ => 16,
     };
     let rekey_on_leave = table.boolean("rekey-on-leave", true);
-    if table.boolean("rekey-on-join", false) {
-        report.not_supported(&table.place_of("rekey-on-join"), "= true; a joiner gets the current keys");
-    }
+    let rekey_on_join = table.boolean("rekey-on-join", false);
     let section = table.table("server-member-communication");
+    if rekey_on_join && section.is_none() {
+        report.problem(
+            &table.place_of("rekey-on-join"),
+            "without server-member-communication nobody can be told of new keys",
+            "a server-member-communication section, or false",
+        );
+    }
     let (communication, span) = match &section {
         None => (Some(None), 0),
         Some(section) => {
@@ -165,7 +170,7 @@ fn read_group(
         anti_replay_time_window_ms: None,
         sender_id_bits: u8::try_from(sender_id_bits).unwrap_or(16),
         rekey_on_leave,
-        rekey_on_join: false,
+        rekey_on_join,
         communication: communication?,
         sas: sas?,
         line: report.line(&table.place),

@@ -26,7 +26,7 @@ pub struct Vpn {
     pub group: GroupId,
     /// `group-address`: its name for servers with `group-id-address`.
     pub group_address: Option<IpAddr>,
-    /// `group-vpn-external-interface`; no effect without a data plane.
+    /// `group-vpn-external-interface`; where ESP goes is the matter of zones.
     pub external_interface: Option<String>,
     /// `recovery-probe`: traffic under unknown keys may lead to a registration.
     pub recovery_probe: bool,
@@ -34,9 +34,13 @@ pub struct Vpn {
     pub accept: Option<Accept>,
     /// Source and destination that the server's policies must stay within; empty: all.
     pub allowed_flows: Vec<(AddressPrefix, AddressPrefix)>,
-    /// Never encrypted; always empty in this build.
+    /// DF of outer headers.
+    pub df_bit: DfBit,
+    /// Octets of the largest ESP packet with its outer header, 256-9192, default 1500.
+    pub tunnel_mtu: u16,
+    /// Never encrypted, at most 10.
     pub exclude: Vec<Rule>,
-    /// Clear while there is no valid TEK; always empty in this build.
+    /// Clear while there is no valid TEK, at most 10.
     pub fail_open: Vec<Rule>,
     /// Line of the statement, from 1.
     pub line: usize,
@@ -48,6 +52,18 @@ impl Vpn {
         self.allowed_flows.is_empty()
             || self.allowed_flows.iter().any(|(from, to)| from.covers(source) && to.covers(destination))
     }
+}
+
+/// `df-bit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DfBit {
+    /// Routers may fragment ESP.
+    #[default]
+    Clear,
+    /// They must not.
+    Set,
+    /// As the inner packet says.
+    Copy,
 }
 
 /// `accept`: an empty list accepts everything of its kind.
@@ -172,7 +188,13 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
     }
     let interface = table.get("group-vpn-external-interface").and_then(|item| item.filled_text(report));
     let recovery_probe = table.boolean("recovery-probe", false);
-    refuse_data_plane(table);
+    let bits = [("clear", DfBit::Clear), ("set", DfBit::Set), ("copy", DfBit::Copy)];
+    let df_bit = table.word("df-bit", &bits, Some(DfBit::Clear)).unwrap_or_default();
+    let tunnel_mtu = u16::try_from(table.number("tunnel-mtu", (256, 9192), 1500)).unwrap_or(1500);
+    let encapsulations = [("raw", false), ("udp", true)];
+    if table.word("esp-encapsulation", &encapsulations, Some(false)) == Some(true) {
+        report.not_supported(&table.place_of("esp-encapsulation"), "= \"udp\"; \"raw\" is IP protocol 50");
+    }
     let accept = table.table("accept").map(|accept| read_accept(&accept));
     let allowed_flows = read_flows(table);
     let exclude = read_rules(table, "exclude");
@@ -187,29 +209,12 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
         recovery_probe,
         accept,
         allowed_flows,
+        df_bit,
+        tunnel_mtu,
         exclude,
         fail_open,
         line: report.line(&table.place),
     })
-}
-
-/// Statements about packets: their defaults do nothing, anything else needs a data plane.
-fn refuse_data_plane(table: &Table<'_>) {
-    let report = table.report();
-    let bits = [("clear", false), ("set", true), ("copy", true)];
-    let needs = [
-        ("df-bit", table.word("df-bit", &bits, Some(false)) == Some(true)),
-        ("tunnel-mtu", table.number("tunnel-mtu", (256, 9192), 1500) != 1500),
-        (
-            "esp-encapsulation",
-            table.word("esp-encapsulation", &[("raw", false), ("udp", true)], Some(false)) == Some(true),
-        ),
-    ];
-    for (name, stated) in needs {
-        if stated {
-            report.not_supported(&table.place_of(name), "needs the data plane");
-        }
-    }
 }
 
 fn read_accept(table: &Table<'_>) -> Accept {
@@ -272,7 +277,6 @@ fn read_rules(table: &Table<'_>, kind: &str) -> Vec<Rule> {
     tables
         .iter()
         .filter_map(|rule| {
-            report.not_supported(&rule.place, "rules steer traffic and need the data plane");
             let read = read_rule(rule);
             rule.finish();
             read
@@ -314,30 +318,56 @@ fn read_application(text: &str) -> Option<(u8, u16)> {
     }
 }
 
-/// Reads `[zone.*]` and `[[ipsec-policy]]`, checks their references, and refuses them: they steer traffic.
+/// Longest name of an interface Linux has, in octets.
+const MAX_INTERFACE: usize = 15;
+/// The zone of this machine's own traffic.
+const HOST: &str = "host";
+
+fn read_zone(name: &str, table: &Table<'_>, taken: &mut BTreeMap<String, String>) -> Zone {
+    let report = table.report();
+    if name == HOST {
+        report.problem(&table.place, "host is a built-in zone", "another name");
+    }
+    let list = table.require("interfaces", "a list of interfaces");
+    let items = list.as_ref().map(|list| list.items(report)).unwrap_or_default();
+    if let Some(list) = list.filter(|list| items.is_empty() && list.value.is_array()) {
+        report.problem(&list.place, "a zone without interfaces", "[\"eth1\"]");
+    }
+    let mut interfaces = Vec::new();
+    for item in items {
+        let Some(interface) = item.filled_text(report) else { continue };
+        let possible = interface.len() <= MAX_INTERFACE
+            && !interface.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
+        if !possible {
+            report.problem(&item.place, format!("{interface:?} is no name of an interface"), "\"eth1\"");
+        } else if let Some(other) = taken.insert(interface.to_owned(), name.to_owned()) {
+            report.problem(
+                &item.place,
+                format!("{interface} is in zone {other} already"),
+                "one zone per interface",
+            );
+        }
+        interfaces.push(interface.to_owned());
+    }
+    table.finish();
+    Zone { name: name.to_owned(), interfaces }
+}
+
+/// Reads `[zone.*]` and `[[ipsec-policy]]` and checks their references.
 pub(crate) fn read_zones_and_policies(root: &Table<'_>) -> (Vec<Zone>, Vec<IpsecPolicy>) {
     let report = root.report();
     let mut zones = Named::new();
     let mut vpns = Named::new();
-    root.later("zone", "steers traffic and needs the data plane");
+    let mut taken = BTreeMap::new();
     for (name, table) in root.named_tables("zone") {
-        let list = table.require("interfaces", "a list of interfaces");
-        let items = list.map(|list| list.items(report)).unwrap_or_default();
-        let interfaces =
-            items.iter().filter_map(|item| item.filled_text(report)).map(str::to_owned).collect();
-        if name == "host" {
-            report.problem(&table.place, "host is a built-in zone", "another name");
-        }
-        table.finish();
-        zones.insert(name.to_owned(), Some(Zone { name: name.to_owned(), interfaces }));
+        zones.insert(name.to_owned(), Some(read_zone(name, &table, &mut taken)));
     }
-    zones.entry("host".into()).or_insert(None);
+    zones.entry(HOST.into()).or_insert(None);
     for (name, _) in root.named_tables("vpn") {
         vpns.insert(name.to_owned(), Some(()));
     }
     let mut policies: Vec<IpsecPolicy> = Vec::new();
     for table in root.table_list("ipsec-policy") {
-        report.not_supported(&table.place, "steers traffic and needs the data plane");
         let named = |name: &str| {
             let item = table.require(name, "a name")?;
             let _ = match name {
@@ -349,11 +379,23 @@ pub(crate) fn read_zones_and_policies(root: &Table<'_>) -> (Vec<Zone>, Vec<Ipsec
         let (from_zone, to_zone, vpn) = (named("from-zone"), named("to-zone"), named("vpn"));
         table.finish();
         let (Some(from_zone), Some(to_zone), Some(vpn)) = (from_zone, to_zone, vpn) else { continue };
-        if policies.iter().any(|other| other.from_zone == from_zone && other.to_zone == to_zone) {
+        for (side, zone) in [("from-zone", &from_zone), ("to-zone", &to_zone)] {
+            if zone == HOST {
+                report.not_supported(&table.place_of(side), "= \"host\"; zones of interfaces are");
+            }
+        }
+        if from_zone == to_zone {
+            report.problem(&table.place, "from a zone to itself", "two zones");
+        }
+        let same = |other: &IpsecPolicy| {
+            [&other.from_zone, &other.to_zone] == [&from_zone, &to_zone]
+                || [&other.to_zone, &other.from_zone] == [&from_zone, &to_zone]
+        };
+        if policies.iter().any(same) {
             report.problem(
                 &table.place,
-                format!("{from_zone} to {to_zone} has a vpn already"),
-                "one vpn per zone pair",
+                format!("between {from_zone} and {to_zone} there is a vpn already"),
+                "one vpn per zone pair; it holds for answers too",
             );
         }
         policies.push(IpsecPolicy { from_zone, to_zone, vpn });

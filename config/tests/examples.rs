@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use config::{Acknowledgement, AddressPrefix, Backend, Encryption, IdentityPattern, Options};
+use config::{Acknowledgement, AddressPrefix, Backend, DfBit, Encryption, IdentityPattern, Options};
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
@@ -75,5 +75,9 @@ fn the_sample_of_the_member_loads_without_a_warning() {
     let lan = AddressPrefix::parse("172.16.1.0/24").unwrap();
     assert!(vpn.allows(&lan, &lan));
     assert!(!vpn.allows(&lan, &AddressPrefix::parse("0.0.0.0/0").unwrap()));
-    assert_eq!(config.backend, Backend::None);
+    assert_eq!((config.backend, vpn.df_bit, vpn.tunnel_mtu), (Backend::Tun, DfBit::Clear, 1500));
+    assert_eq!((vpn.exclude[0].name.as_str(), vpn.exclude[0].protocol, vpn.exclude[0].port), ("bgp", 6, 179));
+    assert_eq!(vpn.fail_open[0].destination.to_string(), "10.0.0.5/32");
+    assert_eq!(config.zones[0].interfaces, ["eth1"]);
+    assert_eq!((config.policies[0].from_zone.as_str(), config.policies[0].to_zone.as_str()), ("lan", "wan"));
 }

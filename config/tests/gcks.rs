@@ -60,13 +60,7 @@ fn each(rows: &[(&str, &str, &str)]) {
 fn a_short_file_is_complete_because_the_rest_has_defaults() {
     let loaded = gcks(GOOD, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.warnings.is_empty());
-    assert_eq!(
-        loaded.notices,
-        [
-            "nat-traversal: not supported yet, registration uses the listen ports only",
-            "ike-fragmentation: not supported yet, messages go out whole",
-        ]
-    );
+    assert!(loaded.notices.is_empty() && loaded.config.server.ike_fragmentation);
     let listen: Vec<String> = loaded.config.server.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["0.0.0.0:848", "[::]:848"]);
     let group = &loaded.config.groups[0];
@@ -566,23 +560,24 @@ fn ipsec_statements_fit_together() {
 }
 
 #[test]
+fn a_socket_of_nat_traversal_is_not_one_of_the_others() {
+    let (off, on) = ("nat-traversal = false\n", "log-level = \"info\"");
+    let both = "nat-traversal-listen = [\"192.0.2.1:4500\", \"0.0.0.0:848\"]";
+    each(&[(
+        on,
+        both,
+        "2:1: server.nat-traversal-listen: 0.0.0.0:848 is in listen too (a socket of its own: messages there carry a marker)",
+    )]);
+    let loaded = gcks(&change(GOOD, on, &format!("{off}{both}")), Options::default()).unwrap();
+    assert!(!loaded.config.server.nat_traversal);
+    let loaded = gcks(GOOD, Options::default()).unwrap();
+    assert!(loaded.config.server.nat_traversal);
+    assert_eq!(loaded.config.server.nat_traversal_listen[0], "0.0.0.0:4500".parse().unwrap());
+}
+
+#[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
-        (
-            "log-level = \"info\"",
-            "nat-traversal = true",
-            "2:1: server.nat-traversal: not supported yet: nat-traversal = true; registration uses the listen ports only (false, or leave it out)",
-        ),
-        (
-            "log-level = \"info\"",
-            "nat-traversal-listen = [\"0.0.0.0:4500\"]",
-            "2:1: server.nat-traversal-listen: not supported yet: nat-traversal-listen belongs to nat-traversal; registration uses the listen ports only",
-        ),
-        (
-            "log-level = \"info\"",
-            "ike-fragmentation = true",
-            "2:1: server.ike-fragmentation: not supported yet: ike-fragmentation = true; messages go out whole (false, or leave it out)",
-        ),
         (
             "log-level = \"info\"",
             "approved-only = true",
@@ -600,11 +595,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group-id = 1",
-            "group-id = 1\nrekey-on-join = true",
-            "18:1: group.G.rekey-on-join: not supported yet: rekey-on-join = true; a joiner gets the current keys",
-        ),
-        (
-            "group-id = 1",
             "group-id = 1\nanti-replay-time-window = 1000",
             "18:1: group.G.anti-replay-time-window: not supported yet: anti-replay-time-window needs IP-D3P in the data plane",
         ),
@@ -618,12 +608,33 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "signature = \"ecdsa-256\"\nmulticast-group = \"239.192.0.1:848\"",
             "22:1: group.G.server-member-communication.multicast-group: not supported yet: multicast-group belongs to multicast; pushes go out as unicast",
         ),
-        (
-            "signature = \"ecdsa-256\"",
-            "signature = \"ecdsa-256\"\nkey-management = \"lkh\"",
-            "22:1: group.G.server-member-communication.key-management: not supported yet: key-management = \"lkh\"; \"flat\" works",
-        ),
     ]);
+}
+
+#[test]
+fn new_keys_for_joiners_need_a_way_to_tell_the_others() {
+    let text = change(GOOD, "group-id = 1", "group-id = 1\nrekey-on-join = true");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.groups[0].rekey_on_join);
+    let start = text.find("[group.G.server-member-communication]").unwrap();
+    let end = start + 1 + text[start + 1..].find("\n[").unwrap();
+    let problems = problems(&format!("{}{}", &text[..start], &text[end..]));
+    assert!(problems.iter().any(|problem| problem.contains("rekey-on-join: without")), "{problems:?}");
+}
+
+#[test]
+fn a_key_tree_needs_keys_that_are_whole_blocks() {
+    let text =
+        change(GOOD, "signature = \"ecdsa-256\"", "signature = \"ecdsa-256\"\nkey-management = \"lkh\"");
+    let loaded = gcks(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert!(loaded.config.groups[0].communication.as_ref().unwrap().lkh);
+    let kek = "server-member-communication]\nencryption-algorithm = \"aes-256-cbc\"";
+    let text = change(&text, kek, &kek.replace("256", "192"));
+    let problems = problems(&text);
+    assert!(
+        problems.len() == 1 && problems[0].contains("key-management: \"lkh\" with aes-192-cbc"),
+        "{problems:?}"
+    );
 }
 
 #[test]

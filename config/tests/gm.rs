@@ -43,7 +43,8 @@ fn each(rows: &[(&str, &str, &str)]) {
 fn a_short_file_is_complete_because_the_rest_has_defaults() {
     let loaded = gm(GOOD, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
     assert!(loaded.warnings.is_empty());
-    assert_eq!(loaded.notices.len(), 2);
+    assert_eq!(loaded.notices, ["no ipsec-policy: keys are shown and protect no traffic"]);
+    assert_eq!(loaded.config.backend, config::Backend::Tun);
     let gateway = &loaded.config.gateways[0];
     assert_eq!(gateway.servers[0].to_string(), "10.10.10.1:848");
     assert_eq!(gateway.servers[1].to_string(), "10.10.10.2:8480");
@@ -161,11 +162,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
         (
             "log-level = \"info\"",
-            "nat-traversal = true",
-            "2:1: member.nat-traversal: not supported yet: nat-traversal = true; registration uses the listen ports only (false, or leave it out)",
-        ),
-        (
-            "log-level = \"info\"",
             "notify-socket = \"/run/n.sock\"",
             "2:1: member.notify-socket: not supported yet: notify-socket would get no line; gdoictl watch shows key changes",
         ),
@@ -176,59 +172,79 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group = 1",
-            "group = 1\ndf-bit = \"copy\"",
-            "17:1: vpn.V.df-bit: not supported yet: df-bit needs the data plane",
-        ),
-        (
-            "group = 1",
             "group = 1\nesp-encapsulation = \"udp\"",
-            "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation needs the data plane",
+            "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation = \"udp\"; \"raw\" is IP protocol 50",
         ),
         (
             "group = 1",
             "group = 1\n[data-plane]\nbackend = \"xfrm\"",
-            "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"none\" registers and shows keys",
+            "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",
         ),
         (
             "group = 1",
-            "group = 1\n[zone.lan]\ninterfaces = [\"eth1\"]",
-            "17:2: zone: not supported yet: zone steers traffic and needs the data plane",
-        ),
-        (
-            "group = 1",
-            "group = 1\n[[vpn.V.exclude]]\nname = \"bgp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"0.0.0.0/0\"\napplication = \"tcp/179\"",
-            "17:1: vpn.V.exclude: not supported yet: exclude rules steer traffic and need the data plane",
-        ),
-        (
-            "group = 1",
-            "group = 1\n[[vpn.V.fail-open]]\nname = \"ntp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"10.0.0.5/32\"\napplication = \"udp/123\"",
-            "17:1: vpn.V.fail-open: not supported yet: fail-open rules steer traffic and need the data plane",
-        ),
-        (
-            "group = 1",
-            "group = 1\n[[ipsec-policy]]\nfrom-zone = \"host\"\nto-zone = \"host\"\nvpn = \"V\"",
-            "17:1: ipsec-policy: not supported yet: ipsec-policy steers traffic and needs the data plane",
+            "group = 1\n[zone.lan]\ninterfaces = [\"eth1\"]\n[[ipsec-policy]]\nfrom-zone = \"host\"\nto-zone = \"lan\"\nvpn = \"V\"",
+            "20:1: ipsec-policy.from-zone: not supported yet: from-zone = \"host\"; zones of interfaces are",
         ),
     ]);
 }
 
+/// Two zones and a policy between them.
+const ZONES: &str = "group = 1\n[zone.lan]\ninterfaces = [\"eth1\"]\n[zone.wan]\ninterfaces = [\"eth0\"]\n\
+    [[ipsec-policy]]\nfrom-zone = \"lan\"\nto-zone = \"wan\"\nvpn = \"V\"";
+
 #[test]
-fn rules_and_policies_are_checked_although_they_are_refused() {
-    let text = change(
-        GOOD,
-        "group = 1",
-        "group = 1\n[[vpn.V.exclude]]\nname = \"bgp\"\nsource-address = \"0.0.0.0/0\"\ndestination-address = \"0.0.0.0/0\"\napplication = \"icmp/8\"\n[[ipsec-policy]]\nfrom-zone = \"lan\"\nto-zone = \"host\"\nvpn = \"W\"",
-    );
-    let found = problems(&text);
-    assert!(found.contains(&"21:15: vpn.V.exclude.application: \"icmp/8\" is no application (\"any\", \"tcp\" or \"tcp/179\")".to_owned()), "{found:#?}");
-    assert!(
-        found.contains(&"23:13: ipsec-policy.from-zone: no zone is named \"lan\" (one of host)".to_owned()),
-        "{found:#?}"
-    );
-    assert!(
-        found.contains(&"25:7: ipsec-policy.vpn: no vpn is named \"W\" (did you mean \"V\"?)".to_owned()),
-        "{found:#?}"
-    );
+fn zones_have_interfaces_of_their_own_and_a_pair_has_one_vpn() {
+    let good = change(GOOD, "group = 1", ZONES);
+    assert!(problems(&good).is_empty(), "{:#?}", problems(&good));
+    let rows = [
+        ("[\"eth0\"]", "[]", "20:14: zone.wan.interfaces: a zone without interfaces ([\"eth1\"])"),
+        (
+            "[\"eth0\"]",
+            "[\"eth1\"]",
+            "20:15: zone.wan.interfaces: eth1 is in zone lan already (one zone per interface)",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"a name of 16 ch\"]",
+            "20:15: zone.wan.interfaces: \"a name of 16 ch\" is no name of an interface (\"eth1\")",
+        ),
+        ("to-zone = \"wan\"", "to-zone = \"lan\"", "21:1: ipsec-policy: from a zone to itself (two zones)"),
+        (
+            "vpn = \"V\"",
+            "vpn = \"V\"\n[[ipsec-policy]]\nfrom-zone = \"wan\"\nto-zone = \"lan\"\nvpn = \"V\"",
+            "25:1: ipsec-policy: between wan and lan there is a vpn already (one vpn per zone pair; it holds for answers too)",
+        ),
+    ];
+    for (from, to, expected) in rows {
+        assert_eq!(problems(&change(&good, from, to)), [expected], "{to}");
+    }
+}
+
+#[test]
+fn policies_that_nothing_obeys_are_a_warning() {
+    let text = change(GOOD, "group = 1", &format!("{ZONES}\n[data-plane]\nbackend = \"none\""));
+    let loaded = gm(&text, Options::default()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.warnings.len(), 1);
+    assert!(loaded.warnings[0].to_string().contains("traffic passes in clear"), "{}", loaded.warnings[0]);
+}
+
+#[test]
+fn rules_are_read_and_checked() {
+    let rule = "group = 1\n[[vpn.V.exclude]]\nname = \"bgp\"\nsource-address = \"0.0.0.0/0\"\n\
+        destination-address = \"0.0.0.0/0\"\napplication = \"icmp/8\"\n\
+        [[ipsec-policy]]\nfrom-zone = \"lan\"\nto-zone = \"host\"\nvpn = \"W\"";
+    let found = problems(&change(GOOD, "group = 1", rule));
+    for expected in [
+        "21:15: vpn.V.exclude.application: \"icmp/8\" is no application (\"any\", \"tcp\" or \"tcp/179\")",
+        "23:13: ipsec-policy.from-zone: no zone is named \"lan\" (one of host)",
+        "25:7: ipsec-policy.vpn: no vpn is named \"W\" (did you mean \"V\"?)",
+    ] {
+        assert!(found.contains(&expected.to_owned()), "{found:#?}");
+    }
+    let many =
+        "\n[[vpn.V.fail-open]]\nname = \"r\"\nsource-address = \"::/0\"\ndestination-address = \"::/0\"";
+    let found = problems(&change(GOOD, "group = 1", &format!("group = 1{}", many.repeat(11))));
+    assert_eq!(found, ["17:9: vpn.V.fail-open: 11 rules (at most 10)"]);
 }
 
 #[test]

@@ -78,6 +78,20 @@ pub enum Request {
         /// Name or number; none: every group its gateway is in.
         group: Option<String>,
     },
+    /// Key server: take a member out, refuse its identity from now on, and change the keys.
+    Revoke {
+        /// Name or number.
+        group: String,
+        /// Address, address:port or identity as shown.
+        member: String,
+    },
+    /// Key server: let a revoked identity register again.
+    Unrevoke {
+        /// Name or number.
+        group: String,
+        /// Identity as shown.
+        member: String,
+    },
     /// Member: register again now, all VPNs when none is named.
     Register {
         /// Name.
@@ -191,6 +205,8 @@ mod tests {
             Request::StateReseal,
             Request::Audit { last: 3, verify: true },
             Request::Explain { member: text("m"), group: None },
+            Request::Revoke { group: text("g1"), member: text("gm7.example") },
+            Request::Unrevoke { group: text("g1"), member: text("gm7.example") },
             Request::Register { vpn: Some(text("v")) },
             Request::Watch,
             Request::Version,

@@ -154,6 +154,34 @@ events! {
         /// Which half would fail, and why.
         reason: String,
     } => ("certificate of {identity} at {peer} would be refused: {reason}");
+    /// A NAT is on the way to the other side of a phase 1.
+    NatFound "nat_found" Info {
+        /// Address and port of the peer, floated.
+        peer: String,
+        /// Ours.
+        local: String,
+        /// We are behind one.
+        ours: bool,
+        /// The peer is.
+        theirs: bool,
+    } => (
+        "NAT between {local} and {peer}: {} behind it",
+        match (*ours, *theirs) { (true, false) => "we are", (false, _) => "the peer is", (true, true) => "both are" }
+    );
+    /// The NAT before a peer chose another address or port.
+    PeerMoved "peer_moved" Info {
+        /// Its identity.
+        identity: String,
+        /// Address and port until now.
+        from: String,
+        /// Address and port from now on.
+        to: String,
+    } => ("{identity} moved from {from} to {to}");
+    /// UDP for NAT traversal cannot be opened: it is off.
+    NatTraversalOff "nat_traversal_off" Warn {
+        /// Why.
+        reason: String,
+    } => ("NAT traversal is off: {reason}");
     /// A phase 1 ended.
     Phase1Deleted "phase1_deleted" Info {
         /// Address and port of the peer.
@@ -282,6 +310,20 @@ events! {
         /// Why.
         reason: String,
     } => ("{group}: {member} removed: {reason}");
+    /// The operator revoked an identity: it may not register and opens nothing that the new keys protect.
+    MemberRevoked "member_revoked" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+    } => ("{group}: {member} revoked: it may not register any more, and the keys change");
+    /// The operator lifted a revocation.
+    MemberUnrevoked "member_unrevoked" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+    } => ("{group}: {member} may register again");
     /// A new member got no answer: the group is full.
     MemberThresholdReached "member_threshold_reached" Warn {
         /// Group.
@@ -537,6 +579,36 @@ events! {
         /// VPN.
         vpn: String,
     } => ("{vpn}: no usable key is left");
+    /// Traffic between zones takes its way through the data plane.
+    DataPlaneStarted "data_plane_started" Info {
+        /// Its kind.
+        backend: String,
+        /// `from -> to: vpn`, for each pair of zones.
+        pairs: Vec<String>,
+    } => ("data plane {backend}: {}", join(pairs));
+    /// The data plane did not do what the keys need.
+    DataPlaneFailed "data_plane_failed" Error {
+        /// Its kind.
+        backend: String,
+        /// Why.
+        reason: String,
+    } => ("data plane {backend}: {reason}");
+    /// ESP came that the policy covers and no key of ours opens; told once a second at most.
+    UnknownSpi "unknown_spi" Debug {
+        /// VPN.
+        vpn: String,
+        /// Its SPI.
+        spi: String,
+        /// Its sender, unverified.
+        source: String,
+    } => ("{vpn}: ESP of {source} with unknown SPI {spi}");
+    /// A TEK has no packets or octets left to encrypt with.
+    TekSpent "tek_spent" Error {
+        /// VPN.
+        vpn: String,
+        /// SPI.
+        spi: String,
+    } => ("{vpn}: TEK {spi} is used up and encrypts nothing more");
     /// A key server does not answer.
     ServerUnreachable "server_unreachable" Warn {
         /// VPN.

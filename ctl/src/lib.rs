@@ -10,3 +10,4 @@ pub mod control;
 pub mod event;
 pub mod observe;
 pub mod time;
+pub mod traffic;

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::traffic::TrafficView;
+
 /// A snapshot of either daemon. JSON: an object whose `daemon` is `gcks` or `gm`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "daemon", rename_all = "snake_case")]
@@ -342,6 +344,8 @@ pub struct VpnView {
     pub keys_end_in_seconds: Option<u64>,
     /// Counters.
     pub statistics: VpnStatistics,
+    /// What became of its traffic; none when the data plane carries none for it.
+    pub traffic: Option<TrafficView>,
 }
 
 /// Counters of the whole member daemon since its start.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dataplane::TekInstall;
 use dataplane::esp::{DfBit, HEADROOM, TAILROOM};
-use dataplane::path::{Counters, When, inbound, outbound};
+use dataplane::path::{Counters, Shape, When, inbound, outbound};
 use dataplane::policy::{Gspd, Rules};
 use dataplane::sa::{SEED, Sa};
 use gdoi_proto::ids::{SenderId, Spi};
@@ -95,7 +95,14 @@ fn main() {
             let seal = nanoseconds(|| {
                 buffer[at.clone()].copy_from_slice(&inner);
                 let when = When::default();
-                let passed = outbound(&gspd, &mut counters, when, DfBit::Clear, &mut buffer, at.clone());
+                let passed = outbound(
+                    &gspd,
+                    &mut counters,
+                    when,
+                    Shape { df: DfBit::Clear, mtu: 1500 },
+                    &mut buffer,
+                    at.clone(),
+                );
                 sealed = black_box(passed).map(|passed| passed.packet).map_or(Vec::new(), |range| {
                     if sealed.is_empty() { buffer[range].to_vec() } else { std::mem::take(&mut sealed) }
                 });

@@ -11,15 +11,19 @@
 
 pub mod d3p;
 pub mod esp;
+pub mod fragment;
 pub mod header;
+pub mod icmp;
 pub mod path;
 pub mod policy;
+pub mod reassembly;
 pub mod recorder;
 pub mod sa;
 pub mod selector;
 #[cfg(feature = "linux")]
 pub mod tun;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -80,6 +84,8 @@ impl std::error::Error for DataPlaneError {}
 pub enum Fault {
     /// ESP our policy covers came with an SPI nobody told us.
     UnknownSpi {
+        /// The VPN whose policy covers it.
+        vpn: String,
         /// Its SPI.
         spi: Spi,
         /// Its sender, unverified.
@@ -100,6 +106,29 @@ pub enum Fault {
         spi: Spi,
     },
 }
+
+impl Fault {
+    /// The VPN it is about.
+    pub fn vpn(&self) -> &str {
+        match self {
+            Fault::UnknownSpi { vpn, .. } | Fault::SoftLimit { vpn, .. } | Fault::Spent { vpn, .. } => vpn,
+        }
+    }
+}
+
+/// What became of the traffic of one VPN since the start of the backend.
+#[derive(Debug, Clone, Default)]
+pub struct Traffic {
+    /// What went out.
+    pub outbound: path::Counters,
+    /// What came in.
+    pub inbound: path::Counters,
+    /// Packets and octets by SPI, of the SAs that are installed.
+    pub sas: BTreeMap<Spi, sa::SaCounters>,
+}
+
+/// Takes faults, on any thread; it must not wait.
+pub type Tell = Box<dyn Fn(Fault) + Send + Sync>;
 
 /// Something that encrypts and decrypts traffic with TEKs.
 pub trait DataPlane: Send {
@@ -130,8 +159,8 @@ pub trait DataPlane: Send {
     /// [`DataPlaneError`] when the backend cannot.
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
 
-    /// The next fault; none when there is nothing to tell.
-    fn poll_fault(&mut self) -> Option<Fault> {
+    /// What became of the traffic of a VPN; none when this backend carries none for it.
+    fn traffic(&self, _vpn: &str) -> Option<Traffic> {
         None
     }
 }

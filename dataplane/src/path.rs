@@ -27,6 +27,36 @@ pub struct When {
     pub wall: Timestamp,
 }
 
+/// Every name of [`Dropped::name`].
+pub const CAUSES: &[&str] = &[
+    "malformed",
+    "no_key",
+    "not_sending",
+    "no_match",
+    "no_policy",
+    "clear_text",
+    "spent",
+    "seal",
+    "too_big",
+    "unknown_spi",
+    "not_receiving",
+    "replay",
+    "selector",
+    "icv",
+    "fragment",
+    "dummy",
+    "address",
+    "congestion",
+    "malformed_esp",
+    "d3p_too_old",
+    "d3p_too_new",
+    "d3p_no_timestamp",
+    "d3p_unexpected",
+    "d3p_wrong_type",
+    "d3p_wrong_length",
+    "d3p_wrong_next_header",
+];
+
 /// Why a packet went no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dropped {
@@ -38,6 +68,11 @@ pub enum Dropped {
     Spent(Spi),
     /// It could not be sealed.
     Seal(SealError),
+    /// Sealed it would be longer than the path takes.
+    TooBig {
+        /// Octets a packet may have to fit.
+        room: usize,
+    },
     /// ESP that no SA of ours opens, though our policy covers it.
     UnknownSpi(Spi),
     /// The key of that ESP has ended or is for sending only.
@@ -63,6 +98,7 @@ impl Dropped {
             Dropped::Blocked(Blocked::ClearText) => "clear_text",
             Dropped::Spent(_) => "spent",
             Dropped::Seal(_) => "seal",
+            Dropped::TooBig { .. } => "too_big",
             Dropped::UnknownSpi(_) => "unknown_spi",
             Dropped::NotReceiving(_) => "not_receiving",
             Dropped::Replay(_) => "replay",
@@ -115,8 +151,21 @@ pub struct Counters {
     pub clear: [u64; 3],
     /// Dropped, by name of the cause.
     pub dropped: BTreeMap<&'static str, u64>,
+    /// Outbound: packets sent in fragments. Inbound: ESP put together from fragments.
+    pub fragmented: u64,
+    /// Sealed packets the system did not send.
+    pub not_sent: u64,
     /// Clocks of senders, inbound with IP-D3P only.
     pub skews: Skews,
+}
+
+/// What the path of a VPN takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// DF of outer headers.
+    pub df: DfBit,
+    /// Octets of the longest ESP packet, outer header included.
+    pub mtu: usize,
 }
 
 impl Counters {
@@ -126,31 +175,39 @@ impl Counters {
             Ok(Passed { how: How::Clear(Clear::Control), .. }) => self.clear[0] += 1,
             Ok(Passed { how: How::Clear(Clear::Exclude(_)), .. }) => self.clear[1] += 1,
             Ok(Passed { how: How::Clear(Clear::FailOpen(_)), .. }) => self.clear[2] += 1,
-            Err(why) => *self.dropped.entry(why.name()).or_default() += 1,
+            // What becomes of it is decided, and counted, by who sent it here.
+            Err(Dropped::TooBig { .. }) => {}
+            Err(why) => self.count_drop(*why),
         }
         result
+    }
+
+    /// Counts a packet that goes no further.
+    pub fn count_drop(&mut self, why: Dropped) {
+        *self.dropped.entry(why.name()).or_default() += 1;
     }
 }
 
 /// What goes out. `buffer` has [`esp::HEADROOM`] octets before and [`esp::TAILROOM`] behind `packet`.
 ///
 /// # Errors
-/// [`Dropped`]; it is counted.
+/// [`Dropped`]; it is counted, but for [`Dropped::TooBig`]: then the packet is as it was.
 pub fn outbound(
     gspd: &Gspd,
     counters: &mut Counters,
     when: When,
-    df: DfBit,
+    shape: Shape,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    counters.count(seal(gspd, when, df, buffer, packet))
+    let result = decide_and_seal(gspd, when, shape, buffer, packet);
+    counters.count(result)
 }
 
-fn seal(
+fn decide_and_seal(
     gspd: &Gspd,
     when: When,
-    df: DfBit,
+    shape: Shape,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
@@ -160,7 +217,38 @@ fn seal(
         Outbound::Drop(why) => return Err(Dropped::Blocked(why)),
         Outbound::Seal(sa) => sa,
     };
-    let stamp = sa.stamp(header.total).map_err(|_| Dropped::Spent(sa.spi))?;
+    let room = esp::room(sa.keys.shape(), sa.encapsulation, &header, sa.delay_detection.is_some(), shape.mtu);
+    if header.total > room {
+        return Err(Dropped::TooBig { room });
+    }
+    seal(sa, when, shape.df, header.total, buffer, packet)
+}
+
+/// Seals one fragment of a packet that was [`Dropped::TooBig`] with the SA of the whole.
+///
+/// # Errors
+/// [`Dropped`]; it is counted.
+pub fn outbound_fragment(
+    sa: &Arc<Sa>,
+    counters: &mut Counters,
+    when: When,
+    df: DfBit,
+    buffer: &mut [u8],
+    packet: Range<usize>,
+) -> Result<Passed, Dropped> {
+    let result = seal(sa, when, df, packet.len(), buffer, packet);
+    counters.count(result)
+}
+
+fn seal(
+    sa: &Arc<Sa>,
+    when: When,
+    df: DfBit,
+    octets: usize,
+    buffer: &mut [u8],
+    packet: Range<usize>,
+) -> Result<Passed, Dropped> {
+    let stamp = sa.stamp(octets).map_err(|_| Dropped::Spent(sa.spi))?;
     let [.., high, low] = stamp.sequence.to_be_bytes();
     let how = Sealing {
         keys: &sa.keys,
@@ -252,6 +340,8 @@ mod tests {
 
     const PING: &str = "4500002000014000401126bc0a0100050a0200099c400009000c000067646f69";
 
+    const WIDE: Shape = Shape { df: DfBit::Copy, mtu: 1500 };
+
     fn member(tek: &crate::TekInstall) -> Gspd {
         let mut gspd = Gspd::new(Rules::default());
         let mut sa = Sa::new(tek, Duration::ZERO, &[3; SEED]).unwrap();
@@ -266,7 +356,7 @@ mod tests {
         buffer.extend_from_slice(inner);
         buffer.extend([0; esp::TAILROOM]);
         let packet = esp::HEADROOM..esp::HEADROOM + inner.len();
-        let passed = outbound(gspd, counters, When::default(), DfBit::Copy, &mut buffer, packet)?;
+        let passed = outbound(gspd, counters, When::default(), WIDE, &mut buffer, packet)?;
         Ok(buffer[passed.packet].to_vec())
     }
 
@@ -279,7 +369,13 @@ mod tests {
     #[test]
     fn a_packet_crosses_two_members_and_everything_is_counted() {
         let ping = hex::decode(PING).unwrap();
-        for tek in [gcm(300), cbc(300)] {
+        let mut teks = vec![gcm(300), cbc(300)];
+        for tek in teks.clone() {
+            let mut transport = tek;
+            transport.policy.encapsulation = gdoi_proto::policy::Encapsulation::Transport;
+            teks.push(transport);
+        }
+        for tek in teks {
             let (here, there) = (member(&tek), member(&tek));
             let (mut out, mut inn) = (Counters::default(), Counters::default());
             let esp = sealed(&here, &mut out, &ping).unwrap();
@@ -288,6 +384,27 @@ mod tests {
             assert_eq!((out.protected, inn.protected), (1, 1));
             let sa = there.find(Spi(300)).unwrap();
             assert_eq!((sa.counters().packets_in, sa.counters().octets_in), (1, 32));
+        }
+    }
+
+    #[test]
+    fn the_longest_packet_that_fits_is_sealed_and_one_octet_more_is_not() {
+        for tek in [gcm(300), cbc(300)] {
+            let gspd = member(&tek);
+            let long = |octets: usize| {
+                let mut packet = hex::decode(PING).unwrap();
+                packet.resize(octets, 0);
+                packet[2..4].copy_from_slice(&u16::try_from(octets).unwrap().to_be_bytes());
+                packet
+            };
+            let mut counters = Counters::default();
+            let Err(Dropped::TooBig { room }) = sealed(&gspd, &mut counters, &long(1500)) else {
+                panic!("1500 octets do not fit");
+            };
+            assert!(counters.dropped.is_empty(), "its sender may do better");
+            let esp = sealed(&gspd, &mut counters, &long(room)).unwrap();
+            assert!((1497 - 12..=1500).contains(&esp.len()), "{} octets", esp.len());
+            assert_eq!(sealed(&gspd, &mut counters, &long(room + 1)).unwrap_err(), Dropped::TooBig { room });
         }
     }
 

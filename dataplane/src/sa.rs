@@ -4,8 +4,9 @@
 //! installed -> receives          activated -> sends          soft limit -> asks for a new key     spent, expired
 //! ```
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aes::Aes256;
@@ -42,20 +43,19 @@ pub struct Spent;
 /// Counts what was sealed. Two of them never work on one key with one Sender-ID.
 #[derive(Debug)]
 struct Sender {
-    iv: RwLock<IvSource>,
+    iv: IvSource,
     sealed: AtomicU64,
     /// Packets that may be sealed in all.
-    hard: AtomicU64,
+    hard: u64,
     /// Packets after which a new key is asked for: 7/8 of that.
-    soft: AtomicU64,
-    /// One sender for its flow: sequence numbers must not wrap.
+    soft: u64,
+    /// The only sender of its flow: its sequence numbers must not wrap.
     single: bool,
 }
 
 enum IvSource {
-    /// SID | SSIV, counting from 1 (RFC 6054 section 2). With several Sender-IDs the next begins when one is spent. The first
-    /// of `sids` begins after `begins` packets; `spent` were in use before.
-    Counter { sid_bits: u32, sids: Vec<u64>, spent: Vec<u64>, begins: u64, space: u64 },
+    /// SID | SSIV, counting from 1 (RFC 6054 section 2). With several Sender-IDs the next begins when one is spent.
+    Counter { sid_bits: u32, sids: Vec<u64>, space: u64 },
     /// The encrypted number of the packet, under a key nobody else has: unpredictable, as CBC needs it (NIST SP 800-38A
     /// appendix C), at the price of one block.
     Random(Box<Aes256>),
@@ -83,48 +83,22 @@ impl IvSource {
         if sids.is_empty() || distinct.len() < sids.len() || sids.iter().any(|sid| sid >> sid_bits != 0) {
             return Err(DataPlaneError("Sender-IDs that are missing, equal or too large".to_owned()));
         }
-        let space = (1 << (64 - sid_bits)) - 1;
-        Ok(IvSource::Counter { sid_bits, sids, spent: Vec::new(), begins: 0, space })
+        Ok(IvSource::Counter { sid_bits, sids, space: (1 << (64 - sid_bits)) - 1 })
     }
 
-    /// Packets that may be numbered in all.
     fn packets(&self) -> u64 {
         match self {
-            IvSource::Counter { sids, begins, space, .. } => {
-                begins.saturating_add(space.saturating_mul(sids.len() as u64))
-            }
+            IvSource::Counter { sids, space, .. } => space.saturating_mul(sids.len() as u64),
             IvSource::Random(_) => u64::MAX,
         }
-    }
-
-    /// Other Sender-IDs from the packet after `sealed` on. One that was in use already never comes again: its counter would
-    /// begin anew under the same key.
-    fn go_on_with(&mut self, ids: &SenderIds, sealed: u64) -> Result<(), DataPlaneError> {
-        let (IvSource::Counter { sid_bits, sids, spent, begins, .. }, IvSource::Counter { sids: fresh, .. }) =
-            (self, IvSource::counter(ids)?)
-        else {
-            return Ok(());
-        };
-        if *sid_bits != u32::from(ids.bits) {
-            return Err(DataPlaneError("Sender-IDs of another width under the same key".to_owned()));
-        }
-        let fresh: Vec<u64> =
-            fresh.into_iter().filter(|sid| !sids.contains(sid) && !spent.contains(sid)).collect();
-        if fresh.is_empty() {
-            return Err(DataPlaneError("Sender-IDs that were in use under this key already".to_owned()));
-        }
-        spent.append(sids);
-        *sids = fresh;
-        *begins = sealed;
-        Ok(())
     }
 
     /// The IV of packet `number`, from 1.
     fn iv(&self, number: u64) -> Option<[u8; 16]> {
         let mut iv = [0; 16];
         match self {
-            IvSource::Counter { sid_bits, sids, begins, space, .. } => {
-                let index = number.checked_sub(*begins)?.checked_sub(1)?;
+            IvSource::Counter { sid_bits, sids, space } => {
+                let index = number.checked_sub(1)?;
                 let sid = sids.get(usize::try_from(index / space).ok()?)?;
                 let value = sid << (64 - sid_bits) | (index % space + 1);
                 iv.first_chunk_mut::<8>()?.copy_from_slice(&value.to_be_bytes());
@@ -178,18 +152,20 @@ pub struct Sa {
     /// Which outer addresses are copied.
     pub preservation: AddressPreservation,
     /// Its keys.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     /// Width of the window of IP-D3P timestamps; none without them.
     pub delay_detection: Option<Duration>,
     /// Its end.
     pub expires: Moment,
     sender: Option<Sender>,
-    window: Option<Mutex<Window>>,
+    /// Every Sender-ID it ever had: none may come back under the same key.
+    used: BTreeSet<u64>,
+    window: Option<Arc<Mutex<Window>>>,
     octet_limit: Option<u64>,
     /// 0 not active; the largest of a flow sends.
     activated: AtomicU64,
     soft_told: AtomicBool,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
 }
 
 impl Sa {
@@ -221,15 +197,57 @@ impl Sa {
             direction: policy.direction,
             encapsulation: policy.encapsulation,
             preservation: policy.address_preservation,
-            keys,
+            keys: Arc::new(keys),
             delay_detection: tek.delay_detection,
             expires: now.saturating_add(Duration::from_secs(u64::from(policy.lifetime_seconds))),
             sender,
-            window: (single && policy.direction == Direction::ReceiverOnly).then(Mutex::default),
+            used: tek.sender_ids.iter().flat_map(|ids| &ids.values).map(|id| u64::from(id.0)).collect(),
+            window: (single && policy.direction == Direction::ReceiverOnly).then(Arc::default),
             octet_limit: policy.lifetime_kilobytes.map(|kilobytes| u64::from(kilobytes) * 1024),
             activated: AtomicU64::new(0),
             soft_told: AtomicBool::new(false),
-            traffic: Traffic::default(),
+            traffic: Arc::default(),
+        })
+    }
+
+    /// The same SA with other Sender-IDs, whose IVs begin anew: it goes on where this one is.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] when its cipher does not count, it never sends, or a Sender-ID is unusable or was its own before.
+    pub fn with_sender_ids(&self, ids: &SenderIds) -> Result<Sa, DataPlaneError> {
+        let refused = |why: &str| DataPlaneError(format!("{}: TEK {}: {why}", self.vpn, self.spi));
+        let Some(before) = self.sender.as_ref().filter(|_| self.keys.shape().counts) else {
+            return Err(refused("sends without Sender-IDs, or not at all"));
+        };
+        let fresh: BTreeSet<u64> = ids.values.iter().map(|id| u64::from(id.0)).collect();
+        if !fresh.is_disjoint(&self.used) {
+            return Err(refused("a Sender-ID it had before"));
+        }
+        let iv = IvSource::counter(ids).map_err(|error| refused(&error.0))?;
+        let hard = if before.single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
+        Ok(Sa {
+            vpn: self.vpn.clone(),
+            spi: self.spi,
+            selector: self.selector,
+            direction: self.direction,
+            encapsulation: self.encapsulation,
+            preservation: self.preservation,
+            keys: Arc::clone(&self.keys),
+            delay_detection: self.delay_detection,
+            expires: self.expires,
+            sender: Some(Sender {
+                iv,
+                sealed: AtomicU64::new(0),
+                hard,
+                soft: soft(hard),
+                single: before.single,
+            }),
+            used: self.used.union(&fresh).copied().collect(),
+            window: self.window.clone(),
+            octet_limit: self.octet_limit,
+            activated: AtomicU64::new(self.activated.load(Ordering::Acquire)),
+            soft_told: AtomicBool::new(false),
+            traffic: Arc::clone(&self.traffic),
         })
     }
 
@@ -242,23 +260,6 @@ impl Sa {
             return Err(DataPlaneError(format!("{}: TEK {} is not for sending", self.vpn, self.spi)));
         }
         self.activated.store(order, Ordering::Release);
-        Ok(())
-    }
-
-    /// Lets it go on with Sender-IDs of a later registration (RFC 6407 section 3.5).
-    ///
-    /// # Errors
-    /// [`DataPlaneError`]: they are malformed, of another width, or were all in use under this key before. It goes on with
-    /// the old ones then.
-    pub fn set_sender_ids(&self, ids: &SenderIds) -> Result<(), DataPlaneError> {
-        let refused =
-            |error: DataPlaneError| DataPlaneError(format!("{}: TEK {}: {}", self.vpn, self.spi, error.0));
-        let Some(sender) = &self.sender else { return Ok(()) };
-        // Numbers are taken under the lock: none is read by one list and used by the other.
-        let mut iv = sender.iv.write().unwrap_or_else(PoisonError::into_inner);
-        iv.go_on_with(ids, sender.sealed.load(Ordering::Relaxed)).map_err(refused)?;
-        sender.limit(&iv);
-        self.soft_told.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -285,9 +286,8 @@ impl Sa {
     /// True when it must seal nothing more: its counter or its octets are used up.
     pub fn is_spent(&self) -> bool {
         let counter = self.sender.as_ref();
-        counter.is_some_and(|sender| {
-            sender.sealed.load(Ordering::Relaxed) >= sender.hard.load(Ordering::Relaxed)
-        }) || self.octet_limit.is_some_and(|limit| self.octets() >= limit)
+        counter.is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.hard)
+            || self.octet_limit.is_some_and(|limit| self.octets() >= limit)
     }
 
     fn octets(&self) -> u64 {
@@ -304,24 +304,22 @@ impl Sa {
         if self.is_spent() {
             return Err(Spent);
         }
-        let iv = sender.iv.read().unwrap_or_else(PoisonError::into_inner);
         // At most one too many per thread, and never as far as to wrap.
         let number = sender.sealed.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-        if number > sender.hard.load(Ordering::Relaxed) {
+        if number > sender.hard {
             return Err(Spent);
         }
         self.traffic.packets_out.fetch_add(1, Ordering::Relaxed);
         self.traffic.octets_out.fetch_add(octets as u64, Ordering::Relaxed);
         let [.., a, b, c, d] = number.to_be_bytes();
-        let iv = iv.iv(number).ok_or(Spent)?;
+        let iv = sender.iv.iv(number).ok_or(Spent)?;
         Ok(Stamp { sequence: u32::from_be_bytes([a, b, c, d]), iv })
     }
 
     /// True once, when 7/8 of its packets or octets are used: time to ask for a new key.
     pub fn take_soft_limit(&self) -> bool {
         let packets = self.sender.as_ref();
-        let reached = packets
-            .is_some_and(|it| it.sealed.load(Ordering::Relaxed) >= it.soft.load(Ordering::Relaxed))
+        let reached = packets.is_some_and(|sender| sender.sealed.load(Ordering::Relaxed) >= sender.soft)
             || self.octet_limit.is_some_and(|limit| self.octets() >= soft(limit));
         reached && !self.soft_told.swap(true, Ordering::Relaxed)
     }
@@ -374,18 +372,8 @@ impl Sender {
             }
             (false, _) => IvSource::Random(Box::new(Aes256::new(seed.into()))),
         };
-        let sealed = AtomicU64::new(0);
-        let (hard, soft) = (AtomicU64::new(0), AtomicU64::new(0));
-        let sender = Sender { iv: RwLock::new(iv), sealed, hard, soft, single };
-        sender.limit(&sender.iv.read().unwrap_or_else(PoisonError::into_inner));
-        Ok(sender)
-    }
-
-    /// What may be sealed in all follows from the Sender-IDs.
-    fn limit(&self, iv: &IvSource) {
-        let hard = if self.single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
-        self.hard.store(hard, Ordering::Relaxed);
-        self.soft.store(soft(hard), Ordering::Relaxed);
+        let hard = if single { iv.packets().min(LAST_SEQUENCE) } else { iv.packets() };
+        Ok(Sender { iv, sealed: AtomicU64::new(0), hard, soft: soft(hard), single })
     }
 }
 
@@ -468,25 +456,34 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn fresh_sender_ids_go_on_after_what_was_sealed_and_used_ones_never_come_again() {
-        let sa = sa(&gcm(256));
-        let ids =
-            |bits, values: &[u32]| SenderIds { bits, values: values.iter().copied().map(SenderId).collect() };
-        sa.stamp(1).unwrap();
-        assert!(sa.set_sender_ids(&ids(16, &[0x203])).is_err() && sa.set_sender_ids(&ids(8, &[1])).is_err());
-        assert_eq!(sa.stamp(1).unwrap().iv[..8], [2, 3, 0, 0, 0, 0, 0, 2]);
-        sa.set_sender_ids(&ids(16, &[0x203, 0x304])).unwrap();
-        let stamp = sa.stamp(1).unwrap();
-        assert_eq!((stamp.sequence, &stamp.iv[..8]), (3, &[3, 4, 0, 0, 0, 0, 0, 1][..]));
-        assert!(sa.set_sender_ids(&ids(16, &[0x203])).is_err());
-        sa.set_sender_ids(&ids(16, &[0x405])).unwrap();
-        assert_eq!(sa.stamp(1).unwrap().iv[..8], [4, 5, 0, 0, 0, 0, 0, 1]);
+    fn sender_ids_of_8_12_and_16_bits_stand_at_the_head_of_the_iv() {
+        for (bits, sid, head) in
+            [(8, 0x5a, [0x5a, 0, 0]), (12, 0x5a5, [0x5a, 0x50, 0]), (16, 0x5a5a, [0x5a, 0x5a, 0])]
+        {
+            let mut tek = gcm(256);
+            tek.sender_ids = Some(SenderIds { bits, values: vec![SenderId(sid)] });
+            assert_eq!(sa(&tek).stamp(1).unwrap().iv[..8], [head[0], head[1], head[2], 0, 0, 0, 0, 1]);
+        }
+    }
+
+    #[test]
+    fn new_sender_ids_begin_a_new_space_and_none_comes_back() {
+        let ids = |sid| SenderIds { bits: 16, values: vec![SenderId(sid)] };
+        let first = sa(&gcm(256));
+        first.activate(7).unwrap();
+        first.stamp(100).unwrap();
+        let second = first.with_sender_ids(&ids(9)).unwrap();
+        assert_eq!(second.stamp(100).unwrap().iv[..8], [0, 9, 0, 0, 0, 0, 0, 1]);
+        assert_eq!((second.activated(), second.counters().packets_out), (Some(7), 2));
+        assert!(second.with_sender_ids(&ids(9)).is_err(), "its own");
+        assert!(second.with_sender_ids(&ids(0x0203)).is_err(), "its first");
+        assert!(sa(&cbc(256)).with_sender_ids(&ids(9)).is_err(), "CBC does not count");
     }
 
     #[test]
     fn a_spent_sender_id_is_followed_by_the_next_and_no_iv_repeats() {
         let space = 5;
-        let source = IvSource::Counter { sid_bits: 8, sids: vec![7, 9], spent: vec![], begins: 0, space };
+        let source = IvSource::Counter { sid_bits: 8, sids: vec![7, 9], space };
         let ivs: BTreeSet<_> = (1..=10).map(|number| source.iv(number).unwrap()).collect();
         assert_eq!(ivs.len(), 10);
         assert_eq!(source.iv(6).unwrap()[..8], [9, 0, 0, 0, 0, 0, 0, 1]);
@@ -498,7 +495,7 @@ pub(crate) mod tests {
         let mut sa = sa(&gcm(256));
         sa.activate(1).unwrap();
         let sender = sa.sender.as_mut().unwrap();
-        (sender.hard, sender.soft) = (AtomicU64::new(16), AtomicU64::new(soft(16)));
+        (sender.hard, sender.soft) = (16, soft(16));
         for _ in 0..13 {
             sa.stamp(1).unwrap();
         }

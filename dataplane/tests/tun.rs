@@ -1,7 +1,8 @@
 //! Two gateways with the userspace backend in network namespaces of their own, a TEK installed by hand.
 //!
 //! ```text
-//! lan1 10.1.0.2 -- 10.1.0.1 gw1 192.0.2.1 ===== 192.0.2.2 gw2 10.2.0.1 -- 10.2.0.2 lan2     (IPv6: 2001:db8:N::)
+//! lan1 10.1.0.2 -- 10.1.0.1 gw1 10.9.0.1 == 10.9.0.9 core 10.8.0.9 == 10.8.0.1 gw2 10.2.0.1 -- 10.2.0.2 lan2
+//! (IPv6: 2001:db8:N::)                       the core has an MTU of 1400 towards gw2, for IPv4
 //! ```
 #![cfg(feature = "linux")]
 
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::path::Counters;
-use dataplane::tun::{TunPlane, TunSettings};
+use dataplane::tun::{Pair, TunPlane, TunSettings, VpnSettings, Zone};
 use dataplane::{DataPlane, TekInstall};
 use gdoi_proto::ids::{SenderId, Spi};
 use gdoi_proto::payload::Endpoint;
@@ -22,25 +23,36 @@ use gdoi_proto::policy::{
 use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
 
-/// Four namespaces, named after this process; gone with the value.
+const HOSTS: [&str; 5] = ["lan1", "gw1", "core", "gw2", "lan2"];
+
+/// Five namespaces, named after this process; gone with the value.
 struct Lab(u32);
 
 fn ip(arguments: &str) -> bool {
     Command::new("ip").args(arguments.split_whitespace()).output().is_ok_and(|output| output.status.success())
 }
 
+/// What a command line prints.
+fn ip_says(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 impl Lab {
     fn new() -> Option<Lab> {
         let lab = Lab(std::process::id());
-        for host in ["lan1", "gw1", "gw2", "lan2"] {
+        for host in HOSTS {
             if !ip(&format!("netns add {}", lab.name(host))) {
                 return None;
             }
             lab.inside(host, "ip link set lo up");
         }
-        for (left, left_if, right, right_if) in
-            [("lan1", "eth0", "gw1", "lan"), ("gw1", "wan", "gw2", "wan"), ("gw2", "lan", "lan2", "eth0")]
-        {
+        for (left, left_if, right, right_if) in [
+            ("lan1", "eth0", "gw1", "lan"),
+            ("gw1", "wan", "core", "one"),
+            ("core", "two", "gw2", "wan"),
+            ("gw2", "lan", "lan2", "eth0"),
+        ] {
             let (left, right) = (lab.name(left), lab.name(right));
             assert!(ip(&format!(
                 "link add {left_if} netns {left} type veth peer name {right_if} netns {right}"
@@ -50,7 +62,9 @@ impl Lab {
             ("lan1", "eth0", "1", 2),
             ("gw1", "lan", "1", 1),
             ("gw1", "wan", "9", 1),
-            ("gw2", "wan", "9", 2),
+            ("core", "one", "9", 9),
+            ("core", "two", "8", 9),
+            ("gw2", "wan", "8", 1),
             ("gw2", "lan", "2", 1),
             ("lan2", "eth0", "2", 2),
         ] {
@@ -58,10 +72,19 @@ impl Lab {
             lab.inside(host, &format!("ip addr add 2001:db8:{net}::{number}/64 dev {interface} nodad"));
             lab.inside(host, &format!("ip link set {interface} up"));
         }
-        for (host, to, via) in [("lan1", 2, "1"), ("gw1", 2, "9"), ("gw2", 1, "9"), ("lan2", 1, "2")] {
-            let number = if host == "gw1" { 2 } else { 1 };
+        for (host, to, via, number) in
+            [("lan1", 2, 1, 1), ("gw1", 2, 9, 9), ("core", 1, 9, 1), ("gw2", 1, 8, 9), ("lan2", 1, 2, 1)]
+        {
             lab.inside(host, &format!("ip route add 10.{to}.0.0/24 via 10.{via}.0.{number}"));
             lab.inside(host, &format!("ip route add 2001:db8:{to}::/64 via 2001:db8:{via}::{number}"));
+        }
+        lab.inside("core", "ip route add 10.2.0.0/24 via 10.8.0.1 mtu lock 1400");
+        lab.inside("core", "ip route add 2001:db8:2::/64 via 2001:db8:8::1");
+        for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            let write = format!("echo 1 > /proc/sys/net/{switch}");
+            let core = lab.name("core");
+            let shell = Command::new("ip").args(["netns", "exec", &core, "sh", "-c", &write]).status();
+            assert!(shell.is_ok_and(|status| status.success()), "{write}");
         }
         Some(lab)
     }
@@ -75,7 +98,11 @@ impl Lab {
     }
 
     fn pings(&self, to: &str) -> bool {
-        ip(&format!("netns exec {} ping -n -c 3 -i 0.05 -W 1 -s 1200 {to}", self.name("lan1")))
+        self.pings_with("-s 1200", to)
+    }
+
+    fn pings_with(&self, options: &str, to: &str) -> bool {
+        ip(&format!("netns exec {} ping -n -c 3 -i 0.05 -W 1 {options} {to}", self.name("lan1")))
     }
 
     /// Runs a gateway on a thread that lives in its namespace.
@@ -90,14 +117,14 @@ impl Lab {
             for version in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 std::fs::write(format!("/proc/sys/net/{version}"), "1").unwrap();
             }
+            let zone = |name: &str| Zone { name: name.to_owned(), interfaces: vec![name.to_owned()] };
             let settings = TunSettings {
-                vpn: "v".to_owned(),
-                inside: vec!["lan".to_owned()],
-                outside: vec!["wan".to_owned()],
-                tunnel_mtu: 1500,
-                ..TunSettings::default()
+                zones: ["lan", "wan"].map(zone).to_vec(),
+                pairs: vec![Pair { from: "lan".to_owned(), to: "wan".to_owned(), vpn: "v".to_owned() }],
+                vpns: vec![VpnSettings { name: "v".to_owned(), ..VpnSettings::default() }],
             };
-            let mut plane = Some(TunPlane::start(settings, Box::new(|out| out.fill(7))).unwrap());
+            let random = Box::new(|out: &mut [u8]| out.fill(7));
+            let mut plane = Some(TunPlane::start(settings, random, Box::new(|_| {})).unwrap());
             ready.send(()).unwrap();
             for order in taken {
                 match (order, &mut plane) {
@@ -110,7 +137,7 @@ impl Lab {
                     }
                     (Order::Die, plane) => drop(plane.take()),
                     (Order::Release, _) => dataplane::tun::steer::release().unwrap(),
-                    (Order::Count(reply), Some(plane)) => reply.send(plane.counters()).unwrap(),
+                    (Order::Count(reply), Some(plane)) => reply.send(plane.counters("v").unwrap()).unwrap(),
                     (Order::Install | Order::Count(_), None) => panic!("it is dead"),
                 }
                 ready.send(()).unwrap();
@@ -123,7 +150,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for host in ["lan1", "gw1", "gw2", "lan2"] {
+        for host in HOSTS {
             ip(&format!("netns del {}", self.name(host)));
         }
     }
@@ -218,6 +245,22 @@ fn lans_talk_through_esp_only_and_not_at_all_without_keys_or_daemon() {
         assert!(out.protected >= 6 && inn.protected >= 6, "{out:?} {inn:?}");
         assert_eq!((out.clear, inn.clear), ([0; 3], [0; 3]));
     }
+    // Too long for the tunnel: fragments where they are allowed, and where not the sender learns the path MTU.
+    assert!(lab.pings_with("-M dont -s 1472", "10.2.0.2"), "fragments: {:?}", first.counters());
+    assert!(first.counters().0.fragmented >= 3);
+    assert!(!lab.pings_with("-M do -s 1472", "10.2.0.2"));
+    assert!(first.counters().0.dropped["too_big"] >= 1);
+    // GCM, IP-D3P and the tunnel take 66 octets of 1500.
+    let learned = ip_says(&format!("netns exec {} ip route get 10.2.0.2", lab.name("lan1")));
+    assert!(learned.contains("mtu 1434"), "{learned}");
+    assert!(lab.pings_with("-M do -s 1406", "10.2.0.2"), "as long as it fits");
+    // On the way to gw2 the core made fragments of ESP.
+    assert!(second.counters().1.fragmented >= 6, "{:?}", second.counters());
+    assert_eq!(first.counters().1.fragmented, 0);
+    // IPv6 has fragments of senders only: each side loses a packet to learn it, then all pass.
+    assert!(!ip(&format!("netns exec {} ping -n -c 1 -W 1 -s 1452 2001:db8:2::2", lab.name("lan1"))));
+    lab.pings_with("-s 1452", "2001:db8:2::2");
+    assert!(lab.pings_with("-s 1452", "2001:db8:2::2"), "both sides know");
     // A dead daemon: fail-close holds until the release.
     first.tell(Order::Die);
     second.tell(Order::Die);

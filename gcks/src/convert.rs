@@ -17,11 +17,15 @@ use crate::engine::settings::{
     Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
 };
 
-/// The whole configuration as the engine takes it.
-pub fn settings(config: &Gcks) -> Settings {
+/// The whole configuration as the engine takes it. `nat_traversal`: there are sockets for it.
+pub fn settings(config: &Gcks, nat_traversal: bool) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        gateways: config.gateways.iter().map(gateway).collect(),
+        gateways: config
+            .gateways
+            .iter()
+            .map(|it| gateway(it, nat_traversal, config.server.ike_fragmentation))
+            .collect(),
         groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
@@ -29,7 +33,7 @@ pub fn settings(config: &Gcks) -> Settings {
     }
 }
 
-fn gateway(gateway: &Gateway) -> GatewaySettings {
+fn gateway(gateway: &Gateway, nat_traversal: bool, fragmentation: bool) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -46,6 +50,8 @@ fn gateway(gateway: &Gateway) -> GatewaySettings {
         credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
+        nat_traversal,
+        fragmentation,
         dialect: gateway.compat,
     };
     GatewaySettings {
@@ -72,6 +78,7 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
         member_threshold: group.member_threshold.map(|most| usize::try_from(most).unwrap_or(usize::MAX)),
         sender_id_bits: group.sender_id_bits,
         rekey_on_leave: group.rekey_on_leave,
+        rekey_on_join: group.rekey_on_join,
         communication: group.communication.as_ref().map(communication),
         sas: group
             .sas
@@ -97,6 +104,7 @@ fn communication(communication: &config::Communication) -> CommunicationSettings
             config::Acknowledgement::None => Acknowledgement::None,
         },
         missed_rekeys: communication.missed_rekeys,
+        lkh: communication.lkh,
         max_push_size: usize::try_from(communication.max_push_size).unwrap_or(usize::MAX),
         activation_delay: communication.activation_delay_seconds,
         deactivation_delay: communication.deactivation_delay_seconds,
@@ -209,7 +217,7 @@ destination = "2001:db8::1/128"
 
     #[test]
     fn gateways_keep_their_rules_and_a_missing_identity_means_the_peers_address() {
-        let settings = settings(&config());
+        let settings = settings(&config(), false);
         assert_eq!((settings.half_open_limit, settings.half_open_limit_per_address), (100, 16));
         assert_eq!(settings.half_open_timeout, Duration::from_secs(7));
         let [one, many] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
@@ -226,7 +234,7 @@ destination = "2001:db8::1/128"
 
     #[test]
     fn every_match_policy_becomes_an_sa_with_network_and_mask() {
-        let settings = settings(&config());
+        let settings = settings(&config(), false);
         let group = &settings.groups[0];
         assert_eq!((&group.id, group.member_threshold), (&GroupId::number(9), Some(5)));
         let communication = group.communication.as_ref().unwrap();

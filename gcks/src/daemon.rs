@@ -29,7 +29,7 @@ use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
-use runtime::udp::{BindError, Listen, Sockets, UdpCounters};
+use runtime::udp::{BindError, Sockets, UdpCounters};
 use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -142,20 +142,22 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
         let key = server.state_key.as_ref().map(|key| &key.0);
         Embedded::open(&server.state_directory, key)?
     };
-    let listen: Vec<Listen> =
-        server.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
-    let sockets = Sockets::bind(&listen)?;
+    let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
+    let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
     let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
     let control = bind(&server.control_socket, runtime::control::MODE, "")?;
     let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let settings = convert::settings(config);
+    let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
     let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
     let teller = hub.clone();
     let tell = Arc::new(move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event));
     let state_key = server.state_key.as_ref().map(|key| key.0.clone());
     daemon.keeper = Some(Keeper::new(server.state_directory.clone(), state_key, tell));
+    if let Some(error) = taken {
+        daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
+    }
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -490,6 +492,8 @@ impl Daemon {
             Request::Rekey { group, tek, kek } => Command::Rekey { group, tek, kek },
             Request::ClearMembers { group } => Command::ClearMembers { group },
             Request::Expel { group, member } => Command::Expel { group, member },
+            Request::Revoke { group, member } => Command::Revoke { group, member },
+            Request::Unrevoke { group, member } => Command::Unrevoke { group, member },
         };
         if let Some(reason) = &self.store_failing {
             return refuse(reply, &format!("the state cannot be written: {reason}"));
@@ -600,12 +604,12 @@ destination = "10.0.0.0/8"
                 .unwrap_or_else(|errors| panic!("{errors}"))
                 .config;
             let address = "127.0.0.1:0".parse().unwrap();
-            let sockets = Sockets::bind(&[Listen { address, marker: false }]).unwrap();
+            let sockets = Sockets::bind(&[runtime::udp::Listen { address, marker: false }]).unwrap();
             let hub = Hub::new();
             let lines = hub.subscribe();
             let options = Options { path, lab: false, show_keys: false };
             let (daemon, mut inlets) =
-                Daemon::start(convert::settings(&config), options, store, sockets, hub).unwrap();
+                Daemon::start(convert::settings(&config, false), options, store, sockets, hub).unwrap();
             let (signals, taken) = mpsc::channel(4);
             let (asked, requests) = mpsc::channel(4);
             (inlets.signals, inlets.asked) = (taken, requests);

@@ -1,6 +1,7 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
+mod common;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 
@@ -14,112 +15,28 @@ use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input, Outcome, Output};
-use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
-};
+use gcks::engine::settings::{Acknowledgement, SaSettings, Settings};
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{GroupId, KekSpi, SenderId, SeqNumber, Spi};
 use gdoi_proto::message::Dialect;
-use gdoi_proto::payload::{Endpoint, Identification, Payload};
+use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::policy::{
-    Carriage, Encapsulation, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
+    Carriage, GroupPolicy, KekPolicy, KeySet, SignatureAlgorithm, SignatureHash, TekCipher,
 };
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
+use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, default_provider, run};
-use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
-use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Ends, Initiator, NONCE_LEN, Step};
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::protect::push::{self, KekCipherKey};
 use ike::sa::IkeSa;
 
-const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 848);
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
-
-fn peer_policy() -> PeerPolicy {
-    let suite = Suite {
-        cipher: Cipher::Aes256Cbc,
-        hash: Hash::Sha256,
-        group: DhGroup::Curve25519,
-        method: AuthMethod::PreSharedKey,
-    };
-    PeerPolicy {
-        mode: Mode::Main,
-        offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
-        local_identity: None,
-        remote: vec![IdentityRule::PeerAddress],
-        dialect: Dialect::STRICT,
-    }
-}
-
-fn gateway(name: &str, third: u8) -> GatewaySettings {
-    GatewaySettings {
-        name: name.to_owned(),
-        address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
-        policy: Arc::new(peer_policy()),
-        dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
-        line: 7,
-    }
-}
-
-fn settings() -> Settings {
-    let subnet = Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] };
-    Settings {
-        gateways: vec![gateway("members", 0), gateway("strangers", 9)],
-        groups: vec![GroupSettings {
-            name: "g1".to_owned(),
-            id: GroupId::number(1),
-            address: None,
-            push_dialect: Dialect::STRICT,
-            gateways: ["members".to_owned()].into(),
-            member_threshold: Some(3),
-            sender_id_bits: 8,
-            rekey_on_leave: true,
-            communication: Some(CommunicationSettings {
-                cipher: Cipher::Aes256Cbc,
-                signature_hash: SignatureHash::Sha256,
-                signature: SignatureAlgorithm::Ecdsa256,
-                signature_key_bits: 256,
-                signing_key: None,
-                lifetime: Duration::from_secs(7200),
-                retransmissions: 2,
-                retransmission_period: Duration::from_secs(10),
-                acknowledgement: Acknowledgement::Required,
-                missed_rekeys: 1,
-                max_push_size: 1280,
-                activation_delay: 30,
-                deactivation_delay: 45,
-                margin: Duration::from_secs(720),
-            }),
-            sas: vec![SaSettings {
-                name: "SA1/all".to_owned(),
-                cipher: TekCipher::AesGcm { key_octets: 32, icv_octets: 16 },
-                lifetime: Duration::from_secs(3600),
-                margin: Duration::from_secs(360),
-                encapsulation: Encapsulation::Tunnel,
-                ip_protocol: 0,
-                source: subnet.clone(),
-                destination: subnet,
-            }],
-        }],
-        half_open_limit: 64,
-        half_open_limit_per_address: 4,
-        half_open_timeout: Duration::from_secs(30),
-    }
-}
+use common::{Random, SERVER, peer_policy, settings};
 
 /// The server with its stored rows and the datagrams it sent.
 struct Bench {
@@ -310,8 +227,13 @@ enum Stopped {
 
 fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
     let mut random = Random(bench.provider.clone());
-    let (mut initiator, steps) =
-        Initiator::start(peer_policy(), address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+    let (mut initiator, steps) = Initiator::start(
+        peer_policy(),
+        Ends { local: address, peer: SERVER },
+        false,
+        bench.now.at,
+        &mut random,
+    );
     let mut todo: VecDeque<Step> = steps.into();
     while let Some(step) = todo.pop_front() {
         match step {

@@ -18,7 +18,7 @@ use ike::crypto::provider::{Provider, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant};
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use runtime::clock::Clock;
 use runtime::udp::{Listen, Sockets};
 
@@ -74,11 +74,14 @@ fn first_message() -> Vec<u8> {
         credentials: Credentials::pre_shared(SecretBytes::copy(support::KEY.as_bytes())),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     };
-    let (here, there) = (IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let end = SocketAddr::from((Ipv4Addr::LOCALHOST, 848));
+    let ends = Ends { local: end, peer: end };
     let mut random = Random(default_provider());
-    let (_, steps) = Initiator::start(policy, here, there, false, Instant(1), &mut random);
+    let (_, steps) = Initiator::start(policy, ends, false, Instant(1), &mut random);
     let Some(Step::Send(octets)) = steps.into_iter().next() else { panic!("no first message") };
     octets.to_vec()
 }

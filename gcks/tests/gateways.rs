@@ -18,7 +18,7 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
 use ike::phase1::{
-    CertifiedKey, Credentials, Initiator, Mode, Offer, OwnCertificate, PeerPolicy, PeerTrust, Step,
+    CertifiedKey, Credentials, Ends, Initiator, Mode, Offer, OwnCertificate, PeerPolicy, PeerTrust, Step,
 };
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
@@ -55,6 +55,8 @@ fn policy(mode: Mode, method: AuthMethod, credentials: Credentials, remote: Vec<
         credentials,
         local_identity: Some(named(IdType::Fqdn, "gcks.example")),
         remote,
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -100,7 +102,7 @@ impl Bench {
         let mut random = Random(self.provider.clone());
         let header = Header::decode(octets).expect("our own header");
         match header.exchange {
-            ExchangeType::GroupkeyPull => self.peers.on_pull(self.now.at, peer, &header, octets),
+            ExchangeType::GroupkeyPull => self.peers.on_pull(self.now.at, (server(), peer), &header, octets),
             _ => self.peers.on_phase1(self.now, (server(), peer), &header, octets, &mut random),
         }
         self.drain()
@@ -117,7 +119,7 @@ impl Bench {
                     self.peers.on_done(self.now, cookies, done, &mut random);
                 }
                 PeerOutput::Ask(ask) => asked.push(ask),
-                PeerOutput::Event(_) => {}
+                PeerOutput::Event(_) | PeerOutput::Moved(..) => {}
             }
         }
         (sent, asked)
@@ -141,7 +143,7 @@ impl Bench {
         policy.remote = vec![exactly(&named(IdType::Fqdn, "gcks.example"))];
         let mut random = Random(self.provider.clone());
         let (mut initiator, mut todo) =
-            Initiator::start(policy, peer.ip(), server().ip(), false, self.now.at, &mut random);
+            Initiator::start(policy, Ends { local: peer, peer: server() }, false, self.now.at, &mut random);
         let (mut arrived, mut sa) = (0, None);
         while !todo.is_empty() {
             let mut answers = Vec::new();

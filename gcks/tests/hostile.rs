@@ -7,7 +7,7 @@ mod expected;
 mod support;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
 use ike::phase1::auth::{Basis, Facts, Proof};
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use serde_json::Value;
 
 use support::member::Member;
@@ -180,12 +180,14 @@ impl Insider {
             credentials: Credentials::pre_shared(key.clone()),
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
+            nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect::STRICT,
         };
         let provider = default_provider();
         let mut random = Random(provider.clone());
-        let here: IpAddr = socket.local_addr().unwrap().ip();
-        let (mut initiator, steps) = Initiator::start(policy, here, server.ip(), false, NOW.at, &mut random);
+        let ends = Ends { local: socket.local_addr().unwrap(), peer: server };
+        let (mut initiator, steps) = Initiator::start(policy, ends, false, NOW.at, &mut random);
         let mut todo: VecDeque<Step> = steps.into();
         let (mut sent, mut received, mut shared) = (Vec::new(), Vec::new(), None);
         let sa = loop {

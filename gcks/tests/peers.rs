@@ -1,6 +1,8 @@
 //! The key server's peers: floods of first messages, limits of what runs under an SA, one name for one member, and
 //! goodbyes.
 
+mod common;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,107 +12,28 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Output};
-use gcks::engine::settings::{
-    Acknowledgement, CommunicationSettings, GatewaySettings, GroupSettings, SaSettings, Settings,
-};
+use gcks::engine::io::{Command, Input, Outcome, Output};
+use gcks::engine::settings::{GroupSettings, Settings};
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::GroupId;
-use gdoi_proto::message::Dialect;
-use gdoi_proto::payload::{Endpoint, Identification, Payload};
-use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
+use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{Provider, default_provider, run};
-use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Step};
+use ike::phase1::{Ends, Initiator, NONCE_LEN, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
-const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 848);
+use common::{Random, SERVER, peer_policy};
 
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
-
-fn peer_policy() -> PeerPolicy {
-    let suite = Suite {
-        cipher: Cipher::Aes256Cbc,
-        hash: Hash::Sha256,
-        group: DhGroup::Curve25519,
-        method: AuthMethod::PreSharedKey,
-    };
-    PeerPolicy {
-        mode: Mode::Main,
-        offers: vec![Offer { suite, lifetime: Duration::from_secs(86_400) }],
-        credentials: Credentials::pre_shared(SecretBytes::copy(b"a key for tests of the engine")),
-        local_identity: None,
-        remote: vec![IdentityRule::PeerAddress],
-        dialect: Dialect::STRICT,
-    }
-}
-
-fn gateway(name: &str, third: u8) -> GatewaySettings {
-    GatewaySettings {
-        name: name.to_owned(),
-        address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
-        policy: Arc::new(peer_policy()),
-        dead_peer_detection: None,
-        line: 7,
-    }
-}
-
+/// Peers that are never asked whether they are there.
 fn settings() -> Settings {
-    let subnet = Endpoint { id_type: IdType::Ipv4Subnet, port: 0, data: vec![172, 16, 0, 0, 255, 240, 0, 0] };
-    Settings {
-        gateways: vec![gateway("members", 0), gateway("strangers", 9)],
-        groups: vec![GroupSettings {
-            name: "g1".to_owned(),
-            id: GroupId::number(1),
-            address: None,
-            push_dialect: Dialect::STRICT,
-            gateways: ["members".to_owned()].into(),
-            member_threshold: Some(3),
-            sender_id_bits: 8,
-            rekey_on_leave: true,
-            communication: Some(CommunicationSettings {
-                cipher: Cipher::Aes256Cbc,
-                signature_hash: SignatureHash::Sha256,
-                signature: SignatureAlgorithm::Ecdsa256,
-                signature_key_bits: 256,
-                signing_key: None,
-                lifetime: Duration::from_secs(7200),
-                retransmissions: 2,
-                retransmission_period: Duration::from_secs(10),
-                acknowledgement: Acknowledgement::Required,
-                missed_rekeys: 1,
-                activation_delay: 30,
-                deactivation_delay: 45,
-                margin: Duration::from_secs(720),
-                max_push_size: 1280,
-            }),
-            sas: vec![SaSettings {
-                name: "SA1/all".to_owned(),
-                cipher: TekCipher::AesGcm { key_octets: 32, icv_octets: 16 },
-                lifetime: Duration::from_secs(3600),
-                margin: Duration::from_secs(360),
-                encapsulation: Encapsulation::Tunnel,
-                ip_protocol: 0,
-                source: subnet.clone(),
-                destination: subnet,
-            }],
-        }],
-        half_open_limit: 64,
-        half_open_limit_per_address: 4,
-        half_open_timeout: Duration::from_secs(30),
-    }
+    let mut settings = common::settings();
+    settings.gateways.iter_mut().for_each(|gateway| gateway.dead_peer_detection = None);
+    settings
 }
 
 /// The server with its stored rows and the datagrams it sent.
@@ -123,7 +46,7 @@ struct Bench {
     rows: BTreeMap<(Kind, String), Row>,
     sent: VecDeque<Datagram>,
     events: Vec<Event>,
-    replies: Vec<Result<String, String>>,
+    replies: Vec<Result<Outcome, String>>,
     settings: Settings,
 }
 
@@ -168,7 +91,7 @@ impl Bench {
                     self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
                 }
                 Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result.map(|outcome| outcome.text)),
+                Output::Reply { result, .. } => self.replies.push(result),
             }
         }
     }
@@ -219,7 +142,7 @@ impl Bench {
         self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
     }
 
-    fn command(&mut self, command: Command) -> Result<String, String> {
+    fn command(&mut self, command: Command) -> Result<Outcome, String> {
         self.server.handle(self.now, Input::Command { ticket: 1, command });
         self.drain();
         self.replies.pop().expect("every command is answered")
@@ -251,7 +174,7 @@ fn an_identity_has_a_few_sas_at_a_time_and_the_oldest_goes() {
 fn first_message(bench: &Bench, address: SocketAddr, policy: PeerPolicy) -> (Initiator, Bytes) {
     let mut random = Random(bench.provider.clone());
     let (initiator, steps) =
-        Initiator::start(policy, address.ip(), SERVER.ip(), false, bench.now.at, &mut random);
+        Initiator::start(policy, Ends { local: address, peer: SERVER }, false, bench.now.at, &mut random);
     let Some(Step::Send(octets)) = steps.into_iter().next() else { panic!("no first message") };
     (initiator, octets)
 }

@@ -12,6 +12,7 @@ use ike::identity::IdentityRule;
 use ike::phase1::{Offer, PeerPolicy};
 use thiserror::Error;
 
+use crate::engine::io::Locals;
 use crate::engine::settings::{Accept, Encryption, Flow, GatewaySettings, Settings, VpnSettings};
 
 /// Why a key server cannot be talked to from this machine.
@@ -35,15 +36,15 @@ pub enum ConvertError {
     },
 }
 
-/// The whole configuration as the engine takes it.
-pub fn settings(config: &Gm) -> Settings {
-    let gateways = config.gateways.iter().map(gateway).collect();
+/// The whole configuration as the engine takes it. `nat_traversal`: there are sockets for it.
+pub fn settings(config: &Gm, nat_traversal: bool) -> Settings {
+    let gateways = config.gateways.iter().map(|it| gateway(it, nat_traversal)).collect();
     let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
     Settings { gateways, vpns }
 }
 
-fn gateway(gateway: &GmGateway) -> GatewaySettings {
-    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index)).collect();
+fn gateway(gateway: &GmGateway, nat_traversal: bool) -> GatewaySettings {
+    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index, nat_traversal)).collect();
     GatewaySettings {
         name: gateway.name.clone(),
         servers: gateway.servers.clone(),
@@ -58,12 +59,26 @@ fn gateway(gateway: &GmGateway) -> GatewaySettings {
     }
 }
 
-/// Our address towards `server`, with the port of the socket that will be used. `stated` is the address the configuration
-/// names, `listening` are those of our sockets.
+/// Our addresses towards `server`, with the ports of the sockets that will be used. `stated` is the address the
+/// configuration names, `listening` are those of our sockets, `floated` of those for NAT traversal.
 ///
 /// # Errors
 /// [`ConvertError`] when this machine cannot talk to the server now.
-pub fn local(
+pub fn locals(
+    stated: Option<IpAddr>,
+    server: SocketAddr,
+    listening: &[SocketAddr],
+    floated: &[SocketAddr],
+) -> Result<Locals, ConvertError> {
+    let first = local(stated, server, listening)?;
+    Ok(Locals { first, float: float(first, floated) })
+}
+
+/// Where a phase 1 begins.
+///
+/// # Errors
+/// [`ConvertError`] when this machine cannot talk to the server now.
+fn local(
     stated: Option<IpAddr>,
     server: SocketAddr,
     listening: &[SocketAddr],
@@ -87,7 +102,15 @@ pub fn local(
     Ok(SocketAddr::new(address, socket.port()))
 }
 
-fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
+/// The socket for NAT traversal that goes on where `local` leaves off: of the same address.
+fn float(local: SocketAddr, floated: &[SocketAddr]) -> Option<SocketAddr> {
+    let family = || floated.iter().filter(|socket| socket.is_ipv4() == local.is_ipv4());
+    let exact = family().find(|socket| socket.ip() == local.ip());
+    let socket = exact.or_else(|| family().find(|socket| socket.ip().is_unspecified()))?;
+    Some(SocketAddr::new(local.ip(), socket.port()))
+}
+
+fn policy(gateway: &GmGateway, index: usize, nat_traversal: bool) -> PeerPolicy {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -103,6 +126,8 @@ fn policy(gateway: &GmGateway, index: usize) -> PeerPolicy {
         credentials: gateway.credentials.clone(),
         local_identity: gateway.local_identity.clone(),
         remote: vec![gateway.identity_of(index).map_or(IdentityRule::PeerAddress, |pattern| pattern.rule())],
+        nat_traversal,
+        fragmentation: true,
         dialect: gateway.compat,
     }
 }
@@ -185,7 +210,7 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 
     #[test]
     fn every_server_gets_its_identity_and_our_address_on_the_route_to_it() {
-        let settings = settings(&config());
+        let settings = settings(&config(), false);
         let [gateway] = &settings.gateways[..] else { panic!("{:?}", settings.gateways) };
         assert_eq!(gateway.servers, ["127.0.0.1:848".parse().unwrap(), "127.0.0.2:8480".parse().unwrap()]);
         let listening = ["0.0.0.0:850".parse().unwrap(), "[::]:850".parse().unwrap()];
@@ -200,8 +225,29 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
     }
 
     #[test]
+    fn nat_traversal_needs_a_socket_of_our_address_towards_the_server() {
+        let (listening, floated) = ("127.0.0.1:850".parse().unwrap(), "127.0.0.1:4511".parse().unwrap());
+        let (any, other) = ("0.0.0.0:4512".parse().unwrap(), "[::]:4500".parse().unwrap());
+        let cases = [
+            (vec![], None),
+            (vec![floated], Some(4511)),
+            (vec![any], Some(4512)),
+            (vec![any, floated], Some(4511)),
+            (vec![other], None),
+        ];
+        for (floated, port) in cases {
+            let settings = settings(&config(), !floated.is_empty());
+            let gateway = &settings.gateways[0];
+            assert_eq!(gateway.policies[0].nat_traversal, !floated.is_empty());
+            let locals = locals(gateway.local_address, gateway.servers[0], &[listening], &floated).unwrap();
+            let ends = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+            assert_eq!(locals, Locals { first: ends(850), float: port.map(ends) });
+        }
+    }
+
+    #[test]
     fn a_vpn_keeps_its_limits() {
-        let settings = settings(&config());
+        let settings = settings(&config(), false);
         let only = "127.0.0.5:850".parse().unwrap();
         let server = "127.0.0.1:848".parse().unwrap();
         assert_eq!(local(None, server, &[only]).unwrap(), only, "the only socket there is");
@@ -217,6 +263,6 @@ allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
         let server = "127.0.0.1:848".parse().unwrap();
         let error = local(None, server, &["[::1]:848".parse().unwrap()]).unwrap_err();
         assert!(error.to_string().contains("127.0.0.1:848"), "{error}");
-        assert!(settings(&config()).gateways[0].servers.contains(&server), "and gmd starts");
+        assert!(settings(&config(), false).gateways[0].servers.contains(&server), "and gmd starts");
     }
 }

@@ -16,15 +16,16 @@ use config::Gm;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GmSnapshot, Snapshot};
-use dataplane::{DataPlane, Recorder};
+use dataplane::tun::{Random as Octets, TunPlane};
+use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Provider, default_provider};
-use ike::io::{Datagram, Entropy, JobResult, Machine};
+use ike::io::{Datagram, Entropy, Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::Asked;
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::signals::{Signal, Signals};
-use runtime::udp::{BindError, Listen, Sockets};
+use runtime::udp::{BindError, Sockets};
 use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -33,9 +34,12 @@ use crate::convert;
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
+use crate::plane;
 
 /// Requests of local sockets that may wait for the loop.
 const ASKED: usize = 64;
+/// Faults of the data plane that may wait for the loop.
+const FAULTS: usize = 64;
 /// Longest sleep of the loop without a timer.
 const IDLE: Duration = Duration::from_secs(10);
 /// Given to those who watch to read that the daemon stops.
@@ -61,6 +65,9 @@ pub enum StartError {
     /// A local socket cannot be opened.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The data plane cannot be set up; what was steered stays closed.
+    #[error("data plane: {0}")]
+    DataPlane(#[from] DataPlaneError),
     /// The system refuses a thread or a signal.
     #[error("{what}: {source}")]
     System {
@@ -93,16 +100,27 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
         Signals::listen().map_err(|source| StartError::System { what: "signals cannot be taken", source })?;
     let (signal, signals) = mpsc::channel(4);
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
-    let listen: Vec<Listen> =
-        member.listen.iter().map(|address| Listen { address: *address, marker: false }).collect();
-    let sockets = Sockets::bind(&listen)?;
-    let settings = convert::settings(config);
+    let floating = if member.nat_traversal { &member.nat_traversal_listen[..] } else { &[] };
+    let (sockets, taken) = Sockets::bind_with_nat_traversal(&member.listen, floating)?;
+    let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
     let control = LocalSocket::bind(&member.control_socket, runtime::control::MODE, "")?;
     let observe = LocalSocket::bind(&member.observe_socket, runtime::observe::MODE, &member.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let (daemon, mut inlets) =
-        Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub.clone())?;
+    let (teller, faults) = mpsc::channel(FAULTS);
+    let (data_plane, steered) = data_plane(config, teller)?;
+    let (daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    if !steered.is_empty() {
+        let backend = daemon.data_plane.name().to_owned();
+        daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
+        for doubt in plane::doubts() {
+            tracing::warn!(target: "gdoi", "{doubt}");
+        }
+    }
+    inlets.faults = faults;
+    if let Some(error) = taken {
+        daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
+    }
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
@@ -117,6 +135,20 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
         let _ = local.await;
     }
     Ok(())
+}
+
+/// The data plane the configuration wants, and the pairs of zones it steers, for people.
+fn data_plane(
+    config: &Gm,
+    faults: mpsc::Sender<Fault>,
+) -> Result<(Box<dyn DataPlane>, Vec<String>), DataPlaneError> {
+    let Some(wanted) = plane::settings(config) else {
+        return Ok((Box::new(Recorder::new()), Vec::new()));
+    };
+    let provider = default_provider();
+    let random: Octets = Box::new(move |out: &mut [u8]| provider.fill(out));
+    let pairs = plane::describe(&wanted);
+    Ok((Box::new(TunPlane::start(wanted, random, plane::teller(faults))?), pairs))
 }
 
 /// Random octets of the crypto library.
@@ -134,6 +166,7 @@ struct Inlets {
     datagrams: mpsc::Receiver<Datagram>,
     asked: mpsc::Receiver<Asked>,
     signals: mpsc::Receiver<Signal>,
+    faults: mpsc::Receiver<Fault>,
 }
 
 /// The engine with everything it acts on.
@@ -148,10 +181,12 @@ struct Daemon {
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
     options: Options,
+    observer: plane::Observer,
+    next_look: Instant,
 }
 
 impl Daemon {
-    /// Starts the engine and the threads. The inlets for requests and signals are closed ones.
+    /// Starts the engine and the threads. The inlets for requests, signals and faults are closed ones.
     fn start(
         settings: Settings,
         options: Options,
@@ -161,6 +196,7 @@ impl Daemon {
     ) -> Result<(Daemon, Inlets), StartError> {
         let system = |what| move |source| StartError::System { what, source };
         let clock = Clock::start();
+        let clock_start = clock.now().at;
         let provider = default_provider();
         let started = Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -181,6 +217,8 @@ impl Daemon {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             options,
+            observer: plane::Observer::default(),
+            next_look: clock_start,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -191,8 +229,8 @@ impl Daemon {
                 daemon.publish(&event);
             }
         }
-        let (asked, signals) = (mpsc::channel(1).1, mpsc::channel(1).1);
-        Ok((daemon, Inlets { results, datagrams, asked, signals }))
+        let (asked, signals, faults) = (mpsc::channel(1).1, mpsc::channel(1).1, mpsc::channel(1).1);
+        Ok((daemon, Inlets { results, datagrams, asked, signals, faults }))
     }
 
     async fn work(mut self, mut inlets: Inlets) {
@@ -216,8 +254,10 @@ impl Daemon {
                 Some(result) = inlets.results.recv() => self.tell(Input::Job(result)),
                 Some(asked) = inlets.asked.recv() => self.on_asked(asked),
                 Some(datagram) = inlets.datagrams.recv() => self.tell(Input::Datagram(datagram)),
+                Some(fault) = inlets.faults.recv() => self.on_fault(fault),
                 () = tokio::time::sleep(sleep) => {}
             }
+            self.look_at_traffic();
         }
         self.publish(&Event::DaemonStopping);
         self.tell(Input::Stop);
@@ -262,19 +302,41 @@ impl Daemon {
             }
         }
         for (server, peer, address) in routes {
-            let local = convert::local(address, peer, &self.sockets.addresses());
-            self.tell(Input::Route { server, local: local.map_err(|error| error.to_string()) });
+            let (listening, floated) = (self.sockets.listening(), self.sockets.nat_traversal());
+            let locals = convert::locals(address, peer, &listening, &floated);
+            self.tell(Input::Route { server, locals: locals.map_err(|error| error.to_string()) });
         }
     }
 
-    fn at_data_plane(
-        &mut self,
-        act: impl FnOnce(&mut dyn DataPlane) -> Result<(), dataplane::DataPlaneError>,
-    ) {
+    fn at_data_plane(&mut self, act: impl FnOnce(&mut dyn DataPlane) -> Result<(), DataPlaneError>) {
         let plane = self.data_plane.as_mut();
-        let name = plane.name();
         if let Err(error) = act(plane) {
-            tracing::error!(target: "gdoi", "data plane {name}: {error}");
+            let backend = plane.name().to_owned();
+            self.publish(&Event::DataPlaneFailed { backend, reason: error.to_string() });
+        }
+    }
+
+    fn on_fault(&mut self, fault: Fault) {
+        if let Some(event) = plane::event(&fault) {
+            self.publish(&event);
+        }
+        self.tell(plane::input(fault));
+    }
+
+    /// Looks whether traffic goes one way only, now and then.
+    fn look_at_traffic(&mut self) {
+        let at = self.clock.now().at;
+        if at < self.next_look {
+            return;
+        }
+        self.next_look = at + plane::LOOK;
+        let names: Vec<String> = self.engine.vpns().keys().cloned().collect();
+        for vpn in names {
+            let Some(traffic) = self.data_plane.traffic(&vpn) else { continue };
+            let packets = (traffic.outbound.protected, traffic.inbound.protected);
+            if let Some(input) = self.observer.look(at, &vpn, packets) {
+                self.tell(input);
+            }
         }
     }
 
@@ -308,7 +370,11 @@ impl Daemon {
             | Request::StateReseal
             | Request::Audit { .. }
             | Request::Explain { .. }
-            | Request::Expel { .. } => return refuse(reply, "this is a member; only a key server does that"),
+            | Request::Expel { .. }
+            | Request::Revoke { .. }
+            | Request::Unrevoke { .. } => {
+                return refuse(reply, "this is a member; only a key server does that");
+            }
         };
         self.last_ticket += 1;
         let ticket = self.last_ticket;
@@ -319,6 +385,9 @@ impl Daemon {
     fn snapshot(&self) -> GmSnapshot {
         let show_keys = self.options.show_keys || self.options.lab;
         let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
+        for vpn in &mut snapshot.vpns {
+            vpn.traffic = self.data_plane.traffic(&vpn.name).as_ref().map(plane::view);
+        }
         let counters = self.sockets.counters();
         let statistics = &mut snapshot.statistics;
         statistics.datagrams_received = counters.received;
@@ -336,6 +405,8 @@ fn refuse(reply: oneshot::Sender<Reply>, reason: &str) {
 #[cfg(test)]
 mod tests {
     use gdoi_proto::ids::GroupId;
+
+    use runtime::udp::Listen;
 
     use super::*;
     use crate::engine::settings::VpnSettings;

@@ -3,6 +3,7 @@
 //! ```text
 //! engine/   sans-IO: registration, pushes, keyring; (now, input) -> outputs
 //! convert   configuration -> settings of the engine          feature `daemon`
+//! plane     configuration -> data plane, and what it shows    feature `daemon`
 //! daemon    outputs -> sockets, data plane, log              feature `daemon`
 //! ```
 #![forbid(unsafe_code)]
@@ -13,3 +14,5 @@ pub mod convert;
 pub mod daemon;
 /// The sans-IO member.
 pub mod engine;
+#[cfg(feature = "daemon")]
+pub mod plane;

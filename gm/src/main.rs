@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use config::{Gm, Loaded};
-use gm::daemon;
+use gm::{daemon, plane};
 use runtime::log::{self, Format};
 
 /// A member of GDOI groups (RFC 6407). It stays in the foreground and logs to stderr.
@@ -46,11 +46,11 @@ const CANNOT_START: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    for (stated, name) in [(arguments.hold, "--hold"), (arguments.release, "--release")] {
-        if stated {
-            eprintln!("gmd: not supported yet: {name}");
-            return ExitCode::from(CONFIGURATION);
-        }
+    // Needs no configuration, which may be what is broken.
+    if arguments.release {
+        return done(
+            plane::release().map(|()| "released: traffic follows the routes of this machine".to_owned()),
+        );
     }
     let loaded = match config::load_gm(&arguments.config, config::Options { lab: arguments.lab }) {
         Ok(loaded) => loaded,
@@ -64,6 +64,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let config = loaded.config;
+    if arguments.hold {
+        return done(plane::hold(&config).map(|pairs| match pairs.as_slice() {
+            [] => "nothing to hold: no ipsec-policy".to_owned(),
+            pairs => format!("held until gmd runs or --release: {}", pairs.join(", ")),
+        }));
+    }
     // The configuration knows five levels, the same as the log.
     let level = log::level(&config.member.log_level).unwrap_or(ctl::event::Level::Info);
     log::start(arguments.log, level);
@@ -79,6 +85,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gmd: cannot start: {error}");
+            ExitCode::from(CANNOT_START)
+        }
+    }
+}
+
+/// Says what was done, or why not.
+fn done(result: Result<String, dataplane::DataPlaneError>) -> ExitCode {
+    match result {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("gmd: {error}");
             ExitCode::from(CANNOT_START)
         }
     }

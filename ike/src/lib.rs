@@ -19,6 +19,7 @@
 
 pub mod crypto;
 pub mod dpd;
+pub mod fragment;
 pub mod identity;
 pub mod io;
 pub mod phase1;

@@ -14,6 +14,7 @@ use crate::crypto::prf::prf;
 use crate::crypto::skeyid::exchange_iv;
 use crate::dpd::Questions;
 use crate::io::{Entropy, Instant};
+use crate::phase1::nat::Behind;
 
 /// Message IDs remembered per SA against replays.
 const REMEMBERED: usize = 256;
@@ -46,6 +47,10 @@ pub struct IkeSa {
     pub dialect: Dialect,
     /// Both sides announced dead-peer detection (RFC 3706 section 5.1).
     pub peer_does_dpd: bool,
+    /// Both sides announced fragmentation.
+    pub fragments: bool,
+    /// Who is behind a NAT.
+    pub nat: Behind,
     /// The peer's R-U-THERE so far.
     pub questions: Questions,
     skeyid_a: SecretBytes,
@@ -53,6 +58,8 @@ pub struct IkeSa {
     last_phase1_block: [u8; 16],
     seen: VecDeque<MessageId>,
     seen_set: BTreeSet<MessageId>,
+    /// Of these, the ones that may come again.
+    open: BTreeSet<MessageId>,
 }
 
 /// The secret half of an [`IkeSa`].
@@ -88,12 +95,15 @@ impl IkeSa {
             expires,
             dialect,
             peer_does_dpd: false,
+            fragments: false,
+            nat: Behind::default(),
             questions: Questions::default(),
             skeyid_a: keys.skeyid_a,
             key: keys.key,
             last_phase1_block: keys.last_phase1_block,
             seen: VecDeque::new(),
             seen_set: BTreeSet::new(),
+            open: BTreeSet::new(),
         }
     }
 
@@ -118,25 +128,32 @@ impl IkeSa {
 
     /// True when the exchange was seen before under this SA.
     pub fn was_seen(&self, message_id: MessageId) -> bool {
+        self.was_heard(message_id) && !self.open.contains(&message_id)
+    }
+
+    /// True when its first message came before, whether or not it may come again: it is nothing fresh.
+    pub fn was_heard(&self, message_id: MessageId) -> bool {
         self.seen_set.contains(&message_id)
     }
 
     /// Remembers an exchange; the oldest of 256 is forgotten.
     pub fn remember(&mut self, message_id: MessageId) {
+        self.open.remove(&message_id);
         if self.seen_set.insert(message_id) {
             self.seen.push_back(message_id);
             if self.seen.len() > REMEMBERED
                 && let Some(oldest) = self.seen.pop_front()
             {
                 self.seen_set.remove(&oldest);
+                self.open.remove(&oldest);
             }
         }
     }
 
     /// Forgets an exchange that left nothing behind: its first message may come again.
     pub fn forget(&mut self, message_id: MessageId) {
-        if self.seen_set.remove(&message_id) {
-            self.seen.retain(|seen| *seen != message_id);
+        if self.was_heard(message_id) {
+            self.open.insert(message_id);
         }
     }
 
@@ -146,7 +163,7 @@ impl IkeSa {
             let mut octets = [0; 4];
             entropy.fill(&mut octets);
             let id = MessageId(u32::from_be_bytes(octets));
-            if id.0 != 0 && !self.was_seen(id) {
+            if id.0 != 0 && !self.was_heard(id) {
                 self.remember(id);
                 return id;
             }

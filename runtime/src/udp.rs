@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ike::io::Datagram;
+use ike::phase1::nat::KEEPALIVE;
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -115,7 +116,41 @@ impl Sockets {
         Ok(Sockets { sockets, counters: Arc::default(), stop: Vec::new() })
     }
 
-    /// Where they listen, with the real ports.
+    /// Opens `listen`, and beside them sockets for NAT traversal: those all or none, since another IKE daemon on this
+    /// machine may have their port. The error that left them out comes along.
+    ///
+    /// # Errors
+    /// [`BindError`] of the first of `listen` that cannot be opened.
+    pub fn bind_with_nat_traversal(
+        listen: &[SocketAddr],
+        nat_traversal: &[SocketAddr],
+    ) -> Result<(Sockets, Option<BindError>), BindError> {
+        let open = |addresses: &[SocketAddr], marker| {
+            let listen: Vec<Listen> =
+                addresses.iter().map(|address| Listen { address: *address, marker }).collect();
+            Sockets::bind(&listen)
+        };
+        let mut sockets = open(listen, false)?;
+        match open(nat_traversal, true) {
+            Ok(floated) => {
+                sockets.sockets.extend(floated.sockets);
+                Ok((sockets, None))
+            }
+            Err(error) => Ok((sockets, Some(error))),
+        }
+    }
+
+    /// Where those for NAT traversal listen.
+    pub fn nat_traversal(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter(|socket| socket.marker).map(|socket| socket.local).collect()
+    }
+
+    /// Where the others do.
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        self.sockets.iter().filter(|socket| !socket.marker).map(|socket| socket.local).collect()
+    }
+
+    /// Where all listen, with the real ports.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.sockets.iter().map(|socket| socket.local).collect()
     }
@@ -316,7 +351,8 @@ impl Socket {
     }
 
     fn send(&self, octets: &[u8], local: SocketAddr, peer: SocketAddr) -> io::Result<()> {
-        let marker: &[u8] = if self.marker { &NON_ESP_MARKER } else { &[] };
+        // A keep-alive is nothing but its octet (RFC 3948 section 2.3).
+        let marker: &[u8] = if self.marker && octets != KEEPALIVE { &NON_ESP_MARKER } else { &[] };
         let parts = [IoSlice::new(marker), IoSlice::new(octets)];
         let (descriptor, flags) = (self.inner.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
         let sent = match (local, peer) {
@@ -441,6 +477,31 @@ mod tests {
         let mut buffer = [0; 16];
         let (length, _) = client.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"\x00\x00\x00\x00isakmp");
+    }
+
+    #[test]
+    fn a_keepalive_goes_without_a_marker() {
+        let listen = Listen { marker: true, ..listen("127.0.0.1:0") };
+        let sockets = Sockets::bind(&[listen]).unwrap();
+        let client = client("127.0.0.1:0");
+        let (local, peer) = (sockets.addresses()[0], client.local_addr().unwrap());
+        sockets.send(&Datagram { local, peer, octets: Bytes::from_static(&KEEPALIVE) }).unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!((client.recv_from(&mut buffer).unwrap(), buffer[0]), ((1, local), 0xff));
+    }
+
+    #[test]
+    fn a_port_of_nat_traversal_that_is_taken_leaves_the_others_open() {
+        let taken = client("127.0.0.1:0").local_addr().unwrap();
+        let holder = UdpSocket::bind(taken).unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (sockets, error) = Sockets::bind_with_nat_traversal(&[any], &[any, taken]).unwrap();
+        assert!(matches!(error, Some(BindError::InUse(address)) if address == taken));
+        assert_eq!((sockets.addresses().len(), sockets.nat_traversal()), (1, vec![]));
+        drop(holder);
+        let (sockets, error) = Sockets::bind_with_nat_traversal(&[any], &[any]).unwrap();
+        assert!(error.is_none());
+        assert_eq!((sockets.addresses().len(), sockets.nat_traversal().len()), (2, 1));
     }
 
     #[test]

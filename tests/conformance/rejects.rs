@@ -1,7 +1,7 @@
 //! Everything that must be refused is refused by name, and everything odd but valid is accepted.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Instant, Now};
 use ike::phase1::proposal;
-use ike::phase1::{Credentials, Mode, Offer, PeerPolicy, Refusal, Responder, Step};
+use ike::phase1::{Credentials, Ends, Mode, Offer, PeerPolicy, Refusal, Responder, Step};
 use serde_json::Value;
 
 use crate::expected;
@@ -26,8 +26,12 @@ use crate::support::{list, octets, text, vectors};
 
 const NOW: Now = Now { at: Instant(0), unix_seconds: 1_800_000_000 };
 
-fn address(text: &str) -> IpAddr {
+fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")
+}
+
+fn ends() -> Ends {
+    Ends { local: address("192.0.2.1:848"), peer: address("192.0.2.10:848") }
 }
 
 fn policy() -> Arc<PeerPolicy> {
@@ -43,6 +47,8 @@ fn policy() -> Arc<PeerPolicy> {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"gdoi test pre-shared key #1")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     })
 }
@@ -50,7 +56,7 @@ fn policy() -> Arc<PeerPolicy> {
 fn respond(packet: &[u8]) -> Result<(Responder, Vec<Step>), Refusal> {
     let header = Header::decode(packet).map_err(|error| Refusal::Dropped(error.to_string()))?;
     let cookie = Cookie([0x38, 0xe4, 0x23, 0x50, 0x00, 0x63, 0xc5, 0x96]);
-    Responder::start(policy(), cookie, address("192.0.2.1"), address("192.0.2.10"), &header, packet)
+    Responder::start(policy(), cookie, ends(), &header, packet)
 }
 
 /// What became of a refused message: silence and its reason, or the notify that is sent.
@@ -94,7 +100,7 @@ fn third(responder: &mut Responder, packet: &[u8]) -> Result<Vec<Step>, Refusal>
     let mut entropy = SeededEntropy::new(1);
     let provider = default_provider();
     let mut out = Vec::new();
-    for step in responder.on_message(NOW, &header, packet, &mut entropy)? {
+    for step in responder.on_message(NOW, ends(), &header, packet, &mut entropy)? {
         match step {
             Step::Run(job) => {
                 out.extend(responder.on_done(NOW, run(provider.as_ref(), job), &mut entropy)?)

@@ -4,3 +4,4 @@ mod refusals;
 mod rekey;
 mod restart;
 mod support;
+mod traffic;

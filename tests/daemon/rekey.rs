@@ -1,8 +1,9 @@
 //! Rekeys and their acknowledgements; silence and return.
 
+use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use gdoi_lab::network::MEMBERS;
-use gdoi_lab::site::Timing;
+use gdoi_lab::site::{GROUP, ServerPlan, Timing};
 
 use crate::support::{LATER, Lab, SOON};
 
@@ -64,4 +65,40 @@ fn a_member_that_falls_silent_is_expired_and_registers_again_by_itself() {
     lab.same_keys();
     let (seq, mark) = lab.rekey();
     assert_eq!(lab.over(seq, mark), (2, vec![]));
+}
+
+#[test]
+fn a_revoked_member_is_locked_out_and_the_other_follows_the_key_tree_without_registering() {
+    let lab = Lab::planned(&ServerPlan { key_management: "lkh", ..ServerPlan::new(Timing::SHORT) });
+    lab.same_keys();
+    let (seq, mark) = lab.rekey();
+    assert_eq!(lab.over(seq, mark), (2, vec![]), "acknowledged with the keys of two leaves");
+    lab.same_keys();
+    let [stays, revoked] = &lab.members;
+    let (mark, before) = (lab.server.mark(), lab.server.group().unwrap());
+    let gm2 = lab.site.network.ip(MEMBERS[1]).to_string();
+    let revoke = Request::Revoke { group: GROUP.to_owned(), member: gm2.clone() };
+    let Reply::Done { text, rekey: Some(number), .. } = lab.server.ask(&revoke).unwrap() else { panic!() };
+    assert!(text.contains(&before.kek.unwrap().spi), "the last key it held: {text}");
+    let first = |event: &Event| matches!(event, Event::RekeyStarted { rekey, .. } if *rekey == number);
+    let Event::RekeyStarted { pushes, new_kek, teks, .. } =
+        lab.server.wait(mark, SOON, "the first PUSH", first).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!((pushes, new_kek.is_some(), teks.len()), (2, true, 0), "TEKs come under the new KEK");
+    let same = |member: &gdoi_lab::daemon::Daemon| {
+        Ok(crate::support::have_same_keys(&lab.server.group()?, &member.vpn()?))
+    };
+    stays.wait_until(SOON, "the new keys", same).unwrap();
+    assert_eq!(stays.count(stays.beginning(), "registering"), 1, "once, at the start");
+    let group = lab.server.group().unwrap();
+    let held = revoked.vpn().unwrap();
+    let fresh = group.teks.iter().filter(|tek| tek.state != "retiring");
+    assert!(fresh.map(|tek| &tek.spi).all(|spi| held.teks.iter().all(|tek| tek.spi != *spi)));
+    let refused = |event: &Event| matches!(event, Event::PullRefused { identity, reason, .. } if *identity == gm2 && reason.contains("revoked"));
+    lab.server.wait(mark, LATER, "its refusal", refused).unwrap();
+    assert_eq!(lab.server.group().unwrap().members.len(), 1);
+    let unrevoke = Request::Unrevoke { group: GROUP.to_owned(), member: gm2 };
+    assert!(matches!(lab.server.ask(&unrevoke).unwrap(), Reply::Done { .. }));
 }

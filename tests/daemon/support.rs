@@ -37,8 +37,13 @@ pub struct Lab {
 impl Lab {
     /// Starts all three and waits until both members are registered.
     pub fn registered(timing: Timing) -> Lab {
+        Lab::planned(&ServerPlan::new(timing))
+    }
+
+    /// The same with another configuration of the server.
+    pub fn planned(plan: &ServerPlan) -> Lab {
         let site = site();
-        site.write_server(&ServerPlan::new(timing)).unwrap();
+        site.write_server(plan).unwrap();
         let server = site.start(GCKS, None).unwrap();
         server.wait_named(server.beginning(), SOON, "group_created").unwrap();
         let members = MEMBERS.map(|host| {

@@ -18,7 +18,7 @@ use ike::crypto::provider::{self, Provider, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::Entropy;
-use ike::phase1::{Credentials, Initiator, Mode, Offer, PeerPolicy, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
@@ -188,6 +188,11 @@ pub fn addresses(cells: &[Cell]) {
 
 /// A CA and for each of both names a certificate of every kind: `NAME-rsa.pem`, `NAME-rsa.key`, ...; `ca.pem`.
 pub fn certificates(directory: &Path) {
+    certificates_with(directory, 0);
+}
+
+/// The same; ours have so many more names, so that they are long.
+pub fn certificates_with(directory: &Path, more: usize) {
     let mut ca = CertificateParams::default();
     ca.distinguished_name = rcgen::DistinguishedName::new();
     ca.distinguished_name.push(DnType::CommonName, "Interop Root");
@@ -204,12 +209,14 @@ pub fn certificates(directory: &Path) {
     for name in [PEER, OURS] {
         for (kind, algorithm) in kinds {
             let key = KeyPair::generate_for(algorithm).expect("a key");
-            let mut params = CertificateParams::new(vec![if name == PEER {
-                format!("{kind}.{name}")
-            } else {
-                name.to_owned()
-            }])
-            .expect("a name");
+            let names = match name {
+                PEER => vec![format!("{kind}.{name}")],
+                _ => [name.to_owned()]
+                    .into_iter()
+                    .chain((0..more).map(|n| format!("site-{n}.{name}")))
+                    .collect(),
+            };
+            let mut params = CertificateParams::new(names).expect("names");
             params.distinguished_name = rcgen::DistinguishedName::new();
             params.distinguished_name.push(DnType::CommonName, format!("{name} {kind}"));
             params.is_ca = IsCa::ExplicitNoCa;
@@ -221,6 +228,40 @@ pub fn certificates(directory: &Path) {
         }
     }
     write(&directory.join("gcks.psk"), SECRET);
+}
+
+/// Phase 1 as key server and member of ours both state it; the key is the file `psk` beside the configuration.
+pub fn phase1(mode: &str) -> String {
+    format!(
+        "[ike.proposal.strong]\nauthentication-method = \"pre-shared-keys\"\ndh-group = \"group19\"\n\
+         authentication-algorithm = \"sha-256\"\nencryption-algorithm = \"aes-256-cbc\"\n\
+         [ike.policy.branches]\nmode = {mode:?}\nproposals = [\"strong\"]\npre-shared-key = {{ file = \"psk\" }}\n"
+    )
+}
+
+/// The group `lab`, number 1: rekeyed by acknowledged pushes, for the traffic inside `lan`.
+pub fn group(gateway: &str, lan: &str) -> String {
+    format!(
+        r#"[ipsec.proposal.esp]
+encryption-algorithm = "aes-256-gcm"
+[group.lab]
+group-id = 1
+ike-gateways = ["{gateway}"]
+[group.lab.server-member-communication]
+encryption-algorithm = "aes-256-cbc"
+sig-hash-algorithm = "sha-256"
+signature = "ecdsa-256"
+number-of-retransmission = 1
+retransmission-period = 2
+acknowledgement = "required"
+[group.lab.ipsec-sa.SA1]
+proposal = "esp"
+[[group.lab.ipsec-sa.SA1.match-policy]]
+name = "lan"
+source = "{lan}"
+destination = "{lan}"
+"#
+    )
 }
 
 /// A file only its owner reads.
@@ -403,13 +444,16 @@ impl Ours {
             credentials: credentials.clone(),
             local_identity: Some(fqdn(OURS)),
             remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
+            nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
         };
         while self.receive().is_some() {}
-        let local = self.socket.local_addr().map_err(|error| error.to_string())?.ip();
-        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?.ip();
+        let local = self.socket.local_addr().map_err(|error| error.to_string())?;
+        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?;
         let now = self.clock.now();
-        let (mut phase1, mut steps) = Initiator::start(policy, local, peer, false, now.at, &mut self.random);
+        let (mut phase1, mut steps) =
+            Initiator::start(policy, Ends { local, peer }, false, now.at, &mut self.random);
         let mut refused = Vec::new();
         for _ in 0..60 {
             let mut established = None;

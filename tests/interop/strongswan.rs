@@ -13,11 +13,11 @@ use ike::phase1::Mode;
 use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET};
 use crate::table;
 
-const CHARON: &str = "/usr/lib/ipsec/charon";
+pub const CHARON: &str = "/usr/lib/ipsec/charon";
 const SOON: Duration = Duration::from_secs(10);
 
 /// A running charon; ended on drop.
-struct Charon {
+pub struct Charon {
     child: Child,
     directory: PathBuf,
 }
@@ -30,12 +30,13 @@ impl Drop for Charon {
 }
 
 impl Charon {
-    fn start(network: &Network, directory: &Path) -> Charon {
+    /// On a host of the network; `more` settings are words of strongswan.conf.
+    pub fn start(network: &Network, host: &str, directory: &Path, more: &str) -> Charon {
         let directory = directory.to_owned();
         let (log, socket) = (directory.join("charon.log"), directory.join("charon.vici"));
         let conf = format!(
             "charon {{\n port = 500\n port_nat_t = 4500\n\n load = random nonce aes sha1 sha2 hmac kdf gmp openssl curve25519 x509 \
-             constraints pubkey pkcs1 pkcs8 pem kernel-netlink socket-default vici\n install_routes = no\n retransmit_tries = 2\n\
+             constraints pubkey pkcs1 pkcs8 pem kernel-netlink socket-default vici\n install_routes = no\n {more}\n retransmit_tries = 2\n\
              i_dont_care_about_security_and_use_aggressive_mode_psk = yes\n\
              plugins {{ vici {{ socket = unix://{} }} }}\n\
              filelog {{ log {{ path = {}\n flush_line = yes\n default = 1\n enc = 1\n }} }}\n}}\n",
@@ -54,7 +55,7 @@ impl Charon {
         let anchors = directory.join("swanctl/x509ca");
         std::fs::create_dir_all(&anchors).expect("a directory");
         std::fs::copy(directory.join("ca.pem"), anchors.join("ca.pem")).expect("a copy");
-        let mut command = network.command("gm1", Path::new(CHARON));
+        let mut command = network.command(host, Path::new(CHARON));
         command.env("STRONGSWAN_CONF", directory.join("strongswan.conf"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let charon = Charon { child: command.spawn().expect("charon starts"), directory };
@@ -70,7 +71,7 @@ impl Charon {
         charon
     }
 
-    fn swanctl(&self, arguments: &[&str]) -> Result<String, String> {
+    pub fn swanctl(&self, arguments: &[&str]) -> Result<String, String> {
         let (command, arguments) = arguments.split_first().expect("a command");
         let output = Command::new("swanctl")
             .arg(command)
@@ -84,14 +85,14 @@ impl Charon {
         if output.status.success() { Ok(said) } else { Err(said) }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read(self.directory.join("charon.log"))
             .map(|octets| String::from_utf8_lossy(&octets).into_owned())
             .unwrap_or_default()
     }
 
     /// Waits until its log says `word` beyond `from` octets.
-    fn says(&self, from: usize, word: &str) -> Result<(), String> {
+    pub fn says(&self, from: usize, word: &str) -> Result<(), String> {
         for _ in 0..100 {
             if self.log().get(from..).is_some_and(|text| text.contains(word)) {
                 return Ok(());
@@ -102,7 +103,7 @@ impl Charon {
     }
 
     /// Its only connection.
-    fn load(&self, cell: &Cell, local: &str, remote: &str, dpd: u32) -> Result<(), String> {
+    pub fn load(&self, cell: &Cell, local: &str, remote: &str, dpd: u32) -> Result<(), String> {
         let group = match cell.group.number() {
             14 => "modp2048",
             19 => "ecp256",
@@ -129,6 +130,54 @@ impl Charon {
     }
 }
 
+/// `gm2.toml`: a member of ours that registers with charon on gm1, as this cell says. SHA-256.
+pub fn member(site: &Site, cell: &Cell) {
+    let (method, proof) = match cell.certificate() {
+        None => ("pre-shared-keys", "pre-shared-key = { file = \"gcks.psk\" }".to_owned()),
+        Some(kind) => (
+            "rsa-signatures",
+            format!(
+                "certificates = [{{ certificate = \"{OURS}-{kind}.pem\", private-key = {{ file = \"{OURS}-{kind}.key\" }} }}]\n\
+                 trust-anchors = [\"ca.pem\"]"
+            ),
+        ),
+    };
+    let text = format!(
+        r#"[member]
+listen = ["192.0.2.12:848"]
+nat-traversal-listen = ["192.0.2.12:4500"]
+control-socket = {:?}
+observe-socket = {:?}
+[ike.proposal.p]
+authentication-method = {method:?}
+dh-group = "group{}"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+mode = {:?}
+proposals = ["p"]
+{proof}
+[ike.gateway.servers]
+ike-policy = "pol"
+server-address = ["192.0.2.11:500"]
+local-identity = {{ hostname = {OURS:?} }}
+remote-identity = {{ hostname = {:?} }}
+compat = ["phase1-doi-ipsec"]
+[vpn.v]
+ike-gateway = "servers"
+group = 1
+[data-plane]
+backend = "none"
+"#,
+        site.control("gm2"),
+        site.path("gm2.observe"),
+        cell.group.number(),
+        cell.mode_name(),
+        cell.identity(),
+    );
+    ground::write(&site.path("gm2.toml"), &text);
+}
+
 #[test]
 fn strongswan_and_we_agree_on_phase_1_both_ways() {
     let test = "strongswan::strongswan_and_we_agree_on_phase_1_both_ways";
@@ -146,7 +195,7 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
     ground::server(&directory, &cells, "192.0.2.1:848");
     let gcks = site.start(GCKS, None).expect("gcksd starts");
     gcks.wait_named(gcks.beginning(), SOON * 3, "listening").expect("it listens");
-    let charon = Charon::start(&site.network, &directory);
+    let charon = Charon::start(&site.network, "gm1", &directory, "");
     let mut outcomes: Vec<Outcome> = Vec::new();
 
     for cell in &cells {
@@ -188,4 +237,26 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
     }
     drop(charon);
     table::settle("strongSwan", &outcomes);
+}
+
+#[test]
+fn a_member_of_ours_comes_up_with_strongswan_and_says_goodbye() {
+    let test = "strongswan::a_member_of_ours_comes_up_with_strongswan_and_says_goodbye";
+    let Some(binaries) = ground::enter(test, Path::new(CHARON)) else { return };
+    let cell = *Cell::all(1).first().expect("a cell");
+    let site = Site::new(Network::namespaces().expect("namespaces"), binaries).expect("a directory");
+    let directory = site.directory().to_owned();
+    ground::certificates(&directory);
+    let charon = Charon::start(&site.network, "gm1", &directory, "");
+    charon.load(&cell, "192.0.2.11", "192.0.2.12", 0).expect("its connection");
+    member(&site, &cell);
+    let gm2 = site.start("gm2", None).expect("gmd starts");
+    let up = gm2.wait_named(gm2.beginning(), SOON * 3, "phase1_established");
+    let up = up.unwrap_or_else(|error| panic!("{error}\n{}", charon.log())).to_string();
+    assert!(up.contains(&cell.identity()) && up.contains("group14"), "{up}");
+    // It knows no GROUPKEY-PULL: the registration stays open, and phase 1 ends with the member.
+    assert_eq!(gm2.vpn().expect("a vpn").state, "registering");
+    let from = charon.log().len();
+    assert_eq!(gm2.stop().expect("it stops").0, Some(0));
+    charon.says(from, "received DELETE for IKE_SA").expect("a goodbye");
 }

@@ -12,6 +12,8 @@ a sample is tried and held against this table. `asks`: the peer is the initiator
 `compat = [\"phase1-doi-ipsec\"]`; `answers`: our initiator asks. A hash stands under a group when with AES-256-CBC phase 1
 was established, R-U-THERE was acknowledged and DELETE was understood. ECDSA goes with the curve of the hash's size.
 strongSwan talks from port 500 with our port 848: where neither port is 500 it sends a non-ESP marker before each message.
+libreswan talks between ports 500, takes DOI 1 only and has no ECDSA in IKEv1. It asks R-U-THERE only under an IPsec SA,
+which GDOI never makes: where it `asks`, dead-peer detection is announced by both and not tried.
 
 ";
 

@@ -22,6 +22,22 @@ pub fn expel(daemon: &Daemon, group: String, member: String, json: bool) -> Resu
     simple(daemon, &Request::Expel { group: canonical(daemon, group)?, member }, json)
 }
 
+/// Locks a member out and follows the acknowledgements of the others to the end.
+///
+/// # Errors
+/// The daemon's refusal, or when the end does not come in time.
+pub fn revoke(daemon: &Daemon, group: &str, member: String, json: bool) -> Result<(), Failure> {
+    follow(daemon, group, json, |group| Request::Revoke { group, member })
+}
+
+/// Lets a revoked identity in again.
+///
+/// # Errors
+/// The daemon's refusal.
+pub fn unrevoke(daemon: &Daemon, group: String, member: String, json: bool) -> Result<(), Failure> {
+    simple(daemon, &Request::Unrevoke { group: canonical(daemon, group)?, member }, json)
+}
+
 /// Forgets members or counters.
 ///
 /// # Errors
@@ -89,18 +105,28 @@ fn canonical(daemon: &Daemon, group: String) -> Result<String, Failure> {
 /// # Errors
 /// The daemon's refusal, or when the end does not come in time.
 pub fn rekey(daemon: &Daemon, group: &str, only: (bool, bool), json: bool) -> Result<(), Failure> {
+    let (tek, kek) = if only == (false, false) { (true, true) } else { only };
+    follow(daemon, group, json, |group| Request::Rekey { group, tek, kek })
+}
+
+/// Asks for something that rekeys, and tells how that goes until it is over.
+fn follow(
+    daemon: &Daemon,
+    group: &str,
+    json: bool,
+    wish: impl FnOnce(String) -> Request,
+) -> Result<(), Failure> {
     let snapshot = daemon.gcks()?;
     let Some(view) = select(&snapshot, Some(group))?.first().copied() else {
         return Err(Failure::Refused(format!("no group {group}")));
     };
     // Before the wish: no acknowledgement is too quick for us.
     let events = daemon.watch()?;
-    let (tek, kek) = if only == (false, false) { (true, true) } else { only };
-    let reply = daemon.ask(&Request::Rekey { group: view.name.clone(), tek, kek })?;
+    let reply = daemon.ask(&wish(view.name.clone()))?;
     let Reply::Done { text, rekey, .. } = &reply else {
         return Err(Failure::Refused("the daemon answered something else".to_owned()));
     };
-    say(&if json { watch::json_line(&reply)? } else { format!("{}\n", ctl::event::printable(text)) })?;
+    say(&if json { watch::json_line(&reply)? } else { lines(text) })?;
     // Without one there is nothing to follow: nobody to tell, or no KEK.
     let Some(rekey) = *rekey else { return Ok(()) };
     let span = view
@@ -128,6 +154,11 @@ pub fn rekey(daemon: &Daemon, group: &str, only: (bool, bool), json: bool) -> Re
         }
     }
     Err(Failure::Refused("the daemon stopped before the rekey was over".to_owned()))
+}
+
+/// A daemon's text line by line, each fit for a terminal.
+fn lines(text: &str) -> String {
+    text.lines().map(|line| format!("{}\n", ctl::event::printable(line))).collect()
 }
 
 /// One rekey, followed from its start, which a queued one has later than the reply.

@@ -103,10 +103,24 @@ pub enum ServerCommand {
     /// Forget members or counters
     #[command(subcommand)]
     Clear(ClearWhat),
-    /// Expel, block and change the keys (not supported yet)
-    Revoke(Later),
-    /// Lift a revocation (not supported yet)
-    Unrevoke(Later),
+    /// Expel, block and change the keys: it can decrypt nothing from then on
+    Revoke {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Address, address:port or identity as shown
+        #[arg(long, value_name = "M")]
+        member: String,
+    },
+    /// Lift a revocation
+    Unrevoke {
+        /// Name or number
+        #[arg(long, value_name = "G")]
+        group: String,
+        /// Identity as shown
+        #[arg(long, value_name = "M")]
+        member: String,
+    },
     /// Verify, back up or reseal the stored state
     #[command(subcommand)]
     State(StateWhat),
@@ -277,10 +291,9 @@ impl MemberShow {
     /// The name of what does not exist yet.
     pub fn later(&self) -> Option<&'static str> {
         match self {
-            MemberShow::Ipsec(IpsecShow::Statistics(_)) => Some("ipsec statistics"),
             MemberShow::InactiveTunnels(_) => Some("inactive-tunnels"),
             MemberShow::Kek(_)
-            | MemberShow::Ipsec(IpsecShow::SecurityAssociations { .. })
+            | MemberShow::Ipsec(_)
             | MemberShow::Ike(_)
             | MemberShow::Policy
             | MemberShow::Statistics => None,
@@ -300,8 +313,12 @@ pub enum IpsecShow {
         #[arg(long, value_name = "V")]
         group: Option<String>,
     },
-    /// Packets and octets (not supported yet)
-    Statistics(Later),
+    /// Packets and octets
+    Statistics {
+        /// Only this VPN
+        #[arg(long, value_name = "V")]
+        group: Option<String>,
+    },
 }
 
 /// Arguments of a command that does not exist yet: anything.
@@ -344,6 +361,8 @@ mod tests {
             "gdoictl server rekey --group g1 --tek",
             "gdoictl server rekey --group g1 --both",
             "gdoictl server expel --group g1 --member 10.0.0.1:848",
+            "gdoictl server revoke --group g1 --member 10.0.0.1",
+            "gdoictl server unrevoke --group g1 --member gm7.example",
             "gdoictl server revoke --group g1 --member m",
             "gdoictl server clear members --group g1",
             "gdoictl server clear statistics",

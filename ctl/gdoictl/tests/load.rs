@@ -26,6 +26,7 @@ impl Site {
             r#"
 [server]
 listen = ["{server}"]
+nat-traversal = false
 state-directory = {state:?}
 control-socket = {control:?}
 observe-socket = {observe:?}

@@ -49,6 +49,26 @@ pub fn overhead(shape: Shape, encapsulation: Encapsulation, v4: bool, timestamp:
     outer + ESP_HEADER + shape.iv + stamp + shape.align - 1 + TRAILER + shape.icv
 }
 
+/// Octets of the longest packet that sealed is no longer than `mtu`.
+pub fn room(
+    shape: Shape,
+    encapsulation: Encapsulation,
+    inner: &Header,
+    timestamp: bool,
+    mtu: usize,
+) -> usize {
+    let outer = match (encapsulation, inner.is_v4()) {
+        (Encapsulation::Transport, _) => inner.length,
+        (Encapsulation::Tunnel, true) => 20,
+        (Encapsulation::Tunnel, false) => 40,
+    };
+    let stamp = if timestamp { d3p::LENGTH } else { 0 };
+    let text = mtu.saturating_sub(outer + ESP_HEADER + shape.iv + shape.icv);
+    let payload = (text - text % shape.align).saturating_sub(TRAILER + stamp);
+    // In transport mode the header is not in the payload.
+    if encapsulation == Encapsulation::Transport { payload + inner.length } else { payload }
+}
+
 /// SPI and sequence number of an ESP packet; none when it is none, or a later fragment of one.
 pub fn peek(packet: &[u8], header: &Header) -> Option<(Spi, u32)> {
     if header.protocol != protocol::ESP || header.fragment == Fragment::Later {

@@ -1,63 +1,107 @@
-//! The userspace backend: ESP between two TUN devices and raw sockets, one blocking thread per direction.
+//! The userspace backend: ESP between TUN devices and raw sockets, one TUN device and one blocking thread per zone.
 //!
 //! ```text
-//! inside interface  -> gdoi-out -> [rules, seal] -> raw socket, marked         ESP
-//!                                                -> gdoi-out                   clear, routed on by the host
-//! outside interface -> gdoi-in  -> [open, rules] -> gdoi-in                    clear, routed on by the host
+//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked
+//!                                                      -> pair of a vpn, inbound    open -> gdoi<zone>, routed on by the host
+//!                                                      -> no pair                   gdoi<zone>, routed on by the host
 //! ```
 //!
-//! The MTU of `gdoi-out` leaves room for ESP: the kernel fragments before encryption and tells hosts of the path MTU.
-//! One VPN between two sets of interfaces; traffic of the host itself is not steered.
+//! What passes in clear goes back to the host too, which routes it on by its main table. The threads know that table
+//! ([`routes`]): it says which zone a packet is on its way to. Multicast takes no part: the host's routing daemon forwards
+//! it, or nobody.
 
+pub mod routes;
 pub mod steer;
+mod work;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
 use gdoi_proto::policy::SenderIds;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
-use tun_rs::{DeviceBuilder, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
+use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::d3p::Timestamp;
-use crate::esp::{DfBit, HEADROOM, TAILROOM};
-use crate::path::{self, Counters, Dropped, How, When};
+use crate::esp::DfBit;
+use crate::path::{Counters, Shape};
 use crate::policy::{Gspd, Rules};
 use crate::sa::{Moment, SEED, Sa};
-use crate::{DataPlane, DataPlaneError, Fault, TekInstall};
+use crate::{DataPlane, DataPlaneError, Fault, TekInstall, Tell, Traffic};
 
-/// Most octets a packet gains: IPv6 tunnel, AES-CBC with HMAC-SHA-512, IP-D3P.
-const OVERHEAD: u16 = 40 + 8 + 16 + 12 + 15 + 2 + 32;
-/// How often a thread looks whether it should end.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-/// Faults that wait for the daemon; further ones are only counted.
-const FAULTS: usize = 64;
+/// Longest packet a TUN device takes: what passes in clear must not meet a narrower place here than elsewhere. What is
+/// sealed is measured by the tunnel's own MTU.
+const DEVICE_MTU: u16 = 9216;
 /// IPPROTO_RAW: we write the IP header.
 const RAW: i32 = 255;
 
-/// What the backend is made with.
-#[derive(Debug, Clone, Default)]
-pub struct TunSettings {
-    /// The VPN whose TEKs it takes.
+/// A zone: a name for interfaces.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Zone {
+    /// Its name.
+    pub name: String,
+    /// Its interfaces; they need not exist yet.
+    pub interfaces: Vec<String>,
+}
+
+/// The VPN that protects what goes from one zone to another and its answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// Where traffic in clear comes from.
+    pub from: String,
+    /// Where it goes to as ESP.
+    pub to: String,
+    /// The VPN.
     pub vpn: String,
-    /// Interfaces traffic to be protected arrives on.
-    pub inside: Vec<String>,
-    /// Interfaces of the network that carries ESP.
-    pub outside: Vec<String>,
-    /// Largest packet of that network, 256-9192 octets.
+}
+
+/// A VPN with traffic.
+#[derive(Debug, Clone)]
+pub struct VpnSettings {
+    /// Its name.
+    pub name: String,
+    /// Largest ESP packet, outer header included, 256-9192 octets.
     pub tunnel_mtu: u16,
     /// DF of outer headers.
     pub df: DfBit,
     /// The operator's rules.
     pub rules: Rules,
+}
+
+impl Default for VpnSettings {
+    fn default() -> VpnSettings {
+        VpnSettings { name: String::new(), tunnel_mtu: 1500, df: DfBit::default(), rules: Rules::default() }
+    }
+}
+
+/// What the backend is made with.
+#[derive(Debug, Clone, Default)]
+pub struct TunSettings {
+    /// Zones; one that no pair names is not steered.
+    pub zones: Vec<Zone>,
+    /// At most one for two zones, whichever way.
+    pub pairs: Vec<Pair>,
+    /// The VPNs of the pairs.
+    pub vpns: Vec<VpnSettings>,
+}
+
+impl TunSettings {
+    /// The zones that are steered: those of pairs.
+    pub fn steered(&self) -> Vec<&Zone> {
+        let named: BTreeSet<&str> =
+            self.pairs.iter().flat_map(|pair| [pair.from.as_str(), pair.to.as_str()]).collect();
+        self.zones.iter().filter(|zone| named.contains(zone.name.as_str())).collect()
+    }
+
+    /// The interfaces of each steered zone, as [`steer::hold`] takes them.
+    pub fn interfaces(&self) -> Vec<Vec<String>> {
+        self.steered().into_iter().map(|zone| zone.interfaces.clone()).collect()
+    }
 }
 
 /// Random octets of the crypto library.
@@ -66,21 +110,38 @@ pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
 /// The backend. When it is dropped its devices go and traffic stops; [`TunPlane::release`] gives the host its routing
 /// back.
 pub struct TunPlane {
-    vpn: String,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    faults: Receiver<Fault>,
     random: Random,
     activations: u64,
 }
 
-struct Shared {
+/// Which side of a pair a packet is on its way to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Towards the zone that sees ESP.
+    Out,
+    /// Towards the zone that sees clear packets.
+    In,
+}
+
+/// One VPN as the threads see it.
+struct Member {
+    name: String,
     gspd: RwLock<Arc<Gspd>>,
-    df: DfBit,
-    stop: AtomicBool,
+    shape: Shape,
     outbound: Mutex<Counters>,
     inbound: Mutex<Counters>,
-    faults: SyncSender<Fault>,
+    /// Second of the last fault that every packet repeats: an unknown SPI, and a TEK that is spent.
+    told: [AtomicU64; 2],
+}
+
+struct Shared {
+    members: Vec<Member>,
+    pairs: Pairs,
+    routes: routes::Follower,
+    stop: AtomicBool,
+    tell: Tell,
 }
 
 fn clock(id: ClockId) -> Duration {
@@ -97,28 +158,62 @@ fn failed(what: &str) -> impl Fn(io::Error) -> DataPlaneError {
     move |error| DataPlaneError(format!("{what}: {error}"))
 }
 
-impl Shared {
+impl Member {
+    fn new(settings: VpnSettings) -> Member {
+        Member {
+            name: settings.name,
+            gspd: RwLock::new(Arc::new(Gspd::new(settings.rules))),
+            shape: Shape { df: settings.df, mtu: usize::from(settings.tunnel_mtu) },
+            outbound: Mutex::default(),
+            inbound: Mutex::default(),
+            told: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
+        }
+    }
+
     fn gspd(&self) -> Arc<Gspd> {
         Arc::clone(&self.gspd.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn tell(&self, fault: Fault) {
-        // A full queue holds enough to act on.
-        let _ = self.faults.try_send(fault);
+    fn change(&self, change: impl FnOnce(&mut Gspd)) {
+        let mut gspd = Gspd::clone(&self.gspd());
+        change(&mut gspd);
+        *self.gspd.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(gspd);
     }
 }
 
-fn device(name: &str, mtu: u16) -> Result<SyncDevice, DataPlaneError> {
-    let device = DeviceBuilder::new().name(name).mtu(mtu).offload(true).enable(true).build_sync();
+impl Shared {
+    /// Tells of ESP nobody can open, once a second at most: strangers can cause it at will.
+    fn tell_stranger(&self, member: &Member, now: Moment, spi: Spi, source: IpAddr) {
+        self.tell_seldom(member, 0, now, || Fault::UnknownSpi { vpn: member.name.clone(), spi, source });
+    }
+
+    /// Tells of a TEK that has nothing left, once a second at most: every packet finds it so.
+    fn tell_spent(&self, member: &Member, now: Moment, spi: Spi) {
+        self.tell_seldom(member, 1, now, || Fault::Spent { vpn: member.name.clone(), spi });
+    }
+
+    fn tell_seldom(&self, member: &Member, kind: usize, now: Moment, fault: impl FnOnce() -> Fault) {
+        let told = member.told.get(kind).map(|told| told.swap(now.as_secs(), Ordering::Relaxed));
+        if told != Some(now.as_secs()) {
+            (self.tell)(fault());
+        }
+    }
+}
+
+fn device(name: &str) -> Result<SyncDevice, DataPlaneError> {
+    let device = DeviceBuilder::new().name(name).mtu(DEVICE_MTU).offload(true).enable(true).build_sync();
     let device = device.map_err(failed(name))?;
     device.set_nonblocking(true).map_err(failed(name))?;
     // Packets we hand back arrive on a device without an address that their source is not behind: any check of the
     // source drops them there. The strictest of "all" and the device's own setting holds.
     let conf = "/proc/sys/net/ipv4/conf";
     let path = format!("{conf}/{name}/rp_filter");
-    std::fs::write(&path, "0").map_err(failed(&path))?;
+    let off = |path: &str| std::fs::read_to_string(path).map(|text| text.trim() == "0").map_err(failed(path));
+    if !off(&path)? {
+        std::fs::write(&path, "0").map_err(failed(&path))?;
+    }
     let all = format!("{conf}/all/rp_filter");
-    if std::fs::read_to_string(&all).map_err(failed(&all))?.trim() != "0" {
+    if !off(&all)? {
         return Err(DataPlaneError(format!("{all} must be 0: set rp_filter per interface instead")));
     }
     Ok(device)
@@ -130,63 +225,70 @@ fn raw_socket(domain: Domain) -> Result<Socket, DataPlaneError> {
     Ok(socket)
 }
 
+/// VPN and way by the zone a packet comes from and the one it goes to.
+type Pairs = BTreeMap<(usize, usize), (usize, Way)>;
+
+fn resolve(settings: &TunSettings) -> Result<Pairs, DataPlaneError> {
+    let steered = settings.steered();
+    let zone = |name: &str| {
+        let found = steered.iter().position(|zone| zone.name == name);
+        found.ok_or_else(|| DataPlaneError(format!("no zone {name} with interfaces")))
+    };
+    let mut pairs = BTreeMap::new();
+    for pair in &settings.pairs {
+        let (from, to) = (zone(&pair.from)?, zone(&pair.to)?);
+        let vpn = settings.vpns.iter().position(|vpn| vpn.name == pair.vpn);
+        let vpn = vpn.ok_or_else(|| DataPlaneError(format!("no vpn {}", pair.vpn)))?;
+        let taken = pairs.contains_key(&(from, to));
+        if from == to || taken {
+            return Err(DataPlaneError(format!("zones {} and {} have a vpn already", pair.from, pair.to)));
+        }
+        pairs.insert((from, to), (vpn, Way::Out));
+        pairs.insert((to, from), (vpn, Way::In));
+    }
+    Ok(pairs)
+}
+
 impl TunPlane {
-    /// Steers the interfaces to new TUN devices `gdoi-out` and `gdoi-in` and starts the threads. Nothing passes in clear
-    /// at any moment between.
+    /// Steers the zones to new TUN devices and starts the threads. Nothing passes in clear at any moment between. What a
+    /// process that is dead left behind is replaced.
     ///
     /// # Errors
-    /// [`DataPlaneError`]: no rights, an interface name in use, a kernel without policy routing or TUN.
-    pub fn start(settings: TunSettings, random: Random) -> Result<TunPlane, DataPlaneError> {
-        steer::hold(&settings.inside, &settings.outside)?;
-        let out = device("gdoi-out", settings.tunnel_mtu.saturating_sub(OVERHEAD))?;
-        let inward = device("gdoi-in", settings.tunnel_mtu)?;
-        let index = |device: &SyncDevice| device.if_index().map_err(failed("index of a TUN device"));
-        let (four, six) = (raw_socket(Domain::IPV4)?, raw_socket(Domain::IPV6)?);
-        steer::connect(index(&out)?, index(&inward)?)?;
-        let (faults, taken) = sync_channel(FAULTS);
+    /// [`DataPlaneError`]: no rights, another data plane is running, a kernel without policy routing or TUN.
+    pub fn start(settings: TunSettings, random: Random, tell: Tell) -> Result<TunPlane, DataPlaneError> {
+        let pairs = resolve(&settings)?;
+        let zones = settings.interfaces();
+        if steer::is_running()? {
+            return Err(DataPlaneError("another data plane is running on this machine".to_owned()));
+        }
+        steer::hold(&zones)?;
+        let names = (0..zones.len()).map(steer::device_name);
+        let devices = names.map(|name| device(&name)).collect::<Result<Vec<_>, _>>()?;
+        let indices = devices.iter().map(|device| device.if_index()).collect::<Result<Vec<_>, _>>();
+        let routes = routes::Follower::start(zones)?;
         let shared = Arc::new(Shared {
-            gspd: RwLock::new(Arc::new(Gspd::new(settings.rules))),
-            df: settings.df,
+            members: settings.vpns.into_iter().map(Member::new).collect(),
+            pairs,
+            routes,
             stop: AtomicBool::new(false),
-            outbound: Mutex::default(),
-            inbound: Mutex::default(),
-            faults,
+            tell,
         });
-        let mut plane = TunPlane {
-            vpn: settings.vpn,
-            shared: Arc::clone(&shared),
-            threads: Vec::new(),
-            faults: taken,
-            random,
-            activations: 0,
-        };
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let outward = Arc::clone(&shared);
-        plane.threads.push(
-            thread("gdoi-out")
-                .spawn(move || {
-                    work(&outward, &out, |gspd, when, buffer, packet| {
-                        outbound(&outward, &out, [&four, &six], gspd, when, buffer, packet);
-                    });
-                })
-                .map_err(failed("thread"))?,
-        );
-        plane.threads.push(
-            thread("gdoi-in")
-                .spawn(move || {
-                    work(&shared, &inward, |gspd, when, buffer, packet| {
-                        incoming(&shared, &inward, gspd, when, buffer, packet);
-                    });
-                })
-                .map_err(failed("thread"))?,
-        );
+        let mut plane = TunPlane { shared, threads: Vec::new(), random, activations: 0 };
+        for (zone, device) in devices.into_iter().enumerate() {
+            let sockets = [raw_socket(Domain::IPV4)?, raw_socket(Domain::IPV6)?];
+            let worker = work::Worker::new(Arc::clone(&plane.shared), zone, device, sockets);
+            let thread = std::thread::Builder::new().name(steer::device_name(zone));
+            plane.threads.push(thread.spawn(move || worker.run()).map_err(failed("thread"))?);
+        }
+        steer::connect(&indices.map_err(failed("index of a TUN device"))?)?;
         Ok(plane)
     }
 
-    /// What went out and what came in so far.
-    pub fn counters(&self) -> (Counters, Counters) {
+    /// What went out and what came in so far, of one VPN.
+    pub fn counters(&self, vpn: &str) -> Option<(Counters, Counters)> {
+        let member = self.member(vpn).ok()?;
         let copy = |of: &Mutex<Counters>| of.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (copy(&self.shared.outbound), copy(&self.shared.inbound))
+        Some((copy(&member.outbound), copy(&member.inbound)))
     }
 
     /// Ends it and gives the host its own routing back.
@@ -198,17 +300,14 @@ impl TunPlane {
         steer::release()
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Gspd)) {
-        let mut gspd = Gspd::clone(&self.shared.gspd());
-        change(&mut gspd);
-        *self.shared.gspd.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(gspd);
+    fn member(&self, vpn: &str) -> Result<&Member, DataPlaneError> {
+        let found = self.shared.members.iter().find(|member| member.name == vpn);
+        found.ok_or_else(|| DataPlaneError(format!("{vpn}: no zones belong to this vpn")))
     }
 
-    fn check_vpn(&self, vpn: &str) -> Result<(), DataPlaneError> {
-        match vpn == self.vpn {
-            true => Ok(()),
-            false => Err(DataPlaneError(format!("{vpn}: no zones belong to this vpn"))),
-        }
+    /// True when traffic of `vpn` takes this way; keys of other VPNs are only shown.
+    pub fn carries(&self, vpn: &str) -> bool {
+        self.member(vpn).is_ok()
     }
 }
 
@@ -222,130 +321,95 @@ impl Drop for TunPlane {
     }
 }
 
-/// Reads packets of a device until told to stop.
-fn work(shared: &Shared, device: &SyncDevice, mut take: impl FnMut(&Gspd, When, &mut [u8], Range<usize>)) {
-    let mut whole = vec![0; VIRTIO_NET_HDR_LEN + 65535];
-    let mut buffers = vec![vec![0; HEADROOM + 9216 + TAILROOM]; IDEAL_BATCH_SIZE];
-    let mut sizes = vec![0; IDEAL_BATCH_SIZE];
-    while !shared.stop.load(Ordering::Relaxed) {
-        let Ok(count) = device.recv_multiple(&mut whole, &mut buffers, &mut sizes, HEADROOM) else {
-            // Nothing there, or a packet that cannot be split: the next one will do.
-            let _ = poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&PATIENCE));
-            continue;
-        };
-        let gspd = shared.gspd();
-        let when = When { now: now(), wall: Timestamp::new(clock(ClockId::Realtime)) };
-        for (buffer, size) in buffers.iter_mut().zip(&sizes).take(count) {
-            take(&gspd, when, buffer, HEADROOM..HEADROOM + size);
-        }
-    }
-}
-
-/// Hands a packet back to the host, which routes it on: an empty virtio header goes before it.
-fn give_back(device: &SyncDevice, buffer: &mut [u8], packet: Range<usize>) {
-    let Some(start) = packet.start.checked_sub(VIRTIO_NET_HDR_LEN) else { return };
-    let Some(header) = buffer.get_mut(start..packet.start) else { return };
-    header.fill(0);
-    let Some(octets) = buffer.get(start..packet.end) else { return };
-    // A full queue drops packets as a full queue of any interface does.
-    let _ = device.send(octets);
-}
-
-fn outbound(
-    shared: &Shared,
-    device: &SyncDevice,
-    [four, six]: [&Socket; 2],
-    gspd: &Gspd,
-    when: When,
-    buffer: &mut [u8],
-    packet: Range<usize>,
-) {
-    let mut counters = shared.outbound.lock().unwrap_or_else(PoisonError::into_inner);
-    let result = path::outbound(gspd, &mut counters, when, shared.df, buffer, packet);
-    drop(counters);
-    match result {
-        Ok(passed) => match passed.how {
-            How::Clear(_) => give_back(device, buffer, passed.packet),
-            How::Esp(sa) => {
-                if sa.take_soft_limit() {
-                    shared.tell(Fault::SoftLimit { vpn: sa.vpn.clone(), spi: sa.spi });
-                }
-                let Some(octets) = buffer.get(passed.packet) else { return };
-                let Ok(header) = crate::header::Header::read(octets) else { return };
-                let socket = if header.destination.is_ipv4() { four } else { six };
-                // No route or a full queue: counted by the kernel.
-                let _ = socket.send_to(octets, &SocketAddr::new(header.destination, 0).into());
-            }
-        },
-        Err(Dropped::Spent(spi)) => {
-            if let Some(sa) = gspd.find(spi) {
-                shared.tell(Fault::Spent { vpn: sa.vpn.clone(), spi });
-            }
-        }
-        Err(_) => {}
-    }
-}
-
-fn incoming(
-    shared: &Shared,
-    device: &SyncDevice,
-    gspd: &Gspd,
-    when: When,
-    buffer: &mut [u8],
-    packet: Range<usize>,
-) {
-    let source: Option<IpAddr> = buffer
-        .get(packet.clone())
-        .and_then(|octets| crate::header::Header::read(octets).ok())
-        .map(|it| it.source);
-    let mut counters = shared.inbound.lock().unwrap_or_else(PoisonError::into_inner);
-    let result = path::inbound(gspd, &mut counters, when, buffer, packet);
-    drop(counters);
-    match (result, source) {
-        (Ok(passed), _) => give_back(device, buffer, passed.packet),
-        (Err(Dropped::UnknownSpi(spi)), Some(source)) => shared.tell(Fault::UnknownSpi { spi, source }),
-        (Err(_), _) => {}
-    }
-}
-
 impl DataPlane for TunPlane {
     fn name(&self) -> &'static str {
         "tun"
     }
 
     fn install(&mut self, tek: TekInstall) -> Result<(), DataPlaneError> {
-        self.check_vpn(&tek.vpn)?;
+        if !self.carries(&tek.vpn) {
+            return Ok(());
+        }
         let mut seed = [0; SEED];
         (self.random)(&mut seed);
         let sa = Arc::new(Sa::new(&tek, now(), &seed)?);
-        self.change(|gspd| gspd.install(sa));
+        self.member(&tek.vpn)?.change(|gspd| gspd.install(sa));
         Ok(())
     }
 
     fn activate(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {
-        self.check_vpn(vpn)?;
-        let gspd = self.shared.gspd();
+        if !self.carries(vpn) {
+            return Ok(());
+        }
+        self.activations += 1;
+        let gspd = self.member(vpn)?.gspd();
         let sa = gspd.find(spi);
         let sa = sa.ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
-        self.activations += 1;
         sa.activate(self.activations)
     }
 
     fn set_sender_ids(&mut self, vpn: &str, spi: Spi, sender_ids: SenderIds) -> Result<(), DataPlaneError> {
-        self.check_vpn(vpn)?;
-        let gspd = self.shared.gspd();
-        let sa =
-            gspd.find(spi).ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
-        sa.set_sender_ids(&sender_ids)
-    }
-
-    fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {
-        self.check_vpn(vpn)?;
-        self.change(|gspd| gspd.remove(spi, now()));
+        if !self.carries(vpn) {
+            return Ok(());
+        }
+        let member = self.member(vpn)?;
+        let gspd = member.gspd();
+        let sa = gspd.find(spi);
+        let sa = sa.ok_or_else(|| DataPlaneError(format!("{vpn}: TEK {spi} is not installed")))?;
+        let sa = Arc::new(sa.with_sender_ids(&sender_ids)?);
+        member.change(|gspd| gspd.install(sa));
         Ok(())
     }
 
-    fn poll_fault(&mut self) -> Option<Fault> {
-        self.faults.try_recv().ok()
+    fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError> {
+        if let Ok(member) = self.member(vpn) {
+            member.change(|gspd| gspd.remove(spi, now()));
+        }
+        Ok(())
+    }
+
+    fn traffic(&self, vpn: &str) -> Option<Traffic> {
+        let (outbound, inbound) = self.counters(vpn)?;
+        let gspd = self.member(vpn).ok()?.gspd();
+        let sas = gspd.sas().map(|sa| (sa.spi, sa.counters())).collect();
+        Some(Traffic { outbound, inbound, sas })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(pairs: &[(&str, &str, &str)]) -> TunSettings {
+        let zone = |name: &str| Zone { name: name.to_owned(), interfaces: vec![format!("{name}0")] };
+        let vpn = |name: &str| VpnSettings { name: name.to_owned(), ..VpnSettings::default() };
+        let pair = |(from, to, vpn): &(&str, &str, &str)| Pair {
+            from: (*from).to_owned(),
+            to: (*to).to_owned(),
+            vpn: (*vpn).to_owned(),
+        };
+        TunSettings {
+            zones: ["idle", "lan", "dmz", "wan"].map(zone).to_vec(),
+            pairs: pairs.iter().map(pair).collect(),
+            vpns: ["a", "b"].map(vpn).to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_pair_holds_both_ways_and_zones_without_one_are_left_alone() {
+        let settings = settings(&[("lan", "wan", "b"), ("dmz", "wan", "a")]);
+        assert_eq!(settings.interfaces(), [["lan0"], ["dmz0"], ["wan0"]]);
+        let pairs = resolve(&settings).unwrap();
+        assert_eq!(pairs.get(&(0, 2)), Some(&(1, Way::Out)));
+        assert_eq!(pairs.get(&(2, 0)), Some(&(1, Way::In)));
+        assert_eq!(pairs.get(&(2, 1)), Some(&(0, Way::In)));
+        assert_eq!(pairs.get(&(0, 1)), None);
+    }
+
+    #[test]
+    fn two_vpns_for_one_pair_are_refused_whichever_way() {
+        assert!(resolve(&settings(&[("lan", "wan", "a"), ("wan", "lan", "b")])).is_err());
+        assert!(resolve(&settings(&[("lan", "nowhere", "a")])).is_err());
+        assert!(resolve(&settings(&[("lan", "wan", "c")])).is_err());
     }
 }

@@ -7,7 +7,9 @@
 //! | `kek` | group name/SPI | rekey SA with its last SEQ, end, generation and acknowledgement type |
 //! | `tek` | group name/SPI | data-security SA with its keys, end and the policy it was made for |
 //! | `push` | group name/KEK SPI/SEQ | content to sign or the signed datagram |
-//! | `member` | group name/identity | address, gateway, SIDs, last PUSH its PULL contained |
+//! | `member` | group name/identity | address, gateway, SIDs, last PUSH its PULL contained, leaf |
+//! | `node` | group name/level/index | handle and key of a node of the key tree |
+//! | `revoked` | group name/identity | who may not register, and since when |
 
 use gdoi_proto::secret::SecretBytes;
 
@@ -24,11 +26,16 @@ pub enum Kind {
     Push,
     /// One per member.
     Member,
+    /// One per node of the key tree.
+    Node,
+    /// One per revoked identity.
+    Revoked,
 }
 
 impl Kind {
     /// Every kind, in the order restore reads them.
-    pub const ALL: [Kind; 5] = [Kind::Group, Kind::Kek, Kind::Tek, Kind::Push, Kind::Member];
+    pub const ALL: [Kind; 7] =
+        [Kind::Group, Kind::Kek, Kind::Tek, Kind::Push, Kind::Member, Kind::Node, Kind::Revoked];
 
     /// The name in the store.
     pub const fn name(self) -> &'static str {
@@ -38,6 +45,8 @@ impl Kind {
             Kind::Tek => "tek",
             Kind::Push => "push",
             Kind::Member => "member",
+            Kind::Node => "node",
+            Kind::Revoked => "revoked",
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Rekeying is in `rekey.rs`, delivery and acknowledgements in `push.rs`, what survives in `rows.rs`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,12 +24,16 @@ use ike::protect::ack::AckKey;
 use ike::protect::push::KekCipherKey;
 
 use super::durable::Change;
+use super::lkh::{Node, NodeKey, Tree};
 use super::member::{Member, MemberKey};
 use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
 use super::sender_id::SenderIdPool;
 use super::settings::{CommunicationSettings, GroupSettings, SaSettings};
+
+/// Keys count as unused this long, however short ATD is: a newcomer must have the time to ask for them.
+const LEAST_FRESH: Duration = Duration::from_secs(10);
 
 /// What message 2 of a PULL said: message 4 must keep it even when a rekey happens in between.
 #[derive(Debug)]
@@ -160,6 +164,18 @@ pub struct Group {
     /// SIDs of another width are in use: they overlap with fresh ones.
     pub(super) foreign_sids: bool,
     pub(super) members: Roster,
+    /// The key tree whose root is the KEK.
+    pub(super) tree: Option<Tree>,
+    /// Nodes read by restore.
+    pub(super) found: BTreeMap<Node, NodeKey>,
+    /// Members hold keys of another kind than the configuration wants: flat ones, or of a tree.
+    pub(super) other_keys: bool,
+    /// The last rekey that replaced every key: when, and the TEKs made since then.
+    pub(super) fresh: Option<(Instant, BTreeSet<Spi>)>,
+    /// A newcomer waits for keys that nobody used yet.
+    pub(super) join_waits: bool,
+    /// Identities that may not register, and since when, in Unix seconds.
+    pub(super) revoked: BTreeMap<MemberKey, u64>,
     /// `settings.gateways`, shared by the records of their members.
     gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
@@ -201,6 +217,12 @@ impl Group {
             sids,
             foreign_sids: false,
             members: Roster::default(),
+            tree: None,
+            found: BTreeMap::new(),
+            other_keys: false,
+            fresh: None,
+            join_waits: false,
+            revoked: BTreeMap::new(),
             gateways,
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
@@ -273,9 +295,22 @@ impl Group {
             });
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
+        if self.revoked.contains_key(&asker.identity) {
+            self.refuse_revoked(asker);
+            return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return PolicyAnswer::Silence;
+        }
+        // The tree grows as soon as it may, and the member asks again.
+        if self.tree.as_ref().is_some_and(|tree| tree.is_full() && self.leaf_of(&asker.identity).is_none()) {
+            return PolicyAnswer::Later;
+        }
+        // Backward access control (RFC 6407 section 7.4.2): the others change their keys first, and the member asks again.
+        if self.is_kept_from_old_keys(&asker.identity) && self.fresh_teks(now.at).is_none() {
+            self.join_waits = true;
+            return PolicyAnswer::Later;
         }
         match self.terms(now, asker) {
             Some(terms) => PolicyAnswer::Terms(Arc::new(terms)),
@@ -307,7 +342,11 @@ impl Group {
             return None;
         }
         let at = now.at;
-        let teks: Vec<&Tek> = self.teks.iter().filter(|tek| tek.life(at) > Duration::ZERO).collect();
+        let newcomer = self.is_kept_from_old_keys(&asker.identity);
+        let fresh = self.fresh_teks(at).filter(|_| newcomer);
+        let may_know = |tek: &Tek| fresh.is_none_or(|fresh| fresh.contains(&tek.spi));
+        let live = |tek: &&Tek| tek.life(at) > Duration::ZERO && may_know(tek);
+        let teks: Vec<&Tek> = self.teks.iter().filter(live).collect();
         if teks.is_empty() {
             return None;
         }
@@ -342,6 +381,19 @@ impl Group {
             untold: self.untold,
             keys,
         })
+    }
+
+    /// True for who must not learn keys that were in use before it came.
+    fn is_kept_from_old_keys(&self, identity: &MemberKey) -> bool {
+        self.settings.rekey_on_join && self.members.number(identity).is_none()
+    }
+
+    /// The TEKs that came with or after the last new KEK, while members do not send under them yet: newcomers of that time
+    /// share them.
+    fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
+        let activation = self.settings.communication.as_ref().map_or(0, |it| it.activation_delay);
+        let span = Duration::from_secs(u64::from(activation)).max(LEAST_FRESH);
+        self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)
     }
 
     /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
@@ -380,7 +432,7 @@ impl Group {
             signature: communication.signature,
             signature_key_bits: Some(communication.signature_key_bits),
             acknowledgement: kek.ack,
-            lkh: false,
+            lkh: communication.lkh,
         }
     }
 
@@ -399,14 +451,20 @@ impl Group {
         asker: &Asker,
         terms: &Terms,
         sender_ids: u16,
+        entropy: &mut dyn Entropy,
     ) -> Option<KeyDownload> {
         let gateway = self.gateway(&asker.gateway.name)?;
+        if self.revoked.contains_key(&asker.identity) {
+            self.refuse_revoked(asker);
+            return None;
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return None;
         }
         // Nothing is lost: it asks again and gets what is current.
         let missed = self.missed_since(terms)?;
+        let root = self.root_for(&asker.identity, terms)?;
         let mut changes = Vec::new();
         let mut keys = terms.keys.clone();
         let mut sids = Vec::new();
@@ -421,13 +479,23 @@ impl Group {
             sids = allocation.sids;
             keys.sender_ids = Some(SenderIds { bits: self.sids.bits(), values: sids.clone() });
         }
+        let leaf = match root {
+            Some(root) => {
+                let leaf = self.seat(&asker.identity, entropy, &mut changes)?;
+                keys.lkh_download = self.tree.as_ref().and_then(|tree| tree.path_to(leaf, root));
+                Some(leaf)
+            }
+            None => None,
+        };
         let known = self.members.get(&asker.identity);
         let again = known.is_some();
         let member = Member {
             peer: asker.peer,
             local: asker.local,
+            behind_nat: asker.behind_nat,
             gateway,
             joined: terms.mark,
+            leaf,
             sender_ids: sids,
             registered: known.map_or(now.at, |member| member.registered),
             last_ack: known.and_then(|member| member.last_ack),
@@ -479,23 +547,18 @@ impl Group {
         Some(self.member_gone(key))
     }
 
-    /// Takes a member out of the list and ends its IKE SA.
-    pub fn expel(&mut self, key: &MemberKey) {
-        self.remove_member(key, "expelled by the operator");
+    /// Takes a member out of the list and ends its IKE SA; the change goes with what follows from it.
+    pub(super) fn remove_member(&mut self, key: &MemberKey, reason: &str) -> Vec<Change> {
+        let change = self.forget_member(key, reason);
+        self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
+        change.into_iter().collect()
     }
 
-    fn remove_member(&mut self, key: &MemberKey, reason: &str) {
-        if let Some(change) = self.forget_member(key, reason) {
-            self.out.push_back(GroupOutput::Persist(vec![change]));
-            self.out.push_back(GroupOutput::DeleteIdentity(key.clone(), reason.to_owned()));
-        }
-    }
-
-    /// A member by identity, address, or address and port, as `show` prints them.
+    /// A member by identity, address, or address and port, as `show` prints them; none when nobody is meant.
     ///
     /// # Errors
-    /// For the operator: nobody is meant, or several are, and how each of these is named alone.
-    pub fn find_member(&self, text: &str) -> Result<MemberKey, String> {
+    /// For the operator: several are meant, and how each of these is named alone.
+    pub fn find_member(&self, text: &str) -> Result<Option<MemberKey>, String> {
         let found: Vec<(&MemberKey, &Member)> = self
             .members
             .iter()
@@ -506,8 +569,8 @@ impl Group {
             })
             .collect();
         match found.as_slice() {
-            [] => Err(format!("no member {text}")),
-            [(key, _)] => Ok((*key).clone()),
+            [] => Ok(None),
+            [(key, _)] => Ok(Some((*key).clone())),
             several => {
                 let names: Vec<String> =
                     several.iter().map(|(key, member)| format!("{} ({key})", member.peer)).collect();

@@ -56,6 +56,20 @@ pub enum Command {
         /// Identity, address or address:port as shown.
         member: String,
     },
+    /// Out of the list, may not register any more, and opens nothing from now on.
+    Revoke {
+        /// Group name.
+        group: String,
+        /// Identity, address or address:port as shown.
+        member: String,
+    },
+    /// A revoked identity may register again.
+    Unrevoke {
+        /// Group name.
+        group: String,
+        /// Identity as shown.
+        member: String,
+    },
     /// Counters to zero; all groups when none is named.
     ClearStatistics {
         /// Group name.

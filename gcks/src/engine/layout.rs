@@ -1,7 +1,7 @@
 //! A rekey as octets to sign: which keys go into which PUSH, each within `max-push-size` where keys can be split.
 
 use gdoi_proto::ids::SeqNumber;
-use gdoi_proto::payload::Delete;
+use gdoi_proto::payload::{Delete, LkhUpdate};
 use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet};
 use gdoi_proto::registry::Doi;
 use ike::io::Now;
@@ -35,29 +35,42 @@ impl Group {
         Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
     }
 
-    /// The PUSHes that carry these keys, each within `max-push-size` where keys can be split. All go under the present KEK,
-    /// its successor last. None without a KEK or numbers for all.
-    pub(super) fn lay_out(&self, now: Now, teks: &[Tek], successor: Option<&Kek>) -> Vec<Part> {
-        let (Some(communication), Some(kek)) = (&self.settings.communication, &self.kek) else {
-            return Vec::new();
-        };
+    /// The PUSHes that carry these keys, each within `max-push-size` where keys can be split. All go under `protecting`,
+    /// its successor last; the arrays of a key tree are split as well, each PUSH with the same SAK (RFC 6407 section 4).
+    /// None without numbers for all.
+    pub(super) fn lay_out(
+        &self,
+        now: Now,
+        protecting: &Kek,
+        teks: &[Tek],
+        successor: Option<(&Kek, &[LkhUpdate])>,
+    ) -> Vec<Part> {
+        let Some(communication) = &self.settings.communication else { return Vec::new() };
         let small = |part: &Part| part.unsigned.datagram_len() <= communication.max_push_size;
-        let (mut parts, mut rest, mut last) = (Vec::new(), teks, kek.seq);
+        let (mut parts, mut rest, mut last) = (Vec::new(), teks, protecting.seq);
+        let mut successor = successor;
         loop {
             let Some(seq) = last.next() else { return Vec::new() };
             last = seq;
-            let Some(all) = self.lay_out_part(now, seq, rest, successor) else { return Vec::new() };
-            if small(&all) || rest.is_empty() {
+            let Some(all) = self.lay_out_part(now, protecting, seq, rest, successor) else {
+                return Vec::new();
+            };
+            let arrays = successor.map_or(0, |(_, arrays)| arrays.len());
+            if small(&all) || (rest.is_empty() && arrays < 2) {
                 parts.push(all);
                 return parts;
             }
-            // As many as fit, and at least one.
-            let part = |count: usize| self.lay_out_part(now, seq, rest.get(..count)?, None);
-            let mut count = 1;
-            let mut best = part(count);
-            while let Some(more) = part(count + 1).filter(&small) {
-                (best, count) = (Some(more), count + 1);
+            if let (true, Some((kek, arrays))) = (rest.is_empty(), successor) {
+                let part = |count: usize| {
+                    self.lay_out_part(now, protecting, seq, &[], Some((kek, arrays.get(..count)?)))
+                };
+                let (best, count) = most_that_fit(part, small);
+                parts.extend(best);
+                successor = arrays.get(count..).map(|left| (kek, left));
+                continue;
             }
+            let part = |count: usize| self.lay_out_part(now, protecting, seq, rest.get(..count)?, None);
+            let (best, count) = most_that_fit(part, small);
             parts.extend(best);
             rest = rest.get(count..).unwrap_or_default();
             if rest.is_empty() && successor.is_none() {
@@ -66,9 +79,16 @@ impl Group {
         }
     }
 
-    fn lay_out_part(&self, now: Now, seq: SeqNumber, teks: &[Tek], successor: Option<&Kek>) -> Option<Part> {
+    fn lay_out_part(
+        &self,
+        now: Now,
+        protecting: &Kek,
+        seq: SeqNumber,
+        teks: &[Tek],
+        successor: Option<(&Kek, &[LkhUpdate])>,
+    ) -> Option<Part> {
         let communication = self.settings.communication.as_ref()?;
-        let protecting = self.kek.as_ref()?;
+        let (successor, arrays) = successor.map_or((None, &[][..]), |(kek, arrays)| (Some(kek), arrays));
         let dialect = self.settings.push_dialect;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
@@ -79,7 +99,9 @@ impl Group {
             teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
-            kek: successor.map(|kek| self.kek_key(kek)),
+            kek: successor.filter(|_| !communication.lkh).map(|kek| self.kek_key(kek)),
+            lkh_updates: arrays.to_vec(),
+            lkh_public_key: self.public_key.clone().filter(|_| !arrays.is_empty()),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
         };
@@ -99,6 +121,18 @@ impl Group {
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })
     }
+}
+
+/// The part with as many keys as fit, at least one, and how many.
+fn most_that_fit(
+    part: impl Fn(usize) -> Option<Part>,
+    small: impl Fn(&Part) -> bool,
+) -> (Option<Part>, usize) {
+    let (mut best, mut count) = (part(1), 1);
+    while let Some(more) = part(count + 1).filter(&small) {
+        (best, count) = (Some(more), count + 1);
+    }
+    (best, count)
 }
 
 /// Everything of a kind goes: SPI 0 (RFC 6407 section 5.9).

@@ -30,10 +30,14 @@ pub struct Member {
     pub peer: SocketAddr,
     /// Our address that PULL came to; pushes leave from it.
     pub local: SocketAddr,
+    /// A NAT is before it: the address it knows itself by, and acknowledges with, is another.
+    pub behind_nat: bool,
     /// The gateway statement that admitted it.
     pub gateway: Arc<str>,
     /// What its last PULL gave it: later PUSHes are news to it.
     pub joined: Mark,
+    /// Its leaf of the key tree; none without a tree.
+    pub leaf: Option<u32>,
     /// SIDs of its last PULL.
     pub sender_ids: Vec<SenderId>,
     /// When it registered first in this life of the server.

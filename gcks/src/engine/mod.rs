@@ -5,32 +5,37 @@ pub mod durable;
 pub mod group;
 pub mod io;
 mod layout;
+pub mod lkh;
 pub mod member;
 pub mod peers;
 pub mod pull;
 pub mod push;
 pub mod rekey;
+mod revoke;
 pub mod roster;
 mod rows;
 pub mod sender_id;
 pub mod settings;
 mod signing;
 mod snapshot;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ctl::event::Event;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{CookiePair, GroupId, Spi};
+use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{ExchangeType, NotifyType};
 use ike::crypto::provider::Job;
+use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 use ike::protect::ack::Ack;
 
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
-use peers::{Ask, PeerOutput, Peers, PolicyAnswer};
+use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
 pub use rows::{RestoreError, without_keys};
 use settings::Settings;
 
@@ -152,13 +157,21 @@ impl KeyServer {
         if self.store_failing && header.exchange != ExchangeType::GroupkeyPushAck {
             return self.drop_message(datagram, "the store refuses writes".to_owned());
         }
+        if is_fragment(&header) {
+            if let Some(octets) = self.peers.on_fragment(peer, &header, octets) {
+                self.on_datagram(now, &Datagram { local, peer, octets });
+            }
+            return;
+        }
         let entropy = self.entropy.as_mut();
         match header.exchange {
             ExchangeType::MainMode | ExchangeType::Aggressive => {
                 self.peers.on_phase1(now, (local, peer), &header, octets, entropy);
             }
-            ExchangeType::Informational => self.peers.on_informational(peer, &header, octets, entropy),
-            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, peer, &header, octets),
+            ExchangeType::Informational => {
+                self.peers.on_informational((local, peer), &header, octets, entropy)
+            }
+            ExchangeType::GroupkeyPull => self.peers.on_pull(now.at, (local, peer), &header, octets),
             ExchangeType::GroupkeyPushAck => self.on_ack(now, datagram),
             ExchangeType::Base
             | ExchangeType::AuthenticationOnly
@@ -227,17 +240,13 @@ impl KeyServer {
             Command::ClearMembers { group } => self.command(&group, |group, entropy| {
                 Ok(group.clear_members(now, "cleared by the operator", entropy))
             }),
-            Command::Expel { group, member } => self.command(&group, |group, entropy| {
-                let key = group.find_member(&member)?;
-                group.expel(&key);
-                if !group.settings.rekey_on_leave {
-                    let text =
-                        format!("{key} expelled; rekey-on-leave is off, it holds its keys until they end");
-                    return Ok(text.into());
-                }
-                let started = group.rekey_now(now, true, true, "member expelled", entropy)?;
-                Ok(Outcome { text: format!("{key} expelled; {}", started.text), ..started })
-            }),
+            Command::Expel { group, member } => {
+                self.command(&group, |group, entropy| group.expel(now, &member, entropy))
+            }
+            Command::Revoke { group, member } => {
+                self.command(&group, |group, entropy| group.revoke(now, &member, entropy))
+            }
+            Command::Unrevoke { group, member } => self.command(&group, |group, _| group.unrevoke(&member)),
             Command::ClearStatistics { group: Some(group) } => {
                 find(&mut self.groups, &group)?.counters = group::GroupCounters::default();
                 Ok("statistics cleared".to_owned().into())
@@ -273,6 +282,7 @@ impl KeyServer {
                     }
                     PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                     PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                    PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                     PeerOutput::Ask(ask) => {
                         self.on_ask(now, ask);
                         // A join persists before its message 4 may leave: take the group's wishes first.
@@ -327,7 +337,7 @@ impl KeyServer {
                     .cloned()
                     .and_then(|known| self.groups.get_mut(&known).map(|group| (known, group)))
                     .and_then(|(known, group)| {
-                        let keys = group.on_join(now, &asker, &terms, sender_ids);
+                        let keys = group.on_join(now, &asker, &terms, sender_ids, self.entropy.as_mut());
                         keys.map(|keys| (known, keys))
                     });
                 match joined {
@@ -348,6 +358,7 @@ impl KeyServer {
                                 }
                                 PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
                                 PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+                                PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                                 PeerOutput::Ask(ask) => self.on_ask(now, ask),
                             }
                         }
@@ -359,6 +370,10 @@ impl KeyServer {
                 }
             }
         }
+    }
+
+    fn on_moved(&mut self, identity: &Identification, moved: Move) {
+        self.groups.values_mut().for_each(|group| group.on_moved(identity, moved));
     }
 
     fn request(&mut self, owner: Owner, job: Job) {

@@ -24,8 +24,9 @@ use ike::crypto::Hash;
 use ike::crypto::prf::prf;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{Verdict, Watch};
+use ike::fragment::{self, Assemblies};
 use ike::io::{Entropy, Instant, Now, Wakeup};
-use ike::phase1::{FirstAggressive, Mode, Refusal, Responder, Step};
+use ike::phase1::{Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
 
@@ -64,6 +65,8 @@ pub struct Asker {
     pub peer: SocketAddr,
     /// Where it found us.
     pub local: SocketAddr,
+    /// A NAT is before it: its address is not the one it knows itself by.
+    pub behind_nat: bool,
 }
 
 /// A question to a group.
@@ -99,6 +102,17 @@ pub enum PeerOutput {
     Event(Event),
     /// Ask a group.
     Ask(Ask),
+    /// An identity is somewhere else now: the NAT before it changed its mind.
+    Moved(Identification, Move),
+}
+
+/// From where to where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Move {
+    /// Where its packets came from.
+    pub from: SocketAddr,
+    /// Where they come from now, and where they find us.
+    pub to: Ends,
 }
 
 /// Counters of phase 1 and its exchanges.
@@ -126,6 +140,7 @@ pub struct Peers {
     established: BTreeMap<CookiePair, Box<Established>>,
     by_identity: BTreeMap<Identification, BTreeSet<CookiePair>>,
     timers: BTreeSet<(Instant, CookiePair)>,
+    assemblies: Assemblies,
     notifies: NotifyLimit,
     refusals: NotifyLimit,
     complaints: Complaints,
@@ -158,6 +173,7 @@ impl Peers {
             established: BTreeMap::new(),
             by_identity: BTreeMap::new(),
             timers: BTreeSet::new(),
+            assemblies: Assemblies::default(),
             notifies: NotifyLimit::new(CLEAR_NOTIFIES.0, CLEAR_NOTIFIES.1),
             refusals: NotifyLimit::new(REFUSALS.0, REFUSALS.1),
             complaints: Complaints::default(),
@@ -166,9 +182,38 @@ impl Peers {
         }
     }
 
-    /// The next wish.
+    /// The next wish. A long message to a peer that takes fragments leaves as those.
     pub fn poll(&mut self) -> Option<PeerOutput> {
+        let output = self.out.pop_front()?;
+        let PeerOutput::Transmit(local, peer, octets) = &output else { return Some(output) };
+        let cookies = Header::decode(octets).map(|header| header.cookies);
+        if octets.len() <= fragment::LIMIT || !cookies.is_ok_and(|cookies| self.takes_fragments(cookies)) {
+            return Some(output);
+        }
+        for part in fragment::split(octets).into_iter().rev() {
+            self.out.push_front(PeerOutput::Transmit(*local, *peer, part));
+        }
         self.out.pop_front()
+    }
+
+    fn takes_fragments(&self, cookies: CookiePair) -> bool {
+        let half = self.half_open.get(&cookies).map(|half| half.responder.fragments());
+        half.or(self.established.get(&cookies).map(|known| known.sa.fragments)).unwrap_or(false)
+    }
+
+    /// A fragment; the message it completes. Our cookie in it shows that its sender got an answer of ours.
+    pub fn on_fragment(&mut self, peer: SocketAddr, header: &Header, octets: &[u8]) -> Option<Bytes> {
+        if !self.takes_fragments(header.cookies) {
+            self.drop_message(peer, "a fragment nobody agreed on");
+            return None;
+        }
+        match self.assemblies.take(header.cookies, octets) {
+            Ok(whole) => whole,
+            Err(reason) => {
+                self.drop_message(peer, reason);
+                None
+            }
+        }
     }
 
     /// The next timer.
@@ -251,10 +296,15 @@ impl Peers {
             return self.on_first(now, (local, peer), header, octets, entropy);
         }
         if let Some(half) = self.half_open.get_mut(&header.cookies) {
-            if half.peer != peer {
+            let ends = Ends { local, peer };
+            let moved = half.ends != ends;
+            if moved && (!half.responder.may_move() || half.responder.answered().is_for(octets)) {
                 return self.drop_message(peer, "another address than the negotiation began with");
             }
-            let result = half.responder.on_message(now, header, octets, entropy);
+            let result = half.responder.on_message(now, ends, header, octets, entropy);
+            if result.is_ok() {
+                half.ends = ends;
+            }
             self.half_open.settle(&header.cookies);
             return self.on_steps(now.at, header.cookies, result, entropy);
         }
@@ -307,16 +357,16 @@ impl Peers {
         }
         let cookie = self.fresh_cookie(now.unix_seconds, local, peer, header.cookies.initiator, entropy);
         let policy = gateway.policy.clone();
-        let ends = (local.ip(), peer.ip());
+        let here = Ends { local, peer };
         let started = match aggressive {
-            Some(first) => Responder::start_aggressive(policy, cookie, ends, first, entropy),
-            None => Responder::start(policy, cookie, ends.0, ends.1, header, octets),
+            Some(first) => Responder::start_aggressive(policy, cookie, here, first, entropy),
+            None => Responder::start(policy, cookie, here, header, octets),
         };
         match started {
             Ok((responder, steps)) => {
                 let cookies = responder.cookies();
-                let ends = self.half_open.insert(now.at, (local, peer), responder, gateway, known);
-                self.timers.insert((ends, cookies));
+                let until = self.half_open.insert(now.at, here, responder, gateway, known);
+                self.timers.insert((until, cookies));
                 self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Err(Refusal::Unacceptable { notify, reason }) => {
@@ -396,7 +446,7 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.half_open.get(&cookies) else { return };
-        let (local, peer) = (half.local, half.peer);
+        let Ends { local, peer } = half.ends;
         match result {
             Ok(steps) => {
                 for step in steps {
@@ -452,17 +502,27 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         let Some(half) = self.forget_half_open(cookies) else { return };
+        let Ends { local, peer } = half.ends;
         self.counters.established += 1;
         self.out.push_back(PeerOutput::Event(Event::Phase1Established {
-            peer: half.peer.to_string(),
+            peer: peer.to_string(),
             identity: sa.peer_identity.to_string(),
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
-        let gateway = self.gateway_proved(&half.gateway, &sa, half.peer.ip());
+        let gateway = self.gateway_proved(&half.gateway, &sa, half.first.ip());
         // From here on an identity is a name to look up by: one form for one peer.
         sa.peer_identity = member_key(sa.peer_identity);
-        self.acquaintances.meet(half.peer.ip());
+        // Its next phase 1 begins where this one did, before it floats.
+        self.acquaintances.meet(half.first.ip());
+        if sa.nat.any() {
+            self.out.push_back(PeerOutput::Event(Event::NatFound {
+                peer: peer.to_string(),
+                local: local.to_string(),
+                ours: sa.nat.ours,
+                theirs: sa.nat.theirs,
+            }));
+        }
         if initial_contact {
             // RFC 3947 section 6: by identity, never by address; group keys and membership are untouched.
             for old in self.named(&sa.peer_identity) {
@@ -483,8 +543,8 @@ impl Peers {
             sa,
             watch: asks.map(|settings| Watch::new(settings, entropy)),
             gateway,
-            local: half.local,
-            peer: half.peer,
+            local,
+            peer,
             answered,
             since: now,
             used: now,
@@ -509,7 +569,7 @@ impl Peers {
 
     fn forget_half_open(&mut self, cookies: CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.half_open.remove(&cookies)?;
-        self.timers.remove(&(half.ends, cookies));
+        self.timers.remove(&(half.until, cookies));
         Some(half)
     }
 
@@ -562,13 +622,13 @@ impl Peers {
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) {
         while let Some((at, cookies)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
             self.timers.remove(&(at, cookies));
-            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.ends) {
+            if let Some(half) = self.half_open.get_mut(&cookies).filter(|half| now < half.until) {
                 let steps = half.responder.on_timeout(now, entropy);
                 self.on_steps(now, cookies, Ok(steps), entropy);
             } else if let Some(half) = self.forget_half_open(cookies) {
                 self.counters.failed += 1;
                 self.out.push_back(PeerOutput::Event(Event::Phase1Failed {
-                    peer: half.peer.to_string(),
+                    peer: half.ends.peer.to_string(),
                     reason: "no answer in time".to_owned(),
                     stage: half.responder.state().to_owned(),
                 }));

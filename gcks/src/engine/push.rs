@@ -11,15 +11,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{KekSpi, SeqNumber};
+use gdoi_proto::policy::AckRequest;
 use ike::io::{Entropy, Instant, Now, Wakeup};
-use ike::protect::ack::Ack;
+use ike::protect::ack::{Ack, AckKey};
 use ike::protect::push::Unsigned;
 
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Terms};
 use super::member::MemberKey;
+use super::peers::Move;
 use super::pull;
-use super::roster::NumberSet;
+use super::roster::{MemberNumber, NumberSet};
 use super::settings::Acknowledgement;
 
 /// Delivered PUSHes kept for members that are registering, at most.
@@ -27,6 +29,9 @@ const DELIVERED: usize = 256;
 
 /// After the last copy, before a member counts as missing that was asked to acknowledge and need not.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a new KEK protects leaves this much after the KEK.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Where a PUSH, or what a member knows, stands among all PUSHes of a group: later is greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -127,10 +132,16 @@ impl Group {
             self.deliveries.remove(index);
             return;
         };
+        // The PUSHes of one change leave together: that of the new KEK gets a moment to be verified before what it protects.
+        let lkh = self.settings.communication.as_ref().is_some_and(|it| it.lkh);
+        let follows =
+            |older: &Delivery| older.kek_spi != kek_spi && older.copies() <= 1 && !older.is_answered();
+        let wait = lkh && self.deliveries.iter().take(index).any(follows);
+        let due = if wait { now.at + HEAD_START } else { now.at };
         let delivery = &mut self.deliveries[index];
         if let Stage::Unsigned { unsigned, .. } = &delivery.stage {
             let datagram = unsigned.clone().seal(&cipher, signature);
-            delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at };
+            delivery.stage = Stage::Signed { datagram, copies: 0, due };
         }
         let row = self.push_row(&self.deliveries[index]);
         self.out.push_back(GroupOutput::Persist(vec![row]));
@@ -173,11 +184,11 @@ impl Group {
         let mut closed = Vec::new();
         for index in 0..self.deliveries.len() {
             let delivery = &mut self.deliveries[index];
+            let answered = delivery.is_answered();
             let Stage::Signed { datagram, copies, due } = &mut delivery.stage else { continue };
             if *due > now.at {
                 continue;
             }
-            let answered = delivery.outstanding.is_empty() && delivery.farewell.is_empty();
             if *copies > communication.retransmissions || answered {
                 closed.push(index);
                 continue;
@@ -357,7 +368,9 @@ impl Group {
             self.counters.acks_stranger += 1;
             return self.refuse_ack(peer, "no member is registered at this address");
         };
-        if ack.address() != Some(peer.ip()) {
+        // Behind a NAT the ID is an address nobody sees here; its source address and port name the member.
+        let hidden = self.members.get_mut(number).is_some_and(|member| member.behind_nat);
+        if ack.address() != Some(peer.ip()) && !(hidden && ack.address().is_some()) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "its ID is not the address it came from");
         }
@@ -372,7 +385,7 @@ impl Group {
             self.counters.acks_duplicate += 1;
             return;
         }
-        if !self.is_genuine(&ack, output_length) {
+        if !self.is_genuine(&ack, output_length, Some(number)) {
             self.counters.acks_forged += 1;
             return self.refuse_ack(peer, "HASH mismatch");
         }
@@ -398,17 +411,25 @@ impl Group {
         self.close_answered(now);
     }
 
-    fn is_genuine(&self, ack: &Ack, output_length: bool) -> bool {
+    fn is_genuine(&self, ack: &Ack, output_length: bool, from: Option<MemberNumber>) -> bool {
         let Some(kek) = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == ack.spi) else {
             return false;
         };
+        if let Some(request @ (AckRequest::LkhSha256 | AckRequest::LkhSha512)) = kek.ack {
+            // Each member has a key of its own: that of its leaf.
+            let Some(leaf) = from.and_then(|number| self.leaf_key(number)) else { return false };
+            let strict = AckKey::derive(request, &leaf, kek.spi);
+            let other = output_length.then(|| AckKey::derive_output_length(request, &leaf, kek.spi));
+            return std::iter::once(strict).chain(other).any(|key| key.verify(ack.clone()).is_ok());
+        }
         let other = kek.ack_key_output.as_ref().filter(|_| output_length);
         kek.ack_key.iter().chain(other).any(|key| key.verify(ack.clone()).is_ok())
     }
 
     /// A PUSH that told a former member to come again is acknowledged: it needs no more copies.
     fn takes_leave(&mut self, now: Now, peer: SocketAddr, ack: &Ack, output_length: bool) -> bool {
-        if ack.address() != Some(peer.ip()) || !self.is_genuine(ack, output_length) {
+        // Its record is gone, and with it whether a NAT is before it: address and port it comes from say who it was.
+        if ack.address().is_none() || !self.is_genuine(ack, output_length, None) {
             return false;
         }
         let sent = |d: &&mut Delivery| d.kek_spi == ack.spi && d.seq == ack.seq && !d.is_unsigned();
@@ -435,6 +456,21 @@ impl Group {
             .filter_map(|index: usize| self.deliveries.get(index))
             .map(|it| self.push_row(it))
             .collect()
+    }
+
+    /// A NAT chose another address or port for a member: pushes go there from now on.
+    pub fn on_moved(&mut self, identity: &MemberKey, moved: Move) {
+        let here = self.members.get(identity).filter(|member| member.peer == moved.from);
+        let Some(mut member) = here.cloned() else { return };
+        (member.peer, member.local) = (moved.to.peer, moved.to.local);
+        let mut changes = vec![self.member_row(identity, &member)];
+        let there = self.members.at(member.peer).and_then(|number| self.members.key(number)).cloned();
+        if let Some(other) = there.filter(|other| other != identity) {
+            changes.extend(self.forget_member(&other, "its address is another identity's now"));
+        }
+        self.members.put(identity.clone(), member);
+        changes.extend(self.returned(moved.to.peer));
+        self.out.push_back(GroupOutput::Persist(changes));
     }
 
     /// Closes what everybody acknowledged.

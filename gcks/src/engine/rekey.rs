@@ -31,7 +31,7 @@ use super::pull;
 use super::push::{Delivery, Mark};
 use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
-use super::settings::{CommunicationSettings, SaSettings};
+use super::settings::SaSettings;
 
 /// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
 /// due at once (RFC 6407 section 4).
@@ -67,10 +67,14 @@ impl Group {
     /// Makes what is missing without a PUSH: first start, or keys that ended while we were away.
     pub(super) fn fill_keys(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let mut changes = Vec::new();
-        if let (Some(communication), None) = (&self.settings.communication, &self.kek)
-            && let Some(mut kek) = communication.new_kek(now, entropy)
+        if std::mem::take(&mut self.other_keys) && self.kek.is_some() {
+            // Flat keys lead to no tree, nor the other way round: whoever holds them comes again.
+            self.clear_members(now, "key-management changed", entropy);
+        }
+        if self.settings.communication.is_some()
+            && self.kek.is_none()
+            && let Some((kek, _)) = self.new_kek(now, false, entropy, &mut changes)
         {
-            kek.generation = self.next_generation();
             self.event(Event::GroupCreated {
                 group: self.settings.name.clone(),
                 kek_spi: kek.spi.to_string(),
@@ -142,7 +146,9 @@ impl Group {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
         let fits = kek.key.len() == communication.cipher.key_len()
             && kek.ack == communication.ack_request()
-            && kek.seq.0 < LAST_NUMBERS;
+            && kek.seq.0 < LAST_NUMBERS
+            && communication.lkh == self.tree.is_some()
+            && !self.lacks_leaves();
         Some(if fits { kek.ends - communication.margin } else { Instant::default() })
     }
 
@@ -162,7 +168,7 @@ impl Group {
             .iter()
             .map(|sa| self.tek_due(sa))
             .chain(self.kek_due())
-            .chain(self.sids_end().then(Instant::default))
+            .chain((self.sids_end() || self.join_waits).then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
             .map(|at| Wakeup { at, why: "rekey" });
@@ -205,7 +211,12 @@ impl Group {
         let ready = self.settings.communication.is_none() || self.signer.is_some();
         if ready && !self.is_signing() {
             if self.sids_end() {
-                self.clean_slate(now, entropy);
+                self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+                self.clean_slate(now, "sender-ids end", Vec::new(), Vec::new(), entropy);
+                return;
+            }
+            if std::mem::take(&mut self.join_waits) {
+                self.rekey_all(now, "a member joins", Vec::new(), entropy);
                 return;
             }
             // What ends soon after goes along: one rekey instead of two.
@@ -218,7 +229,8 @@ impl Group {
                 let teks = self.due_sas(now.at + span);
                 let kek = kek_due(now.at + span);
                 let rekey = self.next_rekey();
-                self.rekey(now, teks, kek, (rekey, "before keys end"), entropy);
+                let why = if self.lacks_leaves() { "the key tree is full" } else { "before keys end" };
+                self.rekey(now, teks, kek, (rekey, why), Vec::new(), entropy);
             }
         }
     }
@@ -235,9 +247,7 @@ impl Group {
         why: &'static str,
         entropy: &mut dyn Entropy,
     ) -> Result<Outcome, String> {
-        if self.settings.communication.is_some() && self.signer.is_none() {
-            return Err("the group's signing key is not ready".to_owned());
-        }
+        self.must_be_ready()?;
         let sas =
             if tek { self.settings.sas.iter().map(|sa| sa.name.clone()).collect() } else { BTreeSet::new() };
         let kek = kek && self.settings.communication.is_some();
@@ -254,28 +264,30 @@ impl Group {
             });
         }
         let rekey = self.next_rekey();
-        Ok(self.rekey(now, sas, kek, (rekey, why), entropy))
+        Ok(self.rekey(now, sas, kek, (rekey, why), Vec::new(), entropy))
     }
 
     pub(super) fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
         let wanted = std::mem::take(&mut self.wanted);
         if let Some(why) = wanted.why {
-            self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), entropy);
+            self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), Vec::new(), entropy);
         }
     }
 
-    fn next_rekey(&mut self) -> u64 {
+    pub(super) fn next_rekey(&mut self) -> u64 {
         self.rekeys += 1;
         self.rekeys
     }
 
-    /// Makes the new keys and lays out the PUSH that carries them.
-    fn rekey(
+    /// Makes the new keys and lays out the PUSHes that carry them, in one transaction with `changes`. When the key tree
+    /// shuts somebody out, new TEKs go under the new KEK only (RFC 6407 section 7.4.1).
+    pub(super) fn rekey(
         &mut self,
         now: Now,
         sas: BTreeSet<String>,
         new_kek_wanted: bool,
         (rekey, why): (u64, &'static str),
+        mut changes: Vec<Change>,
         entropy: &mut dyn Entropy,
     ) -> Outcome {
         self.counters.rekeys += 1;
@@ -287,7 +299,6 @@ impl Group {
         let mute = !self.members.is_empty() && numbers <= sas.len() as u64;
         let tell = communication.is_some() && !self.members.is_empty() && !mute;
         let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
-        let mut changes = Vec::new();
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
             let old = self.current_tek(&sa.name).map(|tek| tek.ends);
@@ -314,39 +325,79 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let mut successor = communication
-            .as_ref()
-            .filter(|_| new_kek_wanted)
-            .and_then(|communication| communication.new_kek(now, entropy));
-        if let Some(kek) = &mut successor {
-            kek.generation = self.next_generation();
+        let apart = new_kek_wanted && !self.left_leaves().is_empty();
+        let made = if new_kek_wanted { self.new_kek(now, false, entropy, &mut changes) } else { None };
+        let (successor, arrays) = made.map_or((None, Vec::new()), |(kek, arrays)| (Some(kek), arrays));
+        let (mut parts, mut after) = (Vec::new(), Vec::new());
+        if let Some(kek) = self.kek.as_ref().filter(|_| tell) {
+            let successor = successor.as_ref().map(|successor| (successor, arrays.as_slice()));
+            match successor.filter(|_| apart) {
+                Some((next, arrays)) => {
+                    parts = self.lay_out(now, kek, &[], Some((next, arrays)));
+                    if !teks.is_empty() && !parts.is_empty() {
+                        after = self.lay_out(now, next, &teks, None);
+                    }
+                }
+                None => parts = self.lay_out(now, kek, &teks, successor),
+            }
         }
-        let parts = if tell { self.lay_out(now, &teks, successor.as_ref()) } else { Vec::new() };
         let keys = format!(
             "new TEKs [{}], new KEK {}",
             teks.iter().map(|tek| tek.spi.to_string()).collect::<Vec<_>>().join(" "),
             successor.as_ref().map_or("none".to_owned(), |kek| kek.spi.to_string())
         );
-        let cause = Cause { rekey, pushes: parts.len() as u64, why };
+        let cause = Cause { rekey, pushes: (parts.len() + after.len()) as u64, why };
         let mut outcome = Outcome { text: format!("{keys}, no member to tell"), rekey: None, push: None };
         if let (Some(first), Some(last), Some(kek)) = (parts.first(), parts.last(), &self.kek) {
-            let octets: usize = parts.iter().map(|part| part.unsigned.datagram_len()).sum();
-            let numbers = match parts.len() {
-                1 => format!("{}", first.seq),
-                _ => format!("{} to {}", first.seq, last.seq),
+            let octets: usize = parts.iter().chain(&after).map(|part| part.unsigned.datagram_len()).sum();
+            let span = |first: &Part, last: &Part| match first.seq == last.seq {
+                true => format!("{}", first.seq),
+                false => format!("{} to {}", first.seq, last.seq),
             };
+            let mut numbers = span(first, last);
+            let mut push = (kek.spi, last.seq);
+            if let (Some(first), Some(last), Some(next)) = (after.first(), after.last(), &successor) {
+                numbers += &format!(", then {} under the new KEK", span(first, last));
+                push = (next.spi, last.seq);
+            }
             outcome = Outcome {
                 text: format!(
                     "rekey SEQ {numbers}: {keys}, {octets} octets to {} members",
                     self.members.len()
                 ),
                 rekey: Some(rekey),
-                push: Some((kek.spi, last.seq)),
+                push: Some(push),
             };
         } else {
             self.untold += 1;
         }
-        let limit = communication.as_ref().map_or(usize::MAX, |communication| communication.max_push_size);
+        let last = parts.last().map(|part| part.seq);
+        self.dispatch_all(now, parts, &cause, &mut changes);
+        if let Some(mut successor) = successor {
+            // Deviation `kek-old-spi`: such members count on under the new KEK.
+            if let (true, Some(seq)) =
+                (self.settings.push_dialect.kek_old_spi, last.filter(|seq| seq.0 < LAST_NUMBERS))
+            {
+                successor.seq = seq;
+            }
+            self.succeed(now, successor, &mut changes);
+            self.dispatch_all(now, after, &cause, &mut changes);
+        }
+        let made = teks.iter().map(|tek| tek.spi);
+        if new_kek_wanted && sas.len() == self.settings.sas.len() {
+            self.fresh = Some((now.at, made.collect()));
+        } else if let Some((_, fresh)) = &mut self.fresh {
+            fresh.extend(made);
+        }
+        self.teks.extend(teks);
+        self.out.push_back(GroupOutput::Persist(changes));
+        self.sign_next();
+        outcome
+    }
+
+    /// PUSHes under the present KEK begin their way to every member.
+    fn dispatch_all(&mut self, now: Now, parts: Vec<Part>, cause: &Cause, changes: &mut Vec<Change>) {
+        let limit = self.settings.communication.as_ref().map_or(usize::MAX, |it| it.max_push_size);
         for part in parts {
             let octets = part.unsigned.datagram_len();
             if let Some(kek) = self.kek.as_ref().filter(|_| octets > limit) {
@@ -359,22 +410,8 @@ impl Group {
                 });
             }
             let members = (self.members.numbers(), Vec::new());
-            self.dispatch(now, part, &cause, members, &mut changes);
+            self.dispatch(now, part, cause, members, changes);
         }
-        if let Some(mut successor) = successor {
-            let last = outcome.push.map(|(_, seq)| seq);
-            // Deviation `kek-old-spi`: such members count on under the new KEK.
-            if let (true, Some(seq)) =
-                (self.settings.push_dialect.kek_old_spi, last.filter(|seq| seq.0 < LAST_NUMBERS))
-            {
-                successor.seq = seq;
-            }
-            self.succeed(now, successor, &mut changes);
-        }
-        self.teks.extend(teks);
-        self.out.push_back(GroupOutput::Persist(changes));
-        self.sign_next();
-        outcome
     }
 
     /// A PUSH begins its way: its number and content are among `changes`.
@@ -440,7 +477,7 @@ impl Group {
         if let Some(communication) = communication
             && let Some(part) = self.lay_out_delete(&communication, vec![delete_everything(0, 16)])
             && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
-            && let Some(mut successor) = communication.new_kek(now, entropy)
+            && let Some((successor, _)) = self.new_kek(now, true, entropy, &mut changes)
         {
             let rekey = self.next_rekey();
             outcome = Outcome {
@@ -451,7 +488,6 @@ impl Group {
             let cause = Cause { rekey, pushes: 1, why: "members cleared" };
             let to = (NumberSet::default(), members.iter().map(|(_, address)| *address).collect());
             self.dispatch(now, part, &cause, to, &mut changes);
-            successor.generation = self.next_generation();
             self.succeed(now, successor, &mut changes);
         }
         self.untold += 1;
@@ -466,28 +502,43 @@ impl Group {
         outcome
     }
 
-    /// The Sender-IDs end: every key goes, members register again and get new ones from a space that begins anew (RFC
-    /// 6407 section 3.5). What was offered to registrations under way is void.
-    fn clean_slate(&mut self, now: Now, entropy: &mut dyn Entropy) {
+    /// Every key goes, members register again and get new ones, with Sender-IDs from a space that begins anew (RFC 6407
+    /// section 3.5). What was offered to registrations under way is void. `farewell` are told too.
+    pub(super) fn clean_slate(
+        &mut self,
+        now: Now,
+        why: &'static str,
+        farewell: Vec<(SocketAddr, SocketAddr)>,
+        mut changes: Vec<Change>,
+        entropy: &mut dyn Entropy,
+    ) -> Outcome {
         self.counters.rekeys += 1;
-        self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
+        let mut outcome = Outcome::from("every key replaced, no member to tell".to_owned());
         let ended = std::mem::take(&mut self.teks);
-        let mut changes: Vec<Change> = ended.iter().map(|tek| self.tek_gone(tek.spi)).collect();
+        changes.extend(ended.iter().map(|tek| self.tek_gone(tek.spi)));
         for tek in &ended {
             self.spis.remove(&tek.spi);
         }
         let communication = self.settings.communication.clone();
-        let successor = communication.as_ref().and_then(|communication| communication.new_kek(now, entropy));
+        let successor = self.new_kek(now, false, entropy, &mut changes);
         let everything = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
-        if let Some(communication) = communication.as_ref().filter(|_| !self.members.is_empty())
+        let anybody = !self.members.is_empty() || !farewell.is_empty();
+        if let Some(communication) = communication.as_ref().filter(|_| anybody)
             && let Some(part) = self.lay_out_delete(communication, everything)
+            && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
         {
-            let cause = Cause { rekey: self.next_rekey(), pushes: 1, why: "sender-ids end" };
-            let members = (self.members.numbers(), Vec::new());
+            let rekey = self.next_rekey();
+            let told = self.members.len() + farewell.len();
+            outcome = Outcome {
+                text: format!("rekey SEQ {}: Deletes of every key to {told} members", part.seq),
+                rekey: Some(rekey),
+                push: Some((spi, part.seq)),
+            };
+            let cause = Cause { rekey, pushes: 1, why };
+            let members = (self.members.numbers(), farewell);
             self.dispatch(now, part, &cause, members, &mut changes);
         }
-        if let Some(mut successor) = successor {
-            successor.generation = self.next_generation();
+        if let Some((successor, _)) = successor {
             self.succeed(now, successor, &mut changes);
         }
         for sa in self.settings.sas.clone() {
@@ -501,6 +552,7 @@ impl Group {
         changes.push(self.group_row());
         self.out.push_back(GroupOutput::Persist(changes));
         self.sign_next();
+        outcome
     }
 
     /// How long a replaced KEK is kept: for late acknowledgements, and for PULLs that began under it.
@@ -537,24 +589,8 @@ impl Group {
         }
     }
 
-    fn next_generation(&self) -> u64 {
+    pub(super) fn next_generation(&self) -> u64 {
         self.kek.iter().chain(&self.old_keks).map(|kek| kek.generation + 1).max().unwrap_or(0)
-    }
-}
-
-impl CommunicationSettings {
-    /// A fresh rekey SA with counter 0; none when the key has no AES length.
-    fn new_kek(&self, now: Now, entropy: &mut dyn Entropy) -> Option<Kek> {
-        let mut spi = [0; 16];
-        while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
-            entropy.fill(&mut spi);
-        }
-        let mut iv = [0; 16];
-        entropy.fill(&mut iv);
-        let key = fresh_secret(self.cipher.key_len(), entropy);
-        let ends_unix = now.unix_seconds + self.lifetime.as_secs();
-        let life = (now.at, now.at + self.lifetime, ends_unix);
-        make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, self.ack_request())
     }
 }
 

@@ -61,6 +61,11 @@ impl Roster {
         self.record(number).map(|record| record.key.as_ref())
     }
 
+    /// The record of a number.
+    pub fn at_number(&self, number: MemberNumber) -> Option<&Member> {
+        self.record(number).map(|record| &record.member)
+    }
+
     /// The record of a number, to change anything but its address.
     pub fn get_mut(&mut self, number: MemberNumber) -> Option<&mut Member> {
         self.records.get_mut(number.0 as usize)?.as_mut().map(|record| &mut record.member)
@@ -214,8 +219,10 @@ mod tests {
         Member {
             peer: peer.parse().unwrap(),
             local: "10.0.0.1:848".parse().unwrap(),
+            behind_nat: false,
             gateway: "gw".into(),
             joined: Default::default(),
+            leaf: None,
             sender_ids: Vec::new(),
             registered: Instant(0),
             last_ack: None,

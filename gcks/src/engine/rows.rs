@@ -17,6 +17,7 @@ use thiserror::Error;
 
 use super::durable::{Change, Kind, Row};
 use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
+use super::lkh::{Changed, Node, NodeKey, Tree};
 use super::member::{Member, MemberKey, member_key};
 use super::push::{Delivery, Mark, Stage};
 use super::rekey::make_kek;
@@ -104,11 +105,31 @@ struct MemberBody {
     port: u16,
     peer: SocketAddr,
     local: SocketAddr,
+    #[serde(default)]
+    behind_nat: bool,
     gateway: String,
     sids: Vec<u32>,
     /// Generation and SEQ of what its PULL gave it.
     #[serde(default)]
     joined: (u64, u32),
+    #[serde(default)]
+    leaf: Option<u32>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NodeBody {
+    version: u32,
+    handle: u32,
+    /// IV and key.
+    data: Hex,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RevokedBody {
+    version: u32,
+    id_type: u8,
+    data: Hex,
+    since: u64,
 }
 
 /// Octets as hexadecimal text, wiped on drop.
@@ -150,7 +171,7 @@ impl<'de> Deserialize<'de> for Hex {
 }
 
 /// What makes stored rows fit to run again when newer ones were lost: every key, number and membership goes, so that
-/// nothing which was used meanwhile is used again. Groups keep their signing keys.
+/// nothing which was used meanwhile is used again. Groups keep their signing keys and whom they revoked.
 ///
 /// # Errors
 /// [`RestoreError`] naming the row that cannot be read.
@@ -164,7 +185,9 @@ pub fn without_keys(rows: &[Row]) -> Result<Vec<Change>, RestoreError> {
                 // SIDs count within a TEK, and every TEK goes.
                 changes.push(row(Kind::Group, stored.key.clone(), &GroupBody { sids_reserved: 0, ..body }));
             }
-            Kind::Kek | Kind::Tek | Kind::Push | Kind::Member => changes.push(gone(stored)),
+            Kind::Kek | Kind::Tek | Kind::Push | Kind::Member | Kind::Node => changes.push(gone(stored)),
+            // Who was revoked stays out.
+            Kind::Revoked => {}
         }
     }
     Ok(changes)
@@ -293,15 +316,46 @@ impl Group {
             port: key.port,
             peer: member.peer,
             local: member.local,
+            behind_nat: member.behind_nat,
             gateway: member.gateway.to_string(),
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
             joined: (member.joined.generation, member.joined.seq),
+            leaf: member.leaf,
         };
         row(Kind::Member, self.member_key_name(key), &body)
     }
 
     pub(super) fn member_gone(&self, key: &MemberKey) -> Change {
         Change::Remove { kind: Kind::Member, key: self.member_key_name(key) }
+    }
+
+    fn node_key_name(&self, node: Node) -> String {
+        format!("{}/{}/{}", self.settings.name, node.level, node.index)
+    }
+
+    /// The rows of what a change of the key tree made and took out.
+    pub(super) fn node_rows(&self, changed: &Changed) -> Vec<Change> {
+        let key = |node: &Node| self.tree.as_ref().and_then(|tree| tree.key(*node));
+        let made = changed.made.iter().filter_map(|node| {
+            let NodeKey { handle, data } = key(node)?;
+            let body = NodeBody { version: VERSION, handle: *handle, data: Hex(data.clone()) };
+            Some(row(Kind::Node, self.node_key_name(*node), &body))
+        });
+        made.chain(changed.gone.iter().map(|node| self.node_gone(*node))).collect()
+    }
+
+    pub(super) fn node_gone(&self, node: Node) -> Change {
+        Change::Remove { kind: Kind::Node, key: self.node_key_name(node) }
+    }
+
+    pub(super) fn revoked_row(&self, key: &MemberKey, since: u64) -> Change {
+        let (id_type, data) = (key.id_type.number(), Hex::of(&key.data));
+        let body = RevokedBody { version: VERSION, id_type, data, since };
+        row(Kind::Revoked, self.member_key_name(key), &body)
+    }
+
+    pub(super) fn revoked_gone(&self, key: &MemberKey) -> Change {
+        Change::Remove { kind: Kind::Revoked, key: self.member_key_name(key) }
     }
 
     /// True when a row of this kind and key is this group's.
@@ -319,6 +373,8 @@ impl Group {
             Kind::Tek => self.restore_tek(now, row),
             Kind::Push => self.restore_push(now, row),
             Kind::Member => self.restore_member(now, row),
+            Kind::Node => self.restore_node(row),
+            Kind::Revoked => self.restore_revoked(row),
         }
     }
 
@@ -454,8 +510,10 @@ impl Group {
         let member = Member {
             peer: body.peer,
             local: body.local,
+            behind_nat: body.behind_nat,
             gateway,
             joined: Mark { generation: body.joined.0, seq: body.joined.1 },
+            leaf: body.leaf,
             sender_ids: body.sids.into_iter().map(SenderId).collect(),
             registered: now.at,
             last_ack: None,
@@ -471,9 +529,53 @@ impl Group {
         Ok(())
     }
 
+    fn restore_node(&mut self, row: &Row) -> Result<(), RestoreError> {
+        let body: NodeBody = body(row)?;
+        check(row, body.version)?;
+        let place =
+            row.key.strip_prefix(&format!("{}/", self.settings.name)).and_then(|place| place.split_once('/'));
+        let place = place.and_then(|(level, index)| Some((level.parse().ok()?, index.parse().ok()?)));
+        let (level, index) = place.ok_or_else(|| refuse(row, "no place in a tree"))?;
+        self.found.insert(Node { level, index }, NodeKey { handle: body.handle, data: body.data.0 });
+        Ok(())
+    }
+
+    /// The key tree from its nodes. Its root is the KEK; whatever else was found is no tree of this group any more, and
+    /// `fill_keys` tells the members that hold it to come again.
+    fn restore_tree(&mut self) {
+        let nodes = std::mem::take(&mut self.found);
+        let key_octets =
+            self.settings.communication.as_ref().filter(|it| it.lkh).map(|it| it.cipher.key_len());
+        let places: Vec<Node> = nodes.keys().copied().collect();
+        self.tree = key_octets.and_then(|key_octets| Tree::restore(key_octets, nodes)).filter(|tree| {
+            let root = self.kek.as_ref().map(|kek| tree.root_of(&kek.iv, &kek.key));
+            root.is_none_or(|root| root == Some(tree.root()))
+        });
+        if self.tree.is_none() {
+            self.other_keys = !places.is_empty() || (key_octets.is_some() && self.kek.is_some());
+            self.stale.extend(places.into_iter().map(|node| self.node_gone(node)).collect::<Vec<_>>());
+            for number in self.members.numbers_where(|member| member.leaf.is_some()).iter() {
+                let Some(member) = self.members.get_mut(number) else { continue };
+                member.leaf = None;
+                let member = member.clone();
+                let Some(key) = self.members.key(number) else { continue };
+                self.stale.push(self.member_row(key, &member));
+            }
+        }
+    }
+
+    fn restore_revoked(&mut self, row: &Row) -> Result<(), RestoreError> {
+        let body: RevokedBody = body(row)?;
+        check(row, body.version)?;
+        let identity = Identification::new(IdType::from_number(body.id_type), body.data.0.expose());
+        self.revoked.insert(member_key(identity), body.since);
+        Ok(())
+    }
+
     /// After the last row: PUSHes on their way go again, in order, to every member that did not register with their
     /// content (acknowledgements are not stored).
     pub(super) fn restored(&mut self) {
+        self.restore_tree();
         for delivery in &mut self.deliveries {
             delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
             delivery.addressed = delivery.outstanding.len() + delivery.farewell.len();

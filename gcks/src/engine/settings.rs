@@ -91,6 +91,8 @@ pub struct GroupSettings {
     pub sender_id_bits: u8,
     /// New keys when a member is expelled.
     pub rekey_on_leave: bool,
+    /// New keys for everybody before a newcomer gets any.
+    pub rekey_on_join: bool,
     /// Rekeying; none: no KEK, members re-register.
     pub communication: Option<CommunicationSettings>,
     /// Data-security SAs.
@@ -135,6 +137,8 @@ pub struct CommunicationSettings {
     pub activation_delay: u16,
     /// DTD in seconds.
     pub deactivation_delay: u16,
+    /// The KEK is the root of a key tree (RFC 6407 section 5.6.3).
+    pub lkh: bool,
     /// Octets of UDP payload of a PUSH; what is larger is split where TEKs allow.
     pub max_push_size: usize,
     /// Time before the KEK's end at which its successor goes out.
@@ -144,10 +148,13 @@ pub struct CommunicationSettings {
 impl CommunicationSettings {
     /// KEK_ACK_REQUESTED for this group.
     pub fn ack_request(&self) -> Option<AckRequest> {
-        match (self.acknowledgement, self.signature_hash) {
-            (Acknowledgement::None, _) => None,
-            (_, SignatureHash::Sha1 | SignatureHash::Sha256) => Some(AckRequest::KekSha256),
-            (_, SignatureHash::Sha384 | SignatureHash::Sha512) => Some(AckRequest::KekSha512),
+        let short = matches!(self.signature_hash, SignatureHash::Sha1 | SignatureHash::Sha256);
+        match (self.acknowledgement, self.lkh, short) {
+            (Acknowledgement::None, _, _) => None,
+            (_, false, true) => Some(AckRequest::KekSha256),
+            (_, false, false) => Some(AckRequest::KekSha512),
+            (_, true, true) => Some(AckRequest::LkhSha256),
+            (_, true, false) => Some(AckRequest::LkhSha512),
         }
     }
 }

@@ -20,7 +20,7 @@ use ike::crypto::provider::{Provider, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
-use ike::phase1::{Credentials, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Refusal, Step};
+use ike::phase1::{Credentials, Ends, Initiator, Mode, NONCE_LEN, Offer, PeerPolicy, Refusal, Step};
 use ike::protect::OpenError;
 use ike::protect::ack::AckKey;
 use ike::protect::notify::{self, Informational};
@@ -199,16 +199,17 @@ impl Member {
             credentials: Credentials::pre_shared(SecretBytes::copy(self.pre_shared_key.as_bytes())),
             local_identity: None,
             remote: vec![IdentityRule::PeerAddress],
+            nat_traversal: false,
+            fragmentation: false,
             dialect: Dialect::STRICT,
         }
     }
 
     fn phase1(&mut self, patient: &dyn Fn() -> bool) -> Result<IkeSa, Stopped> {
-        let (here, there) = (self.address().ip(), self.server.ip());
+        let ends = Ends { local: self.address(), peer: self.server };
         let mut random = Random(self.provider.clone());
         let now = Now { at: Instant(1), unix_seconds: 0 };
-        let (mut initiator, mut todo) =
-            Initiator::start(self.policy(), here, there, false, now.at, &mut random);
+        let (mut initiator, mut todo) = Initiator::start(self.policy(), ends, false, now.at, &mut random);
         loop {
             for step in std::mem::take(&mut todo) {
                 match step {

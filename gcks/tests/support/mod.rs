@@ -34,6 +34,7 @@ impl Site {
             r#"
 [server]
 listen = ["127.0.0.1:0"]
+nat-traversal = false
 state-directory = {state:?}
 control-socket = {control:?}
 observe-socket = {observe:?}

@@ -9,6 +9,8 @@
 //! The length of the key data stands nowhere: all keys of an array have the key type of the KEK and so the same
 //! length, which is what is left after the fixed fields, divided by the number of keys.
 
+use zeroize::Zeroizing;
+
 use crate::codec::{Reader, Writer};
 use crate::error::DecodeError;
 use crate::registry::{KekAlgorithm, PayloadType};
@@ -26,8 +28,8 @@ pub struct LkhKey {
     pub expires: u32,
     /// New for every key of a node.
     pub handle: u32,
-    /// IV and key, in an update array encrypted.
-    pub data: Vec<u8>,
+    /// IV and key, in an update array encrypted. Wiped on drop.
+    pub data: Zeroizing<Vec<u8>>,
 }
 
 /// LKH_DOWNLOAD_ARRAY: leaf first, root last.
@@ -171,7 +173,7 @@ fn decode_keys(mut r: Reader<'_>, count: u16) -> Result<Vec<LkhKey>, DecodeError
             created: r.u32("key creation date")?,
             expires: r.u32("key expiration date")?,
             handle: r.u32("key handle")?,
-            data: r.octets("key data", data_length)?.to_vec(),
+            data: r.octets("key data", data_length)?.to_vec().into(),
         });
     }
     Ok(keys)
@@ -182,7 +184,7 @@ mod tests {
     use super::*;
 
     fn key(id: u16, length: usize) -> LkhKey {
-        LkhKey { id, key_type: 3, created: 0, expires: 0, handle: 0x1_0000, data: vec![7; length] }
+        LkhKey { id, key_type: 3, created: 0, expires: 0, handle: 0x1_0000, data: vec![7; length].into() }
     }
 
     #[test]

@@ -11,9 +11,6 @@ use gdoi_proto::registry::IdType;
 use super::settings::{Flow, VpnSettings};
 use super::snapshot::cipher_name;
 
-/// Why keys of a tree are refused: the group key is not among those this member can follow.
-pub const NO_HIERARCHY: &str = "a key hierarchy (LKH) is not supported";
-
 /// Checks the algorithms and lives of `policy` against the VPN's settings.
 ///
 /// # Errors

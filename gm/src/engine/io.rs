@@ -19,12 +19,12 @@ pub enum Input {
     Timeout,
     /// A job is done.
     Job(JobResult),
-    /// Answers [`Output::Route`]: our address and port towards a key server.
+    /// Answers [`Output::Route`].
     Route {
         /// From the question.
         server: ServerName,
-        /// The address, or why there is none.
-        local: Result<SocketAddr, String>,
+        /// Ours, or why there are none.
+        locals: Result<Locals, String>,
     },
     /// The data plane got ESP that our policy covers, with an SPI nobody told it.
     UnknownSpi {
@@ -68,6 +68,15 @@ pub enum Input {
     Stop,
 }
 
+/// Our addresses and ports towards a key server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Locals {
+    /// Where a phase 1 begins.
+    pub first: SocketAddr,
+    /// Where it goes on when a NAT is found; none: there is no socket for NAT traversal.
+    pub float: Option<SocketAddr>,
+}
+
 /// An operator's wish.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
@@ -84,7 +93,7 @@ pub enum Command {
 pub enum Output {
     /// Send a datagram.
     Transmit(Datagram),
-    /// Say by [`Input::Route`] which address and port of ours a phase 1 with this key server uses now.
+    /// Say by [`Input::Route`] which addresses and ports of ours a phase 1 with this key server uses now.
     Route {
         /// Echoed with the answer.
         server: ServerName,

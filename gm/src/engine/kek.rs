@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use gdoi_proto::ids::SeqNumber;
-use gdoi_proto::policy::{KekKey, KekPolicy};
+use gdoi_proto::policy::{AckRequest, KekKey, KekPolicy};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
 use ike::io::{Entropy, Instant};
 use ike::protect::push::KekCipherKey;
 use ike::retransmit::below;
+
+use super::lkh::KeyPath;
 
 /// A KEK in use.
 #[derive(Debug, Clone)]
@@ -21,6 +23,8 @@ pub struct Kek {
     pub cipher: KekCipherKey,
     /// DER SubjectPublicKeyInfo that verifies its PUSHes.
     pub public_key: Bytes,
+    /// Our keys of the tree whose root it is; none without a tree.
+    pub path: Option<KeyPath>,
     /// Last number accepted.
     pub last: SeqNumber,
     /// End of its life.
@@ -57,10 +61,24 @@ impl Kek {
             cipher: KekCipherKey { spi: policy.spi, key: cipher, iv },
             policy,
             public_key,
+            path: None,
             last: SeqNumber(0),
             expires: now + life,
             soft: soft_expiry(life, now, entropy),
         })
+    }
+
+    /// The same with our keys of the tree.
+    pub fn with_path(self, path: Option<KeyPath>) -> Kek {
+        Kek { path, ..self }
+    }
+
+    /// The key of our acknowledgements of its PUSHes: that of our leaf for the LKH types (RFC 8263 section 4.2).
+    pub fn ack_base(&self, request: AckRequest) -> Option<SecretBytes> {
+        match request {
+            AckRequest::KekSha256 | AckRequest::KekSha512 => Some(self.key().clone()),
+            AckRequest::LkhSha256 | AckRequest::LkhSha512 => self.path.as_ref()?.leaf_key(),
+        }
     }
 
     /// The key without its IV.

@@ -208,6 +208,12 @@ impl Keyring {
             .collect();
         let activation = Duration::from_secs(u64::from(policy.activation_delay));
         if standing != Standing::Current {
+            // The path belongs to the KEK, whatever its PUSHes brought meanwhile.
+            if let (Some(known), Some(kek)) = (&mut self.kek, &kek)
+                && known.policy.spi == kek.policy.spi
+            {
+                known.path = kek.path.clone();
+            }
             return self.merge(ours, activation, cx);
         }
         self.note_delays(policy);
@@ -388,6 +394,9 @@ impl Keyring {
         let spi = kek.policy.spi;
         if let Some(current) = self.kek.as_mut().filter(|current| current.policy.spi == spi) {
             current.last = current.last.max(kek.last);
+            if kek.path.is_some() {
+                current.path = kek.path;
+            }
             current.life_anew(kek.policy.lifetime_seconds, cx.now.at, cx.entropy);
             return;
         }

@@ -1,13 +1,15 @@
 //! The member's engine: one VPN per joined group, one phase 1 per key server; dispatch by exchange type. No I/O.
 //!
-//! Where to look: `servers.rs` phase 1 and who runs under it, `pull.rs` the four messages of a registration, `vpn.rs` which
-//! server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when it goes, `probe.rs` what
-//! traffic under unknown keys leads to.
+//! Where to look: `servers.rs` phase 1 and who runs under it, `path.rs` the NAT on the way, `pull.rs` the four messages of a
+//! registration, `vpn.rs` which server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when
+//! it goes, `probe.rs` what traffic under unknown keys leads to.
 
 pub mod accept;
 pub mod io;
 pub mod kek;
 pub mod keyring;
+pub mod lkh;
+pub mod path;
 pub mod probe;
 pub mod pull;
 pub mod push;
@@ -28,6 +30,7 @@ use gdoi_proto::ids::{Cookie, KekSpi, Spi};
 use gdoi_proto::registry::ExchangeType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::Job;
+use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 
 use io::{Command, Input, Output};
@@ -238,20 +241,28 @@ impl GroupMember {
             Ok(header) => header,
             Err(error) => return self.out.dropped(datagram.peer, error.to_string()),
         };
-        match header.exchange {
-            ExchangeType::MainMode | ExchangeType::Aggressive => {
-                let cookie = header.cookies.initiator;
-                let from = |server: &&Server| {
-                    let under = server.negotiating().or(server.sa().map(|sa| sa.cookies.initiator));
-                    server.peer.ip() == datagram.peer.ip() && under == Some(cookie)
-                };
-                match self.find_server(from) {
-                    Some(name) => {
-                        self.at_server(now, name, |server, cx| server.on_phase1(&header, octets, cx))
-                    }
-                    None => self.out.dropped(datagram.peer, "no such negotiation".to_owned()),
-                }
+        let cookie = header.cookies.initiator;
+        let from = |server: &&Server| {
+            let under = server.negotiating().or(server.sa().map(|sa| sa.cookies.initiator));
+            server.peer.ip() == datagram.peer.ip() && under == Some(cookie)
+        };
+        if is_fragment(&header) {
+            let Some(name) = self.find_server(from) else {
+                return self.out.dropped(datagram.peer, "a fragment of no negotiation".to_owned());
+            };
+            let take = |servers: &mut BTreeMap<ServerName, Server>, cx: &mut Cx<'_>| {
+                servers.get_mut(&name).and_then(|server| server.on_fragment(octets, cx))
+            };
+            if let Some(octets) = self.step(now, |servers, _, cx| take(servers, cx)) {
+                self.on_datagram(now, &Datagram { octets, ..datagram.clone() });
             }
+            return;
+        }
+        match header.exchange {
+            ExchangeType::MainMode | ExchangeType::Aggressive => match self.find_server(from) {
+                Some(name) => self.at_server(now, name, |server, cx| server.on_phase1(&header, octets, cx)),
+                None => self.out.dropped(datagram.peer, "no such negotiation".to_owned()),
+            },
             ExchangeType::Informational if !header.flags.encrypted() => {
                 let cookie = Some(header.cookies.initiator);
                 let asked = |server: &&Server| server.peer == datagram.peer && server.negotiating() == cookie;
@@ -382,8 +393,8 @@ impl Machine for GroupMember {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => self.on_timeout(now),
             Input::Job(result) => self.on_job(now, result),
-            Input::Route { server, local } => {
-                self.at_server(now, server, |server, cx| server.on_route(local, cx));
+            Input::Route { server, locals } => {
+                self.at_server(now, server, |server, cx| server.on_route(locals, cx));
             }
             Input::UnknownSpi { vpn, spi } => self.step(now, |_, vpns, cx| {
                 let meant =

@@ -229,9 +229,6 @@ fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>, dialect: Dialect) -> Res
     };
     let kd = dialect.kd_from_peer(kd, policy.kek.as_ref().map(|kek| kek.spi));
     let keys = KeySet::read(&kd, &policy, Carriage::Pull).map_err(|error| error.to_string())?;
-    if keys.lkh_download.is_some() {
-        return Err(accept::NO_HIERARCHY.to_owned());
-    }
     Ok(Progress::Complete(Box::new(Download { policy, keys, seq })))
 }
 
@@ -345,15 +342,24 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_a_hierarchy_are_refused_at_message_4() {
+    fn the_last_key_of_a_download_array_is_the_kek() {
         let policy = policy(Some(kek(1, 7200)), vec![tek(300, 3600)]);
-        let key = LkhKey { id: 1, key_type: 3, created: 0, expires: 0, handle: 1, data: vec![1; 32] };
+        let key = |octet| LkhKey {
+            id: 1,
+            key_type: 3,
+            created: 0,
+            expires: 0,
+            handle: u32::from(octet),
+            data: vec![octet; 32].into(),
+        };
         let mut keys = Bench::new().keys(&policy, true);
-        keys.lkh_download = Some(LkhDownload { keys: vec![key] });
-        let kd = keys.write(&policy);
-        let payloads = vec![Payload::Seq(SeqNumber(1)), Payload::Kd(kd)];
-        let reason = on_keys(policy, payloads, Dialect::STRICT).unwrap_err();
-        assert!(reason.contains("LKH"), "{reason}");
+        keys.lkh_download = Some(LkhDownload { keys: vec![key(7), key(8)] });
+        let payloads = vec![Payload::Seq(SeqNumber(1)), Payload::Kd(keys.write(&policy))];
+        let Ok(Progress::Complete(download)) = on_keys(policy, payloads, Dialect::STRICT) else {
+            panic!("keys")
+        };
+        assert_eq!(download.keys.kek.unwrap().key.expose(), [8; 16]);
+        assert_eq!(download.keys.lkh_download.unwrap().keys.len(), 2);
     }
 
     #[test]

@@ -14,14 +14,14 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{KekSpi, SeqNumber};
-use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, KeySet, TekPolicy};
-use gdoi_proto::secret::SecretBytes;
+use gdoi_proto::policy::{Carriage, GroupPolicy, KekKey, KeySet, TekPolicy};
 use ike::crypto::provider::{Done, Job, Verification};
 use ike::io::{Datagram, Instant, JobId};
 use ike::protect::ack::AckKey;
 use ike::protect::push::{self, PushContent, Unverified};
 
 use super::kek::Kek;
+use super::lkh::LkhError;
 use super::vpn::Vpn;
 use super::{Cx, Owner, accept};
 
@@ -56,7 +56,7 @@ struct Accepted {
 struct Pending {
     job: JobId,
     spi: KekSpi,
-    base_key: SecretBytes,
+    kek: Box<Kek>,
     datagram: Datagram,
     unverified: Unverified,
     outcome: Option<Result<(), String>>,
@@ -94,10 +94,10 @@ impl Vpn {
             signature: unverified.signature.clone(),
             bare_digest: self.dialect.bare_digest_signature,
         };
-        let base_key = kek.key().clone();
+        let kek = Box::new(kek.clone());
         let job = cx.out.request(Owner::Push(self.name().to_owned()), Job::Verify(check));
         let datagram = datagram.clone();
-        self.pushes.pending.push_back(Pending { job, spi, base_key, datagram, unverified, outcome: None });
+        self.pushes.pending.push_back(Pending { job, spi, kek, datagram, unverified, outcome: None });
     }
 
     fn refuse_push(&mut self, reason: String, seq: Option<SeqNumber>, cx: &mut Cx<'_>) {
@@ -142,7 +142,7 @@ impl Vpn {
             match pending.outcome {
                 Some(Ok(())) => {
                     let content = pending.unverified.verified().into_inner();
-                    self.on_authentic(pending.spi, &pending.base_key, content, &pending.datagram, cx);
+                    self.on_authentic(&pending.kek, content, &pending.datagram, cx);
                 }
                 Some(Err(reason)) => self.refuse_push(reason, Some(seq), cx),
                 None => {}
@@ -150,14 +150,8 @@ impl Vpn {
         }
     }
 
-    fn on_authentic(
-        &mut self,
-        spi: KekSpi,
-        base_key: &SecretBytes,
-        content: PushContent,
-        datagram: &Datagram,
-        cx: &mut Cx<'_>,
-    ) {
+    fn on_authentic(&mut self, protecting: &Kek, content: PushContent, datagram: &Datagram, cx: &mut Cx<'_>) {
+        let spi = protecting.policy.spi;
         let seq = content.seq;
         // Meanwhile the KEK may have gone, or a later PUSH may have been taken.
         let Some(last) = self.keyring.find_kek(spi).map(|kek| kek.last).filter(|last| seq > *last) else {
@@ -174,13 +168,15 @@ impl Vpn {
                 received: u64::from(seq.0),
             });
         }
-        match self.apply(&content, cx) {
-            Ok(listed) => {
+        match self.apply(protecting, &content, cx) {
+            // Nothing of it is for us, so that nothing of it is acknowledged.
+            Ok(None) => {}
+            Ok(Some(listed)) => {
                 // What the missed ones said of a TEK that this one accounts for is out of date.
                 if gap && self.keyring.leaves_open(&listed) {
                     self.plan(Duration::from_secs(1), Duration::from_secs(30), "rekeys were missed", cx);
                 }
-                self.acknowledge(spi, base_key, seq, datagram, cx);
+                self.acknowledge(protecting, seq, datagram, cx);
             }
             Err(reason) => {
                 self.refuse_push(reason.clone(), Some(seq), cx);
@@ -191,8 +187,14 @@ impl Vpn {
         }
     }
 
-    /// Reads everything before it changes anything, then applies: Deletes, KEK, delays, TEKs. Hands back the TEKs listed.
-    fn apply(&mut self, content: &PushContent, cx: &mut Cx<'_>) -> Result<Vec<TekPolicy>, String> {
+    /// Reads everything before it changes anything, then applies: Deletes, KEK, delays, TEKs. Hands back the TEKs listed;
+    /// none when the key arrays lead us nowhere and nothing was applied.
+    fn apply(
+        &mut self,
+        protecting: &Kek,
+        content: &PushContent,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<Vec<TekPolicy>>, String> {
         let mut new = None;
         if let Some((sa, kd)) = &content.keys {
             let sa = self.dialect.sa_from_peer(sa.clone());
@@ -200,9 +202,29 @@ impl Vpn {
             let kd = self.dialect.kd_from_peer(kd.clone(), policy.kek.as_ref().map(|sak| sak.spi));
             let mut keys = KeySet::read(&kd, &policy, Carriage::Push).map_err(|error| error.to_string())?;
             accept::check(&self.settings, &policy)?;
-            let kek = match (&policy.kek, keys.kek.take()) {
+            let (key, path) = match &policy.kek {
+                Some(sak) if keys.kek.is_none() && self.keyring.find_kek(sak.spi).is_none() => {
+                    let path = protecting.path.as_ref().ok_or("key arrays without keys of the tree")?;
+                    match path.updated(&keys.lkh_updates) {
+                        Ok((path, key)) => {
+                            let key = KekKey { public_key: keys.lkh_public_key.take(), ..key };
+                            self.found_kek(sak.spi);
+                            (Some(key), Some(path))
+                        }
+                        Err(LkhError::Excluded) => {
+                            self.refuse_push(LkhError::Excluded.to_string(), Some(content.seq), cx);
+                            self.seek_kek(sak.spi, cx);
+                            return Ok(None);
+                        }
+                        Err(error) => return Err(error.to_string()),
+                    }
+                }
+                _ => (keys.kek.take(), None),
+            };
+            let kek = match (&policy.kek, key) {
                 (Some(sak), Some(key)) => {
-                    let mut kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?;
+                    let mut kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?
+                        .with_path(path);
                     if self.dialect.kek_old_spi {
                         kek.last = content.seq;
                     }
@@ -214,8 +236,8 @@ impl Vpn {
                     }
                     Some(kek)
                 }
-                (Some(_), None) => return Err(accept::NO_HIERARCHY.to_owned()),
-                (None, _) => None,
+                // Arrays for others, of a change that brought us its KEK already.
+                (Some(_), None) | (None, _) => None,
             };
             new = Some((policy, keys, kek));
         }
@@ -244,31 +266,24 @@ impl Vpn {
         if deleted.everything || (self.keyring.kek().is_none() && self.keyring.teks().is_empty()) {
             self.plan(Duration::from_secs(1), Duration::from_secs(10), "the key server deleted the keys", cx);
         }
-        Ok(listed)
+        Ok(Some(listed))
     }
 
     /// Remembers the PUSH, and acknowledges it when the most recent SAK asks so, even if the PUSH deleted its own KEK
     /// (RFC 8263 sections 4 and 7.2).
-    fn acknowledge(
-        &mut self,
-        spi: KekSpi,
-        base_key: &SecretBytes,
-        seq: SeqNumber,
-        push: &Datagram,
-        cx: &mut Cx<'_>,
-    ) {
-        let ack = match (self.keyring.ack_request, self.address) {
-            (Some(request @ (AckRequest::KekSha256 | AckRequest::KekSha512)), Some(address)) => {
-                let key = if self.dialect.ack_l_output {
-                    AckKey::derive_output_length(request, base_key, spi)
-                } else {
-                    AckKey::derive(request, base_key, spi)
-                };
-                Some(key.seal(spi, seq, address))
-            }
-            // Acknowledgements by leaf keys need the hierarchy; who cannot make them goes on without.
-            (Some(AckRequest::LkhSha256 | AckRequest::LkhSha512) | None, _) | (_, None) => None,
-        };
+    fn acknowledge(&mut self, protecting: &Kek, seq: SeqNumber, push: &Datagram, cx: &mut Cx<'_>) {
+        let spi = protecting.policy.spi;
+        // Acknowledgements by leaf keys need the tree; who cannot make them goes on without.
+        let asked =
+            self.keyring.ack_request.and_then(|request| Some((request, protecting.ack_base(request)?)));
+        let ack = asked.zip(self.address).map(|((request, base_key), address)| {
+            let key = if self.dialect.ack_l_output {
+                AckKey::derive_output_length(request, &base_key, spi)
+            } else {
+                AckKey::derive(request, &base_key, spi)
+            };
+            key.seal(spi, seq, address)
+        });
         self.pushes.accepted.push_back(Accepted {
             octets: push.octets.clone(),
             seq,
@@ -305,8 +320,12 @@ impl Pushes {
 
 #[cfg(test)]
 mod tests {
-    use gdoi_proto::payload::Delete;
+    use gdoi_proto::payload::{Delete, LkhDownload, LkhKey, LkhUpdate};
+    use gdoi_proto::policy::{AckRequest, KekPolicy};
     use gdoi_proto::registry::Doi;
+    use gdoi_proto::secret::SecretBytes;
+    use ike::crypto::Cipher;
+    use ike::crypto::cipher::CipherKey;
     use ike::protect::ack::Ack;
 
     use super::super::testing::{Bench, cipher, kek, policy, tek};
@@ -452,6 +471,80 @@ mod tests {
         assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_some(), "DTD is not over");
         bench.pass(45);
         assert!(bench.vpn.keyring.find_kek(KekSpi([1; 16])).is_none());
+    }
+
+    /// A key of a tree; every octet of it says which.
+    fn node(id: u16, handle: u32, octet: u8) -> LkhKey {
+        LkhKey { id, key_type: 3, created: 0, expires: 0, handle, data: vec![octet; 32].into() }
+    }
+
+    /// A new root for KEK `spi`, sealed under the key that `holder` names.
+    fn array(holder: &LkhKey, spi: u8) -> LkhUpdate {
+        let under = CipherKey::new(Cipher::Aes128Cbc, SecretBytes::copy(&holder.data[16..])).unwrap();
+        let iv = <[u8; 16]>::try_from(&holder.data[..16]).unwrap();
+        let plain = [[1; 16], [spi; 16]].concat();
+        let root = LkhKey { data: under.encrypt(&iv, &plain).into(), ..node(9, u32::from(spi), 0) };
+        LkhUpdate { id: holder.id, handle: holder.handle, keys: vec![root] }
+    }
+
+    /// A VPN that holds leaf 3, node 5 and the root, which is KEK 1.
+    fn in_a_tree() -> Bench {
+        let mut bench = Bench::new();
+        let sak = KekPolicy { acknowledgement: Some(AckRequest::LkhSha256), ..kek(1, 7200) };
+        let mut root = node(9, 1, 1);
+        root.data[..16].fill(1);
+        let keys = vec![node(3, 30, 0x33), node(5, 50, 0x55), root];
+        bench.download = Some(LkhDownload { keys });
+        bench.registered(policy(Some(sak), vec![tek(300, 3600)]), 4).unwrap();
+        bench.take_told();
+        bench
+    }
+
+    fn push_arrays(bench: &Bench, seq: u32, spi: u8, lkh_updates: Vec<LkhUpdate>) -> Bytes {
+        let sak = KekPolicy { acknowledgement: Some(AckRequest::LkhSha256), lkh: true, ..kek(spi, 7200) };
+        let policy = policy(Some(sak), Vec::new());
+        let kd = KeySet { lkh_updates, ..KeySet::default() }.write(&policy);
+        let keys = Some((policy.write(Carriage::Push), kd));
+        bench.push(1, &PushContent { seq: SeqNumber(seq), deletes: Vec::new(), keys })
+    }
+
+    #[test]
+    fn arrays_for_a_key_of_ours_lead_to_the_new_kek_and_are_acknowledged_by_the_key_of_our_leaf() {
+        let mut bench = in_a_tree();
+        let others = array(&node(7, 70, 0x77), 2);
+        bench.receive(&push_arrays(&bench, 5, 2, vec![others.clone(), array(&node(5, 50, 0x55), 2)]));
+        assert!(bench.vpn.keyring.kek().is_some_and(|kek| kek.key().ct_eq(&[2; 16])));
+        let ack = Ack::decode(&bench.sent.remove(0).octets).unwrap();
+        let leaf = SecretBytes::copy(&[0x33; 16]);
+        AckKey::derive(AckRequest::LkhSha256, &leaf, ack.spi).verify(ack).expect("its HASH");
+        // Another PUSH of the same change has nothing for us; what the new KEK protects is ours.
+        bench.receive(&push_arrays(&bench, 6, 2, vec![others]));
+        bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(301, 3600)])));
+        assert_eq!((bench.take_told().as_str(), bench.sent.len()), ("install 301", 2));
+        assert!(!bench.pass(60));
+    }
+
+    #[test]
+    fn who_is_excluded_is_silent_and_registers_again_unless_another_push_brings_the_kek() {
+        for comes in [false, true] {
+            let mut bench = in_a_tree();
+            let stale = array(&node(5, 49, 0x55), 2);
+            bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(7, 70, 0x77), 2), stale]));
+            assert!(bench.happened("reregistration_scheduled") && bench.sent.is_empty());
+            if comes {
+                bench.receive(&push_arrays(&bench, 6, 2, vec![array(&node(3, 30, 0x33), 2)]));
+                assert_eq!(bench.sent.len(), 1);
+            }
+            assert_eq!(bench.pass(30), !comes);
+            assert_eq!(bench.vpn.keyring.teks().len(), 1, "keys in use stay");
+        }
+    }
+
+    #[test]
+    fn arrays_are_nothing_to_a_member_without_keys_of_a_tree() {
+        let mut bench = bench();
+        bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(5, 50, 0x55), 2)]));
+        assert!(bench.happened("policy_refused") && bench.sent.is_empty() && bench.pass(30));
     }
 
     #[test]

@@ -24,12 +24,14 @@ use gdoi_proto::ids::Cookie;
 use gdoi_proto::registry::NotifyType;
 use ike::crypto::provider::{Done, Job};
 use ike::dpd::{self, Verdict, Watch};
+use ike::fragment::{self, Assembly};
 use ike::io::{Datagram, Instant, Wakeup};
-use ike::phase1::{Answered, Initiator, PeerPolicy, Refusal, Step};
+use ike::phase1::{Answered, Behind, Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
 
-use super::io::Output;
+use super::io::{Locals, Output};
+use super::path::Path;
 use super::pull::{Download, Progress, PullError};
 use super::settings::{GatewaySettings, VpnSettings};
 use super::{Cx, Owner};
@@ -49,12 +51,14 @@ pub struct Server {
     pub local: SocketAddr,
     /// Its address and port.
     pub peer: SocketAddr,
+    path: Path,
     policy: PeerPolicy,
     /// Our address is asked for before each phase 1; the file may name one.
     ask_route: Option<Option<IpAddr>>,
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
     waiting: Waiting,
+    assembly: Assembly,
 }
 
 #[derive(Debug)]
@@ -108,15 +112,18 @@ pub type Letters = Vec<(String, News)>;
 impl Server {
     /// Server `index` of a gateway, not talked to yet; none without an address or a policy.
     pub fn new(gateway: &GatewaySettings, index: usize) -> Option<Server> {
+        let peer = *gateway.servers.get(index)?;
         Some(Server {
             name: (gateway.name.clone(), index),
             local: gateway.local,
-            peer: *gateway.servers.get(index)?,
+            peer,
+            path: Path::new(peer, Locals { first: gateway.local, float: None }),
             policy: gateway.policies.get(index).or(gateway.policies.last())?.clone(),
             ask_route: gateway.ask_route.then_some(gateway.local_address),
             dead_peer_detection: gateway.dead_peer_detection,
             phase: Phase::Down,
             waiting: Waiting::new(),
+            assembly: Assembly::default(),
         })
     }
 
@@ -136,8 +143,23 @@ impl Server {
         }
     }
 
-    fn transmit(&self, octets: Bytes, cx: &mut Cx<'_>) {
-        cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+    fn transmit(&mut self, octets: Bytes, cx: &mut Cx<'_>) {
+        self.path.sent(Ends { local: self.local, peer: self.peer }, cx.now.at);
+        let fragments = match &self.phase {
+            Phase::Down | Phase::Routing => false,
+            Phase::Negotiating { initiator, .. } => initiator.fragments(),
+            Phase::Up { sa, .. } => sa.fragments,
+        };
+        let parts = if fragments { fragment::split(&octets) } else { vec![octets] };
+        for octets in parts {
+            cx.out.transmit(Datagram { local: self.local, peer: self.peer, octets });
+        }
+    }
+
+    /// A fragment of a message of this server; the message it completes.
+    pub fn on_fragment(&mut self, octets: &[u8], cx: &mut Cx<'_>) -> Option<Bytes> {
+        let whole = self.assembly.take(octets);
+        whole.map_err(|reason| cx.out.dropped(self.peer, reason.to_owned())).ok().flatten()
     }
 
     /// A VPN wants to register here.
@@ -165,7 +187,7 @@ impl Server {
             (Phase::Routing | Phase::Negotiating { .. }, _) => Letters::new(),
             (Phase::Down, Some(address)) => {
                 self.phase = Phase::Routing;
-                let (server, peer) = (self.name.clone(), self.peer);
+                let (server, peer) = (self.name.clone(), self.path.server());
                 cx.out.push(Output::Route { server, peer, address });
                 Letters::new()
             }
@@ -173,14 +195,14 @@ impl Server {
         }
     }
 
-    /// Our address towards this server, or why there is none.
-    pub fn on_route(&mut self, local: Result<SocketAddr, String>, cx: &mut Cx<'_>) -> Letters {
+    /// Our addresses towards this server, or why there are none.
+    pub fn on_route(&mut self, locals: Result<Locals, String>, cx: &mut Cx<'_>) -> Letters {
         if !matches!(self.phase, Phase::Routing) {
             return Letters::new();
         }
-        match local {
-            Ok(local) => {
-                self.local = local;
+        match locals {
+            Ok(locals) => {
+                self.path.route(locals);
                 self.negotiate(cx)
             }
             Err(reason) => {
@@ -193,9 +215,11 @@ impl Server {
     fn negotiate(&mut self, cx: &mut Cx<'_>) -> Letters {
         // The server may hold an SA of an earlier life of ours: it learns so once (RFC 2407 section 4.6.3.3).
         let first = cx.out.first_contact(&self.name.0);
-        let (local, peer) = (self.local.ip(), self.peer.ip());
-        let (initiator, steps) =
-            Initiator::start(self.policy.clone(), local, peer, first, cx.now.at, cx.entropy);
+        let ends = self.path.first();
+        (self.local, self.peer) = (ends.local, ends.peer);
+        let mut policy = self.policy.clone();
+        policy.nat_traversal &= self.path.can_float();
+        let (initiator, steps) = Initiator::start(policy, ends, first, cx.now.at, cx.entropy);
         self.phase = Phase::Negotiating { initiator: Box::new(initiator), hint: None };
         self.take_steps(Ok(steps), cx)
     }
@@ -235,6 +259,7 @@ impl Server {
                 Step::Established(done) => {
                     cx.out.statistics.phase1_established += 1;
                     cx.out.contacted(&self.name.0);
+                    self.on_nat(done.sa.nat, cx);
                     cx.out.event(Event::Phase1Established {
                         peer: self.peer.to_string(),
                         identity: done.sa.peer_identity.to_string(),
@@ -302,6 +327,11 @@ impl Server {
                 if steps.is_ok() {
                     // It goes on all the same.
                     *hint = None;
+                }
+                let here = Ends { local: self.local, peer: self.peer };
+                if let Some(ends) = self.path.floats(here, initiator.nat()) {
+                    (self.local, self.peer) = (ends.local, ends.peer);
+                    initiator.moved(ends);
                 }
                 steps
             }
@@ -389,8 +419,24 @@ impl Server {
         pulls.orphans(&mut self.waiting)
     }
 
-    /// Timers of phase 1, of PULLs and of the SA's life.
+    /// Who is behind a NAT keeps its mapping alive for as long as pushes may come through it.
+    fn on_nat(&mut self, nat: Behind, cx: &mut Cx<'_>) {
+        self.path.established(Ends { local: self.local, peer: self.peer }, nat, cx.now.at);
+        if nat.any() {
+            cx.out.event(Event::NatFound {
+                peer: self.peer.to_string(),
+                local: self.local.to_string(),
+                ours: nat.ours,
+                theirs: nat.theirs,
+            });
+        }
+    }
+
+    /// Timers of phase 1, of PULLs, of the SA's life and of the NAT on the way.
     pub fn on_timeout(&mut self, cx: &mut Cx<'_>) -> Letters {
+        if let Some(datagram) = self.path.keepalive(cx.now.at) {
+            cx.out.transmit(datagram);
+        }
         match &mut self.phase {
             Phase::Down | Phase::Routing => Letters::new(),
             Phase::Negotiating { initiator, hint: Some(kind) } if initiator.due() <= cx.now.at => {
@@ -454,12 +500,17 @@ impl Server {
     /// The daemon ends: the server is told.
     pub fn stop(&mut self, cx: &mut Cx<'_>) {
         self.close("the member stops", true, cx);
+        self.path.stop();
         self.phase = Phase::Down;
         self.waiting.clear();
     }
 
     /// The next timer.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
+        Wakeup::earlier(self.phase_timeout(), self.path.due())
+    }
+
+    fn phase_timeout(&self) -> Option<Wakeup> {
         match &self.phase {
             Phase::Down | Phase::Routing => None,
             Phase::Negotiating { initiator, .. } => {

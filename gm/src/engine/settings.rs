@@ -22,13 +22,15 @@ pub struct GatewaySettings {
     pub name: String,
     /// Addresses and ports, tried in order.
     pub servers: Vec<SocketAddr>,
-    /// The address and port of our socket, as the servers see it; without meaning when `ask_route`.
+    /// The address and port of our socket, as the servers see it; without meaning when `ask_route`. There is no NAT
+    /// traversal from here.
     pub local: SocketAddr,
     /// Our address is asked for before each phase 1, by [`super::io::Output::Route`]: routes come, go and change.
     pub ask_route: bool,
     /// Our address as the configuration names it; none: the route decides.
     pub local_address: Option<IpAddr>,
-    /// How to negotiate with each server, in the same order; the last one holds for all further servers.
+    /// How to negotiate with each server, in the same order; the last one holds for all further servers. NAT traversal is
+    /// announced where the route leads to a socket for it.
     pub policies: Vec<PeerPolicy>,
     /// How to ask whether a server is there; none: not at all.
     pub dead_peer_detection: Option<ike::dpd::Settings>,

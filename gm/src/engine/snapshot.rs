@@ -67,6 +67,7 @@ impl Vpn {
             reregister_in_seconds: self.planned().map(|planned| planned.since(at).as_secs()),
             keys_end_in_seconds: keyring.keys_until().map(|until| until.since(at).as_secs()),
             statistics: self.statistics,
+            traffic: None,
         }
     }
 }

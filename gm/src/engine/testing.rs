@@ -10,7 +10,7 @@ use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::ids::{GroupId, KekSpi, SenderId, SeqNumber, Spi};
 use gdoi_proto::message::Dialect;
-use gdoi_proto::payload::{Delete, Endpoint};
+use gdoi_proto::payload::{Delete, Endpoint, LkhDownload};
 use gdoi_proto::policy::{
     AckRequest, AddressPreservation, Carriage, Direction, Encapsulation, GroupPolicy, KekCipher, KekKey,
     KekPolicy, KeySet, SenderIds, SignatureAlgorithm, SignatureHash, TekCipher, TekKey, TekPolicy,
@@ -53,6 +53,8 @@ pub fn peer_policy() -> PeerPolicy {
         credentials: Credentials::pre_shared(SecretBytes::copy(b"not used in these tests")),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -125,6 +127,8 @@ pub struct Bench {
     pub events: Vec<Event>,
     /// Datagrams sent.
     pub sent: Vec<Datagram>,
+    /// Keys of a tree that the next registration brings instead of a flat KEK.
+    pub download: Option<LkhDownload>,
     /// Jobs wait for [`Bench::run_held_jobs`].
     pub hold_jobs: bool,
     held: Vec<JobRequest>,
@@ -153,6 +157,7 @@ impl Bench {
             told: Vec::new(),
             events: Vec::new(),
             sent: Vec::new(),
+            download: None,
             hold_jobs: false,
             held: Vec::new(),
             sid: 6,
@@ -250,6 +255,7 @@ impl Bench {
     /// Message 4 of the registration under way brings these keys.
     pub fn download(&mut self, policy: GroupPolicy, seq: u32) -> Result<(), String> {
         let mut keys = self.keys(&policy, true);
+        keys.lkh_download = self.download.take();
         self.sid += 1;
         keys.sender_ids = Some(SenderIds { bits: 16, values: vec![SenderId(self.sid)] });
         let local = MEMBER.parse::<SocketAddr>().expect("an address").ip();

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use ctl::event::Event;
 use ctl::observe::VpnStatistics;
-use gdoi_proto::ids::Spi;
+use gdoi_proto::ids::{KekSpi, Spi};
 use gdoi_proto::message::Dialect;
 use ike::io::{Instant, Wakeup};
 use ike::retransmit::{below, spread};
@@ -29,6 +29,7 @@ use super::Cx;
 use super::accept;
 use super::kek::Kek;
 use super::keyring::{Keyring, Limit, Standing};
+use super::lkh::KeyPath;
 use super::probe::{Probe, Trigger};
 use super::pull::Download;
 use super::push::Pushes;
@@ -66,6 +67,8 @@ pub struct Vpn {
     current: usize,
     rounds: u32,
     planned: Option<Instant>,
+    /// The plan was made because no array of a PUSH was for us: another PUSH may bring it yet.
+    pub(super) seeks_kek: Option<(KekSpi, Instant)>,
     /// When to look whether an earlier server is back.
     returns: Option<Instant>,
     fruitless_returns: u32,
@@ -107,6 +110,7 @@ impl Vpn {
             current: 0,
             rounds: 0,
             planned: None,
+            seeks_kek: None,
             returns: None,
             fruitless_returns: 0,
             registered_once: false,
@@ -271,6 +275,24 @@ impl Vpn {
         });
     }
 
+    /// No array of a PUSH leads us to the KEK `spi`: excluded, or the array for us is in another PUSH of the same change.
+    pub(super) fn seek_kek(&mut self, spi: KekSpi, cx: &mut Cx<'_>) {
+        let before = self.planned;
+        self.plan(Duration::from_secs(1), Duration::from_secs(30), "no key array of a push is for us", cx);
+        if let (None, Some(at)) = (before, self.planned) {
+            self.seeks_kek = Some((spi, at));
+        }
+    }
+
+    /// The KEK `spi` is here: what was planned for the want of it is off.
+    pub(super) fn found_kek(&mut self, spi: KekSpi) {
+        if let Some((_, at)) = self.seeks_kek.take_if(|(sought, _)| *sought == spi)
+            && self.planned == Some(at)
+        {
+            self.planned = None;
+        }
+    }
+
     /// The registration with the present server failed: the next server, or none and a pause.
     pub fn on_failed(&mut self, reason: &str, kind: Failure, cx: &mut Cx<'_>) -> Option<usize> {
         let Registration::Trying { server, failed, purpose } = self.registration else { return None };
@@ -330,7 +352,8 @@ impl Vpn {
         let Download { policy, mut keys, seq } = download;
         let kek = match (&policy.kek, keys.kek.take()) {
             (Some(sak), Some(key)) => {
-                let kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?;
+                let kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?
+                    .with_path(keys.lkh_download.take().map(KeyPath::new));
                 accept::check_signing_key(&self.settings, sak, &kek.public_key)?;
                 Some(kek)
             }

@@ -9,8 +9,6 @@
 
 mod aggressive;
 
-use std::net::IpAddr;
-
 use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, CookiePair};
@@ -20,11 +18,13 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 
 use super::auth::{Facts, Proof, Proving, SaEnds};
 use super::messages::{self, Extras, Heard};
+use super::nat::{Behind, Ends, VENDOR_NAT_T};
 use super::proposal::{self, Reading};
 use super::responder::Answered;
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CryptoError, DhKey, Done, Job, ProofError, Proved};
+use crate::fragment::VENDOR_FRAGMENTATION;
 use crate::io::{Entropy, Instant, Now};
 use crate::protect::notify::{self, Informational};
 use crate::retransmit::{Attempt, Retransmit, Schedule};
@@ -35,7 +35,9 @@ use crate::sa::{IkeSa, Role};
 pub struct Initiator {
     policy: PeerPolicy,
     local: Identification,
-    peer: IpAddr,
+    ends: Ends,
+    nat: Behind,
+    fragments: bool,
     initial_contact: bool,
     cookies: CookiePair,
     sai_b: Vec<u8>,
@@ -50,6 +52,8 @@ pub struct Initiator {
 struct Agreed {
     reading: Reading,
     dpd: bool,
+    /// Both sides do NAT traversal.
+    nat_traversal: bool,
     credential: Credential,
     /// The server asked for our certificates.
     wanted: bool,
@@ -98,11 +102,10 @@ impl State {
 }
 
 impl Initiator {
-    /// A phase 1 with `peer` from `local`, in the policy's mode.
+    /// A phase 1 between `ends`, in the policy's mode.
     pub fn start(
         policy: PeerPolicy,
-        local: IpAddr,
-        peer: IpAddr,
+        ends: Ends,
         initial_contact: bool,
         now: Instant,
         entropy: &mut dyn Entropy,
@@ -113,11 +116,13 @@ impl Initiator {
         }
         let mut nonce = [0; NONCE_LEN];
         entropy.fill(&mut nonce);
-        let local = policy.own_identity(local);
+        let local = policy.own_identity(ends.local.ip());
         let mut initiator = Initiator {
             sai_b: Vec::new(),
             local,
-            peer,
+            ends,
+            nat: Behind::default(),
+            fragments: false,
             initial_contact,
             cookies: CookiePair { initiator: Cookie(cookie), responder: Cookie::ZERO },
             nonce,
@@ -142,6 +147,23 @@ impl Initiator {
     /// CKY-I, by which answers find their way.
     pub fn cookie(&self) -> Cookie {
         self.cookies.initiator
+    }
+
+    /// Who is behind a NAT, as far as is known. Once there is one, everything goes between the ports of NAT traversal,
+    /// beginning with the next message (RFC 3947 section 4): the owner moves its ends and says so with
+    /// [`Initiator::moved`].
+    pub fn nat(&self) -> Behind {
+        self.nat
+    }
+
+    /// True once both sides announced fragmentation: long messages go in fragments from now on.
+    pub fn fragments(&self) -> bool {
+        self.fragments
+    }
+
+    /// Where the negotiation runs from now on.
+    pub fn moved(&mut self, ends: Ends) {
+        self.ends = ends;
     }
 
     /// The state's name, for refusals and tables.
@@ -207,7 +229,29 @@ impl Initiator {
 
     /// What our first message carries besides its own payloads.
     fn extras(&self) -> Extras {
-        Extras { vendors: vec![VENDOR_DPD.to_vec()], nat_d: Vec::new() }
+        let mut vendors = vec![VENDOR_DPD.to_vec()];
+        if self.policy.nat_traversal {
+            vendors.push(VENDOR_NAT_T.to_vec());
+        }
+        if self.policy.fragmentation {
+            vendors.push(VENDOR_FRAGMENTATION.to_vec());
+        }
+        Extras { vendors, nat_d: Vec::new() }
+    }
+
+    /// What shows the server whether a NAT is between us.
+    fn nat_d(&self, agreed: &Agreed) -> Extras {
+        let hash = agreed.reading.suite.hash;
+        let nat_d = if agreed.nat_traversal { self.ends.hashes(hash, self.cookies) } else { Vec::new() };
+        Extras { vendors: Vec::new(), nat_d }
+    }
+
+    /// What the hashes of the server's message show.
+    fn examine(&mut self, agreed: &Agreed, heard: &Heard) {
+        if agreed.nat_traversal {
+            let found = self.ends.examine(agreed.reading.suite.hash, self.cookies, &heard.nat_d);
+            self.nat = found.unwrap_or_default();
+        }
     }
 
     /// A message of the server.
@@ -249,7 +293,13 @@ impl Initiator {
         let reading = proposal::accept(sa, &self.policy)?;
         let credential = self.policy.credentials.for_method(reading.suite.method);
         let credential = credential.ok_or_else(|| Refusal::dropped("a method that was not offered"))?;
-        Ok(Agreed { reading, dpd: heard.announces_dpd(), credential, wanted: heard.wants_certificate })
+        Ok(Agreed {
+            reading,
+            dpd: heard.announces_dpd(),
+            nat_traversal: self.policy.nat_traversal && heard.announces_nat_traversal(),
+            credential,
+            wanted: heard.wants_certificate,
+        })
     }
 
     fn read(&self, octets: &[u8], expected: &[PayloadType]) -> Result<Heard, Refusal> {
@@ -265,6 +315,7 @@ impl Initiator {
         let heard = self.read(octets, &[PayloadType::Sa])?;
         let agreed = self.agree(header, &heard)?;
         self.cookies.responder = header.cookies.responder;
+        self.fragments = self.policy.fragmentation && heard.announces_fragmentation();
         let group = agreed.reading.suite.group;
         self.state = State::MakeKey { agreed };
         Ok(vec![Step::Run(Job::DhGenerate { group })])
@@ -286,6 +337,7 @@ impl Initiator {
             return Err(Refusal::dropped("no KE is due"));
         };
         agreed.wanted |= heard.wants_certificate;
+        self.examine(&agreed, &heard);
         self.state = State::Agree { agreed, g_xi: key.public().to_vec(), g_xr: g_xr.clone(), nr };
         Ok(vec![Step::Run(Job::DhAgree { key, peer_public: g_xr })])
     }
@@ -324,6 +376,8 @@ impl Initiator {
         let ends = SaEnds { peer: id, local: &self.local, expires, dialect: self.policy.dialect };
         let mut sa = proof.sa(Role::Initiator, last, ends);
         sa.peer_does_dpd = agreed.dpd;
+        sa.nat = self.nat;
+        sa.fragments = self.fragments;
         sa
     }
 
@@ -335,7 +389,7 @@ impl Initiator {
         answered: Option<Answered>,
     ) -> Result<Vec<Step>, Refusal> {
         self.state = State::Over;
-        if !self.policy.admits(&sa.peer_identity, self.peer) {
+        if !self.policy.admits(&sa.peer_identity, self.ends.peer.ip()) {
             let id = &sa.peer_identity;
             return Err(Refusal::failed(format!("the peer is {id}, not the configured key server")));
         }
@@ -351,7 +405,7 @@ impl Initiator {
         match (std::mem::replace(&mut self.state, State::Over), done) {
             (State::MakeKey { agreed }, Done::DhKey(key)) => {
                 let key = key.map_err(Refusal::failed)?;
-                let payloads = messages::key_exchange(key.public(), &self.nonce, &[], &Extras::default());
+                let payloads = messages::key_exchange(key.public(), &self.nonce, &[], &self.nat_d(&agreed));
                 let message = self.clear(payloads);
                 self.state = State::SentKe { agreed, key };
                 Ok(self.send(message, now, entropy))

@@ -17,8 +17,10 @@ use gdoi_proto::message::{Message, encode_payload};
 use gdoi_proto::payload::{Certificate, CertificateRequest, Identification, Notify, Payload, Sa};
 use gdoi_proto::registry::{ExchangeType, PayloadType};
 
+use super::nat::VENDOR_NAT_T;
 use super::{Refusal, VENDOR_DPD};
 use crate::crypto::{AuthMethod, Suite};
+use crate::fragment::is_announcement;
 
 /// Certificate encoding of X.509 for signatures, the only one sent and taken (RFC 2408 section 3.9).
 const X509_SIGNATURE: u8 = 4;
@@ -211,6 +213,16 @@ impl Heard {
             (Some((name, [1, _])), Some((wanted, _))) => name == wanted,
             _ => false,
         })
+    }
+
+    /// True when NAT traversal was announced (RFC 3947 section 3.1); drafts of it do not count.
+    pub fn announces_nat_traversal(&self) -> bool {
+        self.vendors.iter().any(|vid| *vid == VENDOR_NAT_T)
+    }
+
+    /// True when fragmentation was announced.
+    pub fn announces_fragmentation(&self) -> bool {
+        self.vendors.iter().any(|vid| is_announcement(vid))
     }
 
     /// KE and NONCE for `suite`. `own_nonce` is ours where it is known already.

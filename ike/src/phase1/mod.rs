@@ -11,12 +11,13 @@
 //! none, and with pre-shared keys gives a guesser HASH_R for one datagram.
 //!
 //! Where to look: [`auth`] keys and proofs, [`messages`] which payloads make a message, [`proposal`] offering and
-//! choosing, [`credentials`] what proves whom, [`initiator`] and [`responder`] the states.
+//! choosing, [`credentials`] what proves whom, [`nat`] who is behind a NAT, [`initiator`] and [`responder`] the states.
 
 pub mod auth;
 pub mod credentials;
 pub mod initiator;
 pub mod messages;
+pub mod nat;
 pub mod proposal;
 pub mod responder;
 
@@ -38,6 +39,7 @@ use gdoi_proto::message::Dialect;
 pub use crate::crypto::provider::{CertifiedKey, PeerTrust, ProofSigner};
 pub use credentials::{Credential, Credentials, OwnCertificate};
 pub use initiator::Initiator;
+pub use nat::{Behind, Ends};
 pub use responder::{Answered, FirstAggressive, Responder};
 
 /// Vendor ID of dead-peer detection, version 1.0 (RFC 3706 section 5.1).
@@ -89,6 +91,10 @@ pub struct PeerPolicy {
     pub local_identity: Option<Identification>,
     /// Who the peer may be; any rule suffices.
     pub remote: Vec<IdentityRule>,
+    /// Announce and use NAT traversal where the peer does too (RFC 3947).
+    pub nat_traversal: bool,
+    /// Announce fragmentation, and use it where the peer announces it too.
+    pub fragmentation: bool,
     /// Deviations of this peer.
     pub dialect: Dialect,
 }

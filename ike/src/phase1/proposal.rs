@@ -232,6 +232,8 @@ mod tests {
             method: AuthMethod::PreSharedKey,
         };
         PeerPolicy {
+            nat_traversal: false,
+            fragmentation: false,
             mode: Mode::Main,
             offers: vec![Offer { suite, lifetime: Duration::from_secs(seconds) }],
             credentials: Credentials::pre_shared(SecretBytes::copy(b"a key of 16 octets and more")),

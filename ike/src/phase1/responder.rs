@@ -11,7 +11,6 @@
 
 mod aggressive;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,10 +24,12 @@ use gdoi_proto::secret::SecretBytes;
 
 use super::auth::{Facts, Proof, Proving, SaEnds};
 use super::messages::{self, Extras, Heard};
+use super::nat::{Behind, Ends, VENDOR_NAT_T};
 use super::proposal::{self, Choice};
 use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
 use crate::crypto::Suite;
 use crate::crypto::provider::{Done, Job, ProofError, Proved};
+use crate::fragment::VENDOR_FRAGMENTATION;
 use crate::io::{Entropy, Instant, Now};
 use crate::retransmit::Retransmit;
 use crate::sa::{IkeSa, Role};
@@ -48,8 +49,12 @@ pub const MAX_LARGE_OFFER: usize = 16 * 1024;
 #[derive(Debug)]
 pub struct Responder {
     policy: Arc<PeerPolicy>,
-    local: IpAddr,
-    peer: IpAddr,
+    /// Where the first message came along.
+    ends: Ends,
+    /// Both sides do NAT traversal.
+    nat_traversal: bool,
+    nat: Behind,
+    fragments: bool,
     cookies: CookiePair,
     suite: Suite,
     life: Duration,
@@ -145,8 +150,7 @@ impl Responder {
     pub fn start(
         policy: Arc<PeerPolicy>,
         cookie: Cookie,
-        local: IpAddr,
-        peer: IpAddr,
+        ends: Ends,
         header: &Header,
         octets: &[u8],
     ) -> Result<(Responder, Vec<Step>), Refusal> {
@@ -166,7 +170,7 @@ impl Responder {
         let choice = proposal::choose(sa, &policy)?;
         let answer = choice.answer.clone();
         let cookies = CookiePair { initiator: header.cookies.initiator, responder: cookie };
-        let mut responder = Responder::new(policy, (local, peer), cookies, choice, &heard, octets)?;
+        let mut responder = Responder::new(policy, ends, cookies, choice, &heard, octets)?;
         let answer = responder.clear(messages::offer(answer, &responder.extras()));
         responder.answered = Answered::new(octets, answer.clone());
         Ok((responder, vec![Step::Send(answer)]))
@@ -174,7 +178,7 @@ impl Responder {
 
     fn new(
         policy: Arc<PeerPolicy>,
-        (local, peer): (IpAddr, IpAddr),
+        ends: Ends,
         cookies: CookiePair,
         choice: Choice,
         heard: &Heard,
@@ -183,9 +187,11 @@ impl Responder {
         let credential = policy.credentials.for_method(choice.suite.method);
         Ok(Responder {
             credential: credential.ok_or_else(|| Refusal::dropped("no credential for the method"))?,
+            nat_traversal: policy.nat_traversal && heard.announces_nat_traversal(),
+            fragments: policy.fragmentation && heard.announces_fragmentation(),
             policy,
-            local,
-            peer,
+            ends,
+            nat: Behind::default(),
             cookies,
             suite: choice.suite,
             life: choice.life,
@@ -241,6 +247,28 @@ impl Responder {
         }
     }
 
+    /// True when both sides announced fragmentation.
+    pub fn fragments(&self) -> bool {
+        self.fragments
+    }
+
+    /// True while the next message may come along other ends than the first: with a NAT between us the peer goes on
+    /// from its port of NAT traversal (RFC 3947 section 4). In aggressive mode only message 3 itself tells.
+    pub fn may_move(&self) -> bool {
+        match self.state {
+            State::AwaitAuth { .. } => self.nat.any(),
+            State::AwaitThird { .. } => self.nat_traversal,
+            State::AwaitKe
+            | State::Compute { .. }
+            | State::Verify { .. }
+            | State::Sign { .. }
+            | State::ComputeFirst { .. }
+            | State::SignFirst { .. }
+            | State::VerifyThird { .. }
+            | State::Over => false,
+        }
+    }
+
     /// True when `octets` are the message answered last (a repeated message 1 has no responder cookie to find us by).
     pub fn answered(&mut self) -> &mut Answered {
         &mut self.answered
@@ -257,17 +285,32 @@ impl Responder {
 
     /// What our first answer carries besides its own payloads: what the peer announced too.
     fn extras(&self) -> Extras {
-        let vendors = if self.dpd { vec![VENDOR_DPD.to_vec()] } else { Vec::new() };
+        let mut vendors = Vec::new();
+        if self.dpd {
+            vendors.push(VENDOR_DPD.to_vec());
+        }
+        if self.nat_traversal {
+            vendors.push(VENDOR_NAT_T.to_vec());
+        }
+        if self.fragments {
+            vendors.push(VENDOR_FRAGMENTATION.to_vec());
+        }
         Extras { vendors, nat_d: Vec::new() }
     }
 
-    /// Message 3 or 5, or a repeat.
+    /// What shows the peer whether a NAT is between us.
+    fn nat_d(&self) -> Vec<Vec<u8>> {
+        if self.nat_traversal { self.ends.hashes(self.suite.hash, self.cookies) } else { Vec::new() }
+    }
+
+    /// Message 3 or 5, or a repeat. It came along `ends`.
     ///
     /// # Errors
     /// [`Refusal::Dropped`] leaves everything as it was; [`Refusal::Failed`] ends the negotiation.
     pub fn on_message(
         &mut self,
         now: Now,
+        ends: Ends,
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
@@ -287,7 +330,7 @@ impl Responder {
         match &self.state {
             State::AwaitKe => self.on_ke(header, octets, entropy),
             State::AwaitAuth { .. } => self.on_auth(now, header, octets, entropy),
-            State::AwaitThird { .. } => self.on_third(now, header, octets),
+            State::AwaitThird { .. } => self.on_third(now, ends, header, octets),
             State::Compute { .. }
             | State::Verify { .. }
             | State::Sign { .. }
@@ -314,6 +357,10 @@ impl Responder {
         let mut heard = Heard::from_payloads(message.payloads, &expected)?;
         let (g_xi, ni) = heard.key_exchange(self.suite, None)?;
         self.wanted |= heard.wants_certificate;
+        if self.nat_traversal {
+            let found = self.ends.examine(self.suite.hash, self.cookies, &heard.nat_d);
+            self.nat = found.unwrap_or_default();
+        }
         let mut nr = [0; NONCE_LEN];
         entropy.fill(&mut nr);
         let job = Job::DhRespond { group: self.suite.group, peer_public: g_xi.clone() };
@@ -357,7 +404,8 @@ impl Responder {
                 self.failures = 0;
                 let proof = self.proof(ExchangeType::MainMode, (&ni, &nr), (&g_xi, &g_xr), &shared);
                 let names = self.credential.requests();
-                let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &Extras::default()));
+                let extras = Extras { vendors: Vec::new(), nat_d: self.nat_d() };
+                let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &extras));
                 self.answered = Answered::new(&question, answer.clone());
                 self.state = State::AwaitAuth { proof: Box::new(proof) };
                 Ok(vec![Step::Send(answer)])
@@ -457,7 +505,7 @@ impl Responder {
     ) -> Result<Proved, Refusal> {
         let id = &claim.id;
         let (reason, kind) = match proved {
-            Ok(proved) if self.policy.admits(id, self.peer) => return Ok(proved),
+            Ok(proved) if self.policy.admits(id, self.ends.peer.ip()) => return Ok(proved),
             Ok(_) => {
                 let reason = format!("identity {id} is not the one this gateway may claim");
                 (reason, NotifyType::InvalidIdInformation)
@@ -507,6 +555,8 @@ impl Responder {
         let ends = SaEnds { peer: id, local: &local, expires, dialect: self.policy.dialect };
         let mut sa = proof.sa(Role::Responder, last_block, ends);
         sa.peer_does_dpd = self.dpd;
+        sa.nat = self.nat;
+        sa.fragments = self.fragments;
         sa
     }
 
@@ -530,7 +580,7 @@ impl Responder {
     }
 
     fn local_identity(&self) -> Identification {
-        self.policy.own_identity(self.local)
+        self.policy.own_identity(self.ends.local.ip())
     }
 }
 

@@ -5,6 +5,7 @@ mod aggressive_mode;
 #[cfg(feature = "aws-lc")]
 mod certificates;
 mod main_mode;
+mod nat_traversal;
 mod pair;
 #[cfg(feature = "aws-lc")]
 mod signatures;

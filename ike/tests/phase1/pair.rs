@@ -1,7 +1,7 @@
 //! A member and a key server of phase 1 with real crypto and a network that can repeat and lose.
 #![cfg_attr(not(feature = "aws-lc"), allow(dead_code))]
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
 use ike::phase1::{
-    CertifiedKey, Credentials, Established, FirstAggressive, Initiator, Mode, Offer, OwnCertificate,
+    CertifiedKey, Credentials, Ends, Established, FirstAggressive, Initiator, Mode, Offer, OwnCertificate,
     PeerPolicy, PeerTrust, Refusal, Responder, Step,
 };
 use ike::protect::notify::{self, Informational};
@@ -35,12 +35,12 @@ impl Entropy for Random {
 pub const NOW: Now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
 pub const KEY: &str = "a shared secret of some length";
 
-pub fn member() -> IpAddr {
-    "192.0.2.10".parse().expect("an address")
+pub fn member() -> SocketAddr {
+    "192.0.2.10:848".parse().expect("an address")
 }
 
-pub fn server() -> IpAddr {
-    "192.0.2.1".parse().expect("an address")
+pub fn server() -> SocketAddr {
+    "192.0.2.1:848".parse().expect("an address")
 }
 
 pub fn suite(group: DhGroup, hash: Hash, cipher: Cipher, method: AuthMethod) -> Suite {
@@ -57,6 +57,8 @@ pub fn policy(suites: &[Suite], credentials: Credentials) -> PeerPolicy {
         credentials,
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     }
 }
@@ -143,6 +145,9 @@ pub struct Pair {
     pub initiator: Initiator,
     pub responder: Option<Responder>,
     responder_policy: Arc<PeerPolicy>,
+    /// Where the server sees the member, and itself.
+    at_server: Ends,
+    floated: bool,
     pub member_sa: Option<Box<Established>>,
     pub server_sa: Option<Box<Established>>,
     pub refusals: Vec<Refusal>,
@@ -153,15 +158,32 @@ pub struct Pair {
 impl Pair {
     /// Both to the end; every message of the member arrives `copies` times.
     pub fn run(member_policy: PeerPolicy, server_policy: PeerPolicy, copies: usize) -> Pair {
+        Pair::through(member(), member_policy, server_policy, copies)
+    }
+
+    /// The same; the server sees the member's packets come from `outside`.
+    pub fn through(
+        outside: SocketAddr,
+        member_policy: PeerPolicy,
+        server_policy: PeerPolicy,
+        copies: usize,
+    ) -> Pair {
         let provider = default_provider();
         let mut random = Random(provider.clone());
-        let (initiator, steps) =
-            Initiator::start(member_policy, member(), server(), true, NOW.at, &mut random);
+        let (initiator, steps) = Initiator::start(
+            member_policy,
+            Ends { local: member(), peer: server() },
+            true,
+            NOW.at,
+            &mut random,
+        );
         let mut pair = Pair {
             provider,
             initiator,
             responder: None,
             responder_policy: Arc::new(server_policy),
+            at_server: Ends { local: server(), peer: outside },
+            floated: false,
             member_sa: None,
             server_sa: None,
             refusals: Vec::new(),
@@ -194,6 +216,15 @@ impl Pair {
             return vec![answer];
         }
         let steps = self.initiator.on_message(NOW, &header, octets);
+        if self.initiator.nat().any() && !self.floated {
+            self.floated = true;
+            let float = |end: SocketAddr| SocketAddr::new(end.ip(), 4500);
+            self.initiator.moved(Ends { local: float(member()), peer: float(server()) });
+            // The NAT chooses another port for the new flow.
+            let Ends { local, peer } = self.at_server;
+            let outside = SocketAddr::new(peer.ip(), if peer == member() { 4500 } else { 61_000 });
+            self.at_server = Ends { local: float(local), peer: outside };
+        }
         self.member_steps(steps)
     }
 
@@ -236,9 +267,9 @@ impl Pair {
             None => {
                 let (policy, cookie) = (self.responder_policy.clone(), Cookie([7; 8]));
                 let started = match policy.mode {
-                    Mode::Main => Responder::start(policy, cookie, server(), member(), &header, octets),
+                    Mode::Main => Responder::start(policy, cookie, self.at_server, &header, octets),
                     Mode::Aggressive => FirstAggressive::read(&header, octets).and_then(|first| {
-                        Responder::start_aggressive(policy, cookie, (server(), member()), first, &mut random)
+                        Responder::start_aggressive(policy, cookie, self.at_server, first, &mut random)
                     }),
                 };
                 started.map(|(responder, steps)| {
@@ -246,7 +277,7 @@ impl Pair {
                     steps
                 })
             }
-            Some(responder) => responder.on_message(NOW, &header, octets, &mut random),
+            Some(responder) => responder.on_message(NOW, self.at_server, &header, octets, &mut random),
         };
         self.server_steps(steps)
     }

@@ -129,7 +129,7 @@ fn a_missing_life_is_missed_even_where_its_default_was_offered() {
 }
 
 #[test]
-fn error_notifications_in_clear_end_no_attempt() {
+fn an_error_notification_in_clear_ends_no_attempt_by_itself() {
     let mut gm = Gm::new();
     let first = only(gm.take());
     let say = |gm: &mut Gm, cookies| {
@@ -144,9 +144,7 @@ fn error_notifications_in_clear_end_no_attempt() {
     let answer = second(&first, offered(&first));
     assert_eq!(gm.tell(&answer).len(), 1);
     say(&mut gm, header(&answer).cookies);
-    assert_eq!(gm.count("phase1_failed"), 0);
-    gm.pass(Duration::from_secs(3));
-    assert_eq!(gm.take().len(), 1, "it goes on repeating message 3");
+    assert_eq!(gm.count("phase1_failed"), 0, "the server may still answer within the present interval");
 }
 
 #[test]

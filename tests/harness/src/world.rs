@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use gcks::engine::KeyServer;
 use gcks::engine::durable::{Change, Kind, Row};
 use gcks::engine::io::{Command, Input as ServerInput, Output as ServerOutput};
@@ -73,6 +74,10 @@ pub struct World {
     timing: Timing,
     dialect: Dialect,
     rekeying: bool,
+    lkh: bool,
+    rekey_on_join: bool,
+    /// Every PUSH that left the server, as somebody who listens on the wire has it.
+    pub pushes: Vec<Bytes>,
     server: Option<KeyServer>,
     rows: BTreeMap<(Kind, String), Row>,
     members: Vec<Option<GroupMember>>,
@@ -112,6 +117,8 @@ pub fn peer_policy(dialect: Dialect) -> PeerPolicy {
         credentials: Credentials::pre_shared(pre_shared_key()),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect,
     }
 }
@@ -148,6 +155,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
             member_threshold: None,
             sender_id_bits: 16,
             rekey_on_leave: true,
+            rekey_on_join: false,
             communication: rekeying.then_some(CommunicationSettings {
                 cipher: Cipher::Aes256Cbc,
                 signature_hash: SignatureHash::Sha256,
@@ -159,6 +167,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
                 retransmission_period: timing.period,
                 acknowledgement: Acknowledgement::Required,
                 missed_rekeys: 1,
+                lkh: false,
                 max_push_size: 1280,
                 activation_delay,
                 deactivation_delay,
@@ -204,12 +213,17 @@ pub fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::
 impl World {
     /// A server without state and `members` members, none started yet but the server.
     pub fn new(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
-        World::with(seed, members, weather, timing, Dialect::STRICT, true)
+        World::with(seed, members, weather, timing, Dialect::STRICT, (true, false))
     }
 
     /// The same where the group has no rekey SA: members fetch new keys themselves.
     pub fn without_rekeying(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
-        World::with(seed, members, weather, timing, Dialect::STRICT, false)
+        World::with(seed, members, weather, timing, Dialect::STRICT, (false, false))
+    }
+
+    /// The same where the KEK is the root of a key tree.
+    pub fn with_key_tree(seed: u64, members: usize, weather: Weather, timing: Timing) -> World {
+        World::with(seed, members, weather, timing, Dialect::STRICT, (true, true))
     }
 
     /// The same where both sides deviate from the RFCs.
@@ -220,7 +234,7 @@ impl World {
         timing: Timing,
         dialect: Dialect,
     ) -> World {
-        World::with(seed, members, weather, timing, dialect, true)
+        World::with(seed, members, weather, timing, dialect, (true, false))
     }
 
     fn with(
@@ -229,7 +243,7 @@ impl World {
         weather: Weather,
         timing: Timing,
         dialect: Dialect,
-        rekeying: bool,
+        (rekeying, lkh): (bool, bool),
     ) -> World {
         let mut world = World {
             seed,
@@ -240,6 +254,9 @@ impl World {
             timing,
             dialect,
             rekeying,
+            lkh,
+            rekey_on_join: false,
+            pushes: Vec::new(),
             server: None,
             rows: BTreeMap::new(),
             members: Vec::new(),
@@ -306,18 +323,31 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
-        let server = KeyServer::new(
-            server_settings(self.timing, self.dialect, self.rekeying),
-            rows,
-            self.now(),
-            Box::new(entropy),
-        );
+        let mut settings = server_settings(self.timing, self.dialect, self.rekeying);
+        for communication in settings.groups.iter_mut().filter_map(|group| group.communication.as_mut()) {
+            communication.lkh = self.lkh;
+        }
+        settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
+        let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
         self.server = Some(server.expect("rows written by this release restore"));
         self.drain_server();
     }
 
+    /// What `key-management` says from the next start of the server on.
+    pub fn set_key_tree(&mut self, lkh: bool) {
+        self.lkh = lkh;
+    }
+
+    /// What `rekey-on-join` says from the next start of the server on.
+    pub fn set_rekey_on_join(&mut self, on: bool) {
+        self.rekey_on_join = on;
+    }
+
     /// Starts (or restarts) member `index` without memory.
     pub fn start_member(&mut self, index: usize) {
+        if self.members.len() <= index {
+            self.members.resize_with(index + 1, || None);
+        }
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_033).wrapping_add(self.lives));
         let member = GroupMember::new(member_settings(index, self.dialect), self.now(), Box::new(entropy));
@@ -339,6 +369,9 @@ impl World {
             match output {
                 ServerOutput::Transmit(datagram) => self.transmit("gcks", datagram),
                 ServerOutput::Fanout { octets, to } => {
+                    if !self.pushes.contains(&octets) {
+                        self.pushes.push(octets.clone());
+                    }
                     for (local, peer) in to {
                         self.transmit("gcks", Datagram { local, peer, octets: octets.clone() });
                     }
@@ -397,6 +430,16 @@ impl World {
         let line = gdoi_proto::pretty::one_line(&datagram.octets);
         let arrives = self.net.send(self.now, datagram);
         self.trace.datagram(self.now, from, &line, arrives);
+    }
+
+    /// Hands octets to member `index` as if the server had sent them.
+    pub fn inject(&mut self, index: usize, octets: &Bytes) {
+        let (now, local) = (self.now(), member_address(index));
+        let datagram = Datagram { local, peer: SERVER, octets: octets.clone() };
+        if let Some(member) = self.members[index].as_mut() {
+            member.handle(now, MemberInput::Datagram(datagram));
+        }
+        self.drain_member(index);
     }
 
     /// Runs for `time`.

@@ -3,6 +3,8 @@
 //! ```text
 //! binaries   finds the programs, or has Cargo build them
 //! network    three machines: network namespaces with a bridge, or addresses of the loopback interface
+//! lans       hosts behind the members, in namespaces: pings from one to the other
+//! wire       what passes between the members, packet by packet
 //! site       a temporary directory with the configurations, secrets and sockets of one lab
 //! daemon     a started process: its log read as events, its control socket, signals; killed on drop
 //! relay      a UDP relay that sees, records and may lose what passes between a member and its key server
@@ -16,10 +18,12 @@
 pub mod binaries;
 pub mod capture;
 pub mod daemon;
+pub mod lans;
 pub mod network;
 pub mod relay;
 pub mod site;
 pub mod table;
+pub mod wire;
 
 use std::io;
 

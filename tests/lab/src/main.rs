@@ -16,8 +16,8 @@ use gdoi_lab::network::Network;
 /// The inner process could not make the namespaces; nothing was shown yet.
 const NO_NAMESPACES: u8 = 77;
 
-/// A key server and two members on this machine: registration, rekeys with acknowledgements, a member that falls silent
-/// and comes back, a key server that is killed and comes back. Needs no root.
+/// A key server and two members on this machine: registration, rekeys with acknowledgements, traffic between hosts behind
+/// the members (in network namespaces only), a member that is killed, one that falls silent and comes back, a key server that is killed and comes back. Needs no root.
 #[derive(Debug, Parser)]
 #[command(name = "cargo lab", version, about, long_about)]
 struct Arguments {

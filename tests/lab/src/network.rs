@@ -5,8 +5,8 @@
 //! loopback     the same names on addresses of the loopback interface, UDP 8480 or the next free port
 //! ```
 //!
-//! Namespaces need a user, network and mount namespace of our own around them: see [`Network::namespaces`]. The data plane
-//! joins here: a host of a namespace can get a `lan` beside its `wan`, loopback hosts cannot.
+//! Namespaces need a user, network and mount namespace of our own around them: see [`Network::namespaces`]. There each
+//! member can have a `lan` with a host beside its `wan`: [`crate::lans`]. Loopback hosts cannot.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
@@ -99,6 +99,18 @@ impl Network {
         self.namespaces
     }
 
+    /// Why traffic cannot be sent here; none when it can.
+    pub fn no_traffic(&self) -> Option<&'static str> {
+        if !self.namespaces {
+            return Some("no network namespaces");
+        }
+        if !Path::new("/dev/net/tun").exists() {
+            return Some("no /dev/net/tun");
+        }
+        let ping = Command::new("ping").arg("-V").stdin(Stdio::null()).output();
+        if ping.is_ok_and(|output| output.status.success()) { None } else { Some("ping is not installed") }
+    }
+
     /// Address and port of a host's daemon.
     pub fn address(&self, host: &str) -> SocketAddr {
         SocketAddr::new(self.ip(host), self.port)
@@ -147,7 +159,7 @@ impl Network {
 }
 
 /// A command line of plain words.
-fn run(line: &str) -> Result<(), LabError> {
+pub(crate) fn run(line: &str) -> Result<(), LabError> {
     let mut words = line.split(' ');
     let program = words.next().unwrap_or_default();
     let output = Command::new(program)

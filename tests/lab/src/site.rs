@@ -52,12 +52,17 @@ pub struct ServerPlan {
     pub threshold: Option<u32>,
     /// Members whose gateway the group admits.
     pub admitted: Vec<&'static str>,
+    /// A second policy, for the IPv6 LANs of [`crate::lans`].
+    pub ipv6: bool,
+    /// `key-management`: `flat` or `lkh`.
+    pub key_management: &'static str,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
-        ServerPlan { timing, threshold: None, admitted: MEMBERS.to_vec() }
+        let admitted = MEMBERS.to_vec();
+        ServerPlan { timing, threshold: None, admitted, ipv6: false, key_management: "flat" }
     }
 }
 
@@ -70,6 +75,8 @@ pub struct MemberPlan {
     pub pre_shared_key: Option<&'static str>,
     /// `server-address`; none: that of the key server.
     pub server: Option<SocketAddr>,
+    /// Protects what goes from its `lan` to its `wan`; without: keys only.
+    pub traffic: bool,
 }
 
 /// One lab.
@@ -122,7 +129,7 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
-        let admitted = &plan.admitted;
+        let (admitted, key_management) = (&plan.admitted, plan.key_management);
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
@@ -139,6 +146,7 @@ lifetime-seconds = {kek_life}
 number-of-retransmission = {copies}
 retransmission-period = {period}
 acknowledgement = "required"
+key-management = "{key_management}"
 activation-time-delay = {activation}
 deactivation-time-delay = {deactivation}
 [group.{GROUP}.ipsec-sa.SA1]
@@ -149,6 +157,11 @@ source = "172.16.0.0/12"
 destination = "172.16.0.0/12"
 "#
         );
+        if plan.ipv6 {
+            let policy = format!("[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan-6\"\n");
+            let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
+            text.push_str(&(policy + nets));
+        }
         self.write(GCKS, &text, PRE_SHARED_KEY)
     }
 
@@ -163,6 +176,18 @@ destination = "172.16.0.0/12"
         let group = plan.group.unwrap_or(GROUP_NUMBER);
         let key = plan.pre_shared_key.unwrap_or(PRE_SHARED_KEY);
         let common = self.common(host);
+        let zones = format!(
+            r#"[zone.lan]
+interfaces = ["lan"]
+[zone.wan]
+interfaces = ["wan"]
+[[ipsec-policy]]
+from-zone = "lan"
+to-zone = "wan"
+vpn = "{GROUP}"
+"#
+        );
+        let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
             r#"[member]
 listen = [{own:?}]
@@ -174,9 +199,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-[data-plane]
-backend = "none"
-"#
+{zones}"#
         );
         self.write(host, &text, key)
     }
@@ -218,6 +241,13 @@ pre-shared-key = {{ file = "{host}.psk" }}
         let mut command = self.network.command(host, &program);
         command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", "--log", "json"]);
         Daemon::start(host, command, self.control(host), watcher)
+    }
+
+    /// `gmd` of a host with one more argument, such as `--release`: it does that and ends.
+    pub fn gmd(&self, host: &str, argument: &str) -> Command {
+        let mut command = self.network.command(host, &self.binaries.path("gmd"));
+        command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", argument]);
+        command
     }
 
     /// `gdoictl` for the daemon of a host.

@@ -1,12 +1,12 @@
 //! What `cargo lab` shows, in its order. Every step waits for what the daemons themselves report.
 //!
 //! ```text
-//! register -> same keys -> rekey by hand -> rekey on schedule -> gm2 silent, expired -> gm2 back -> same keys
-//!          -> gcksd killed, restarted: same keys, nobody registers -> rekey on schedule
+//! register -> same keys -> pings as ESP -> rekey by hand under pings -> rekey on schedule -> gmd killed under pings
+//!          -> gm2 silent, expired -> gm2 back -> same keys -> gcksd killed, restarted: same keys, nobody registers
+//!          -> rekey on schedule
 //! ```
 //!
-//! Traffic joins between the members when there is a data plane: a step after "same keys" that sends before and after a
-//! rekey. [`Network`] says whether the machines can have it.
+//! Traffic is sent where [`Network::no_traffic`] has no reason against it.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -18,9 +18,11 @@ use ctl::observe::{GroupView, TekView};
 use gdoi_lab::LabError;
 use gdoi_lab::binaries::Binaries;
 use gdoi_lab::daemon::{Daemon, Mark, Watcher};
+use gdoi_lab::lans::FAR;
 use gdoi_lab::network::{GCKS, MEMBERS, Network};
 use gdoi_lab::site::{GROUP, MemberPlan, ServerPlan, Site, Timing};
 use gdoi_lab::table::Table;
+use gdoi_lab::wire::{Seen, Wire};
 use runtime::clock::Clock;
 
 /// Limit of what happens at once, on a busy machine.
@@ -42,10 +44,10 @@ pub fn tell(network: Network, binaries: Binaries) -> Result<(), LabError> {
     println!("\n{}", story.table);
     match &result {
         Ok(()) => {
-            println!(
-                "Everything held, in {:.0} s. Traffic is not shown: this build has no data plane.",
-                story.now()
-            );
+            println!("Everything held, in {:.0} s.", story.now());
+            if let Some(reason) = story.site.network.no_traffic() {
+                println!("Traffic is not shown: {reason}.");
+            }
         }
         Err(_) => story.print_logs(),
     }
@@ -61,6 +63,8 @@ struct Story {
     members: Vec<Daemon>,
     /// Where the members' logs were when the server was killed.
     before_kill: Vec<Mark>,
+    /// The network between the members, where there is traffic.
+    wire: Option<Wire>,
 }
 
 impl Story {
@@ -82,9 +86,16 @@ impl Story {
             "Lives of a lab: TEK {tek_life} s, KEK {kek_life} s; a push is sent {} times, {period} s apart.\n",
             copies + 1
         );
-        site.write_server(&ServerPlan::new(Timing::SHORT))?;
+        let traffic = site.network.no_traffic().is_none();
+        let wire = if traffic {
+            site.network.add_lans()?;
+            Some(Wire::watch()?)
+        } else {
+            None
+        };
+        site.write_server(&ServerPlan { ipv6: traffic, ..ServerPlan::new(Timing::SHORT) })?;
         for member in MEMBERS {
-            site.write_member(member, &MemberPlan::default())?;
+            site.write_member(member, &MemberPlan { traffic, ..MemberPlan::default() })?;
         }
         // One line at a time, whoever has something to say.
         let turn = Arc::new(Mutex::new(()));
@@ -103,6 +114,7 @@ impl Story {
             server,
             members: Vec::new(),
             before_kill: Vec::new(),
+            wire,
         })
     }
 
@@ -113,8 +125,15 @@ impl Story {
     fn all(&mut self) -> Result<(), LabError> {
         self.step("both members register", Story::register)?;
         self.step("all three hold the same keys", Story::same_keys)?;
-        self.step("rekey by hand (gdoictl), both acknowledge", Story::rekey_by_hand)?;
+        self.traffic_step("hosts behind gm1 and gm2 ping, only ESP between", Story::cross)?;
+        match self.site.network.no_traffic() {
+            None => {
+                self.step("rekey by hand (gdoictl) under 100 pings/s, none lost", Story::rekey_under_pings)?
+            }
+            Some(_) => self.step("rekey by hand (gdoictl), both acknowledge", Story::rekey_by_hand)?,
+        }
         self.step("rekey on schedule, both acknowledge", Story::rekey_on_schedule)?;
+        self.traffic_step("gmd killed (SIGKILL): nothing in clear, it returns", Story::kill_member)?;
         self.step("gm2 falls silent and is expired", Story::silence)?;
         self.step("gm2 comes back by itself", Story::come_back)?;
         self.step("all three hold the same keys again", Story::same_keys)?;
@@ -138,6 +157,93 @@ impl Story {
                 Err(error)
             }
         }
+    }
+
+    /// A step that needs traffic; where there is none the table says why.
+    fn traffic_step(
+        &mut self,
+        what: &str,
+        act: fn(&mut Story) -> Result<String, LabError>,
+    ) -> Result<(), LabError> {
+        match self.site.network.no_traffic() {
+            None => self.step(what, act),
+            Some(reason) => {
+                self.table.push(what, &format!("skipped: {reason}"), Duration::ZERO);
+                Ok(())
+            }
+        }
+    }
+
+    /// What passed between the members; an error when any of it was a clear packet of the hosts.
+    fn on_the_wire(&self) -> Result<Seen, LabError> {
+        let seen = self.wire.as_ref().map(Wire::seen).unwrap_or_default();
+        match seen.examples.first() {
+            Some(packet) => {
+                Err(LabError::Wrong(format!("{} packets in clear, the first: {packet}", seen.clear)))
+            }
+            None => Ok(seen),
+        }
+    }
+
+    fn pings(&self) -> Result<String, LabError> {
+        for to in FAR {
+            // The first may wait for the address of a neighbour.
+            self.site.network.ping(to, 1)?;
+            let pings = self.site.network.ping(to, 5)?;
+            if !pings.all_answered() {
+                return Err(LabError::Wrong(format!(
+                    "{to}: {} of {} pings answered",
+                    pings.answered, pings.sent
+                )));
+            }
+        }
+        let seen = self.on_the_wire()?;
+        Ok(format!("{} and {} answer; on the wire {} frames of ESP, none in clear", FAR[0], FAR[1], seen.esp))
+    }
+
+    fn cross(&mut self) -> Result<String, LabError> {
+        for member in &self.members {
+            member.wait_named(member.beginning(), SOON, "tek_activated")?;
+        }
+        self.pings()
+    }
+
+    fn rekey_under_pings(&mut self) -> Result<String, LabError> {
+        let train = self.site.network.train(FAR[0], Duration::from_millis(10))?;
+        let marks = self.marks();
+        self.gdoictl(&["server", "rekey", "--group", GROUP])?;
+        self.rekeyed(&marks, "operator")?;
+        for (member, mark) in self.members.iter().zip(&marks.members) {
+            for what in ["tek_activated", "tek_removed"] {
+                member.wait_named(*mark, SOON, what)?;
+            }
+        }
+        let pings = train.end()?;
+        // The last question may still be on its way.
+        if pings.sent - pings.answered > 1 {
+            return Err(LabError::Wrong(format!("{} of {} pings answered", pings.answered, pings.sent)));
+        }
+        self.on_the_wire()?;
+        Ok(format!("the old TEK went and the new one came under {} pings; none was lost", pings.sent))
+    }
+
+    fn kill_member(&mut self) -> Result<String, LabError> {
+        let train = self.site.network.train(FAR[0], Duration::from_millis(10))?;
+        println!("{:6.1} s  gm1   killed", self.now());
+        let watcher = Some(Arc::clone(&self.watcher));
+        self.members.first_mut().ok_or_else(|| LabError::Wrong("gm1 does not run".to_owned()))?.kill();
+        if self.site.network.ping(FAR[0], 3)?.answered > 0 {
+            return Err(LabError::Wrong("pings pass without gmd".to_owned()));
+        }
+        self.on_the_wire()?;
+        let gm1 = self.site.start(MEMBERS[0], watcher)?;
+        gm1.wait_named(gm1.beginning(), SOON, "tek_activated")?;
+        if let Some(place) = self.members.first_mut() {
+            *place = gm1;
+        }
+        let said = self.pings()?;
+        drop(train);
+        Ok(format!("blocked while gmd was dead; registered again: {said}"))
     }
 
     fn register(&mut self) -> Result<String, LabError> {

@@ -20,7 +20,7 @@ use gm::engine::pull::{Progress, Pull, PullError, Repeat};
 use gm::engine::settings::VpnSettings;
 use ike::crypto::provider::{Provider, default_provider, run};
 use ike::io::{Datagram, Entropy, Instant};
-use ike::phase1::{Initiator, PeerPolicy, Refusal, Step};
+use ike::phase1::{Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 use runtime::clock::Clock;
@@ -232,10 +232,11 @@ impl Crowd {
 
     fn start(&mut self, slot: usize) {
         let now = self.clock.now().at;
-        let local = IpAddr::V4(self.address(slot));
-        let peer = IpAddr::V4(*self.options.server.ip());
-        let (initiator, steps) =
-            Initiator::start(self.policy.clone(), local, peer, false, now, &mut self.random);
+        let ends = Ends {
+            local: SocketAddr::new(self.address(slot).into(), self.port),
+            peer: self.options.server.into(),
+        };
+        let (initiator, steps) = Initiator::start(self.policy.clone(), ends, false, now, &mut self.random);
         self.put(slot, State::Phase1(Box::new(initiator)));
         if let Some(member) = self.members.get_mut(slot) {
             member.started = now;

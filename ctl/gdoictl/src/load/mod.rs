@@ -82,6 +82,8 @@ fn policy(options: &LoadArgs) -> Result<PeerPolicy, Failure> {
         credentials: Credentials::pre_shared(pre_shared_key),
         local_identity: None,
         remote: vec![IdentityRule::PeerAddress],
+        nat_traversal: false,
+        fragmentation: false,
         dialect: Dialect::STRICT,
     })
 }

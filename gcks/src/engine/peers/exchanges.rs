@@ -4,20 +4,21 @@ use std::net::SocketAddr;
 
 use ctl::event::Event;
 use gdoi_proto::header::Header;
-use gdoi_proto::ids::GroupId;
+use gdoi_proto::ids::{CookiePair, GroupId};
 use gdoi_proto::payload::KeyDownload;
 use gdoi_proto::registry::NotifyType;
 use ike::io::{Entropy, Instant};
+use ike::phase1::Ends;
 use ike::protect::notify::{self, Informational};
 
 use super::super::pull::{Pull, Wish};
-use super::{Ask, Asker, PeerOutput, Peers, PolicyAnswer, PullName};
+use super::{Ask, Asker, Move, PeerOutput, Peers, PolicyAnswer, PullName};
 
 impl Peers {
     /// Exchange 5: informational.
     pub fn on_informational(
         &mut self,
-        peer: SocketAddr,
+        (local, peer): (SocketAddr, SocketAddr),
         header: &Header,
         octets: &[u8],
         entropy: &mut dyn Entropy,
@@ -30,6 +31,7 @@ impl Peers {
             Err(error) => return self.drop_message(peer, error),
         };
         known.heard();
+        self.follow(header.cookies, Ends { local, peer });
         for said in said {
             let Some(known) = self.established.get_mut(&header.cookies) else { return };
             match said {
@@ -64,20 +66,51 @@ impl Peers {
         }
     }
 
+    /// A fresh authenticated message came along other ends than those known: the NAT before the peer chose a new port or
+    /// address, and from now on everything goes there (RFC 3947 section 7). Who is behind a NAT itself never follows.
+    ///
+    /// Deviation: a key server behind a NAT sends no keep-alives (RFC 3948 section 4): members only find it through a
+    /// forwarding that stays.
+    fn follow(&mut self, cookies: CookiePair, to: Ends) {
+        let Some(known) = self.established.get_mut(&cookies).filter(|known| known.sa.nat.follows()) else {
+            return;
+        };
+        if (known.local, known.peer) == (to.local, to.peer) {
+            return;
+        }
+        let from = std::mem::replace(&mut known.peer, to.peer);
+        known.local = to.local;
+        let identity = known.sa.peer_identity.clone();
+        self.out.push_back(PeerOutput::Event(Event::PeerMoved {
+            identity: identity.to_string(),
+            from: from.to_string(),
+            to: to.peer.to_string(),
+        }));
+        self.out.push_back(PeerOutput::Moved(identity, Move { from, to }));
+    }
+
     /// Exchange 32: GROUPKEY-PULL.
-    pub fn on_pull(&mut self, now: Instant, peer: SocketAddr, header: &Header, octets: &[u8]) {
+    pub fn on_pull(
+        &mut self,
+        now: Instant,
+        (local, peer): (SocketAddr, SocketAddr),
+        header: &Header,
+        octets: &[u8],
+    ) {
         let Some(known) = self.established.get_mut(&header.cookies) else {
             return self.drop_message(peer, "PULL without a phase 1");
         };
-        if known.peer != peer {
+        let moved = known.peer != peer;
+        if moved && !known.sa.nat.follows() {
             return self.drop_message(peer, "PULL from another address than its phase 1");
         }
         known.prune(now);
         let asker = Asker {
             identity: known.sa.peer_identity.clone(),
             gateway: known.gateway.clone(),
-            peer: known.peer,
-            local: known.local,
+            peer,
+            local: if moved { local } else { known.local },
+            behind_nat: known.sa.nat.theirs,
         };
         let name = PullName { sa: header.cookies, message_id: header.message_id };
         let has_room = known.has_room();
@@ -85,6 +118,9 @@ impl Peers {
             Some(pull) => pull.on_message(&known.sa, header, octets),
             None if header.message_id.0 == 0 => return self.drop_message(peer, "PULL with message ID 0"),
             None if known.sa.was_seen(header.message_id) => return self.drop_message(peer, "replayed PULL"),
+            None if moved && known.sa.was_heard(header.message_id) => {
+                return self.drop_message(peer, "a repeat from another address");
+            }
             None if !has_room => return self.drop_message(peer, "too many PULLs under way"),
             None => Pull::start(&known.sa, now, header, octets).map(|(pull, wish)| {
                 known.sa.remember(header.message_id);
@@ -96,13 +132,17 @@ impl Peers {
             Ok(Wish::Policy { group }) => {
                 known.used = now;
                 known.heard();
+                self.follow(header.cookies, Ends { local: asker.local, peer });
                 self.out.push_back(PeerOutput::Ask(Ask::Policy(name, asker, group)));
             }
             Ok(Wish::Join { group, terms, sender_ids }) => {
                 known.used = now;
                 known.heard();
+                self.follow(header.cookies, Ends { local: asker.local, peer });
                 self.out.push_back(PeerOutput::Ask(Ask::Join(name, asker, group, terms, sender_ids)));
             }
+            // Anybody can repeat what was heard on the way: only what is fresh moves a peer.
+            Ok(Wish::Repeat(_)) if moved => return self.drop_message(peer, "a repeat from another address"),
             Ok(Wish::Repeat(answer)) => {
                 self.out.push_back(PeerOutput::Transmit(known.local, known.peer, answer))
             }

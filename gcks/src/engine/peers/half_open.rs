@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use gdoi_proto::ids::{Cookie, CookiePair};
 use ike::io::Instant;
-use ike::phase1::Responder;
+use ike::phase1::{Ends, Responder};
 
 use super::super::settings::{GatewaySettings, Settings};
 
@@ -31,12 +31,12 @@ pub struct HalfOpen {
     pub responder: Responder,
     /// The statement it came in by.
     pub gateway: Arc<GatewaySettings>,
-    /// Our address.
-    pub local: SocketAddr,
-    /// The peer's.
-    pub peer: SocketAddr,
+    /// Where the peer's message 1 came from: what the tables know it by.
+    pub first: SocketAddr,
+    /// Where the last message that fitted came along, and where answers go: with a NAT on the way the peer floats.
+    pub ends: Ends,
     /// When it is given up.
-    pub ends: Instant,
+    pub until: Instant,
     place: Place,
 }
 
@@ -158,22 +158,22 @@ impl HalfOpenTable {
     pub fn insert(
         &mut self,
         now: Instant,
-        (local, peer): (SocketAddr, SocketAddr),
+        ends: Ends,
         responder: Responder,
         gateway: Arc<GatewaySettings>,
         known: bool,
     ) -> Instant {
         let cookies = responder.cookies();
-        let (number, ends) = (self.next, now + self.timeout);
+        let (number, until, first) = (self.next, now + self.timeout, ends.peer);
         self.next += 1;
         let place = Place { number, started: now, known, returned: false };
-        self.by_first.insert((cookies.initiator, peer), cookies);
-        *self.per_source.entry(source(peer)).or_default() += 1;
+        self.by_first.insert((cookies.initiator, first), cookies);
+        *self.per_source.entry(source(first)).or_default() += 1;
         self.strangers += usize::from(!known);
         self.silent_of(known).insert(number, cookies);
-        self.silent_here.insert((source(peer), number));
-        self.table.insert(cookies, Box::new(HalfOpen { responder, gateway, local, peer, ends, place }));
-        ends
+        self.silent_here.insert((source(first), number));
+        self.table.insert(cookies, Box::new(HalfOpen { responder, gateway, first, ends, until, place }));
+        until
     }
 
     fn silent_of(&mut self, known: bool) -> &mut BTreeMap<u64, CookiePair> {
@@ -186,7 +186,7 @@ impl HalfOpenTable {
         let Some(half) = self.table.get_mut(cookies) else { return };
         if half.responder.returned() && !half.place.returned {
             half.place.returned = true;
-            let (place, source) = (half.place, source(half.peer));
+            let (place, source) = (half.place, source(half.first));
             self.silent_of(place.known).remove(&place.number);
             self.silent_here.remove(&(source, place.number));
         }
@@ -195,8 +195,8 @@ impl HalfOpenTable {
     /// Takes one out.
     pub fn remove(&mut self, cookies: &CookiePair) -> Option<Box<HalfOpen>> {
         let half = self.table.remove(cookies)?;
-        let (place, source) = (half.place, source(half.peer));
-        self.by_first.remove(&(cookies.initiator, half.peer));
+        let (place, source) = (half.place, source(half.first));
+        self.by_first.remove(&(cookies.initiator, half.first));
         self.silent_of(place.known).remove(&place.number);
         self.silent_here.remove(&(source, place.number));
         self.strangers -= usize::from(!place.known);

@@ -60,7 +60,7 @@ impl Server {
         for item in said {
             match item {
                 Informational::DeleteIsakmp => deleted = true,
-                Informational::RUThere(number) if sa.questions.take(number) => {
+                Informational::RUThere(number) if sa.peer_does_dpd && sa.questions.take(number) => {
                     let payload = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
                     answers.push(notify::seal(sa, &[payload], cx.entropy));
                 }

@@ -16,13 +16,13 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Offer, PeerPolicy, Responder, Step};
+use ike::phase1::{Ends, Offer, PeerPolicy, Responder, Step};
 use ike::protect::notify;
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
 use super::super::GroupMember;
-use super::super::io::{Input, Output};
+use super::super::io::{Input, Locals, Output};
 use super::super::settings::{GatewaySettings, Settings, VpnSettings};
 use super::{MEMBER, peer_policy, policy, tek, tek_key, vpn_settings};
 
@@ -130,19 +130,18 @@ impl KeyServer {
     }
 
     fn on_main(&mut self, now: Now, header: &Header, octets: &[u8], provider: &dyn Provider) -> Vec<Bytes> {
-        let member: SocketAddr = MEMBER.parse().expect("an address");
+        let ends = Ends { local: self.address, peer: MEMBER.parse().expect("an address") };
         let mut name = header.cookies;
         let mut steps: VecDeque<Step> = if name.responder.is_zero() {
             let cookie = Cookie(self.entropy.array());
-            let (local, peer) = (self.address.ip(), member.ip());
-            let started = Responder::start(Arc::new(working_policy()), cookie, local, peer, header, octets);
+            let started = Responder::start(Arc::new(working_policy()), cookie, ends, header, octets);
             let (responder, steps) = started.expect("a first message");
             name = responder.cookies();
             self.half_open.insert(name, responder);
             steps.into()
         } else {
             let Some(responder) = self.half_open.get_mut(&name) else { return Vec::new() };
-            responder.on_message(now, header, octets, &mut self.entropy).expect("a good message").into()
+            responder.on_message(now, ends, header, octets, &mut self.entropy).expect("a good message").into()
         };
         let mut answers = Vec::new();
         while let Some(step) = steps.pop_front() {
@@ -329,11 +328,12 @@ impl Site {
                     }
                     Output::Route { server, peer, .. } => {
                         assert_eq!(peer, server_address(server.1));
-                        let local = match self.no_route.contains(&server.1) {
+                        let first = MEMBER.parse().expect("an address");
+                        let locals = match self.no_route.contains(&server.1) {
                             true => Err(format!("no route to key server {peer}")),
-                            false => Ok(MEMBER.parse().expect("an address")),
+                            false => Ok(Locals { first, float: None }),
                         };
-                        inputs.push_back(Input::Route { server, local });
+                        inputs.push_back(Input::Route { server, locals });
                     }
                     Output::SenderIds { spi, sender_ids, .. } => {
                         self.sender_ids.push((spi, sender_ids.values[0].0));

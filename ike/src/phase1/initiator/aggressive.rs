@@ -7,7 +7,7 @@ use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 
 use super::super::auth::{Facts, Proof, Proving};
-use super::super::messages::{self, Extras};
+use super::super::messages;
 use super::super::{Refusal, Step, VerifyContext, proposal};
 use super::{Agreed, Answered, Initiator, State};
 use crate::crypto::provider::{DhKey, Job, ProofError, Proved};
@@ -75,7 +75,7 @@ impl Initiator {
             return Err(Refusal::dropped("no ID or no proof"));
         };
         // Whoever answers in another name is not asked for a proof (RFC 6407 section 3.1).
-        if !self.policy.admits(&id, self.peer) {
+        if !self.policy.admits(&id, self.ends.peer.ip()) {
             return Err(Refusal::Dropped(format!("the peer is {id}, not the configured key server")));
         }
         let State::SentFirst { key } = &self.state else {
@@ -88,6 +88,8 @@ impl Initiator {
             return Err(Refusal::dropped("no message 2 is due"));
         };
         self.cookies.responder = header.cookies.responder;
+        self.fragments = self.policy.fragmentation && heard.announces_fragmentation();
+        self.examine(&agreed, &heard);
         let second = Second {
             g_xr: g_xr.clone(),
             nr,
@@ -182,7 +184,7 @@ impl Initiator {
         payload: Payload,
     ) -> Result<Vec<Step>, Refusal> {
         let chain = agreed.credential.certificates(agreed.wanted);
-        let payloads = messages::aggressive_third(chain, &Extras::default(), payload);
+        let payloads = messages::aggressive_third(chain, &self.nat_d(&agreed), payload);
         let (message, last_block) = proof.seal(&proof.first_iv, &payloads);
         let sa = self.sa(now, &agreed, proof, &id, last_block);
         let answered = Answered::new(&question, message.clone());

@@ -1,7 +1,6 @@
 //! Aggressive mode of the key server: one exchange of keys per first message that names an admitted identity, before
 //! the peer showed that it can receive. The owner's half-open limits are all that stands before it.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,8 @@ use gdoi_proto::payload::{Identification, Payload, Sa};
 use gdoi_proto::registry::{ExchangeType, PayloadType};
 
 use super::super::auth::{Proof, Proving};
-use super::super::messages::{self, Heard};
+use super::super::messages::{self, Extras, Heard};
+use super::super::nat::{Behind, Ends};
 use super::super::{Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VerifyContext, proposal};
 use super::{Answered, Claim, MAX_OFFER, Responder, State, is_first, read};
 use crate::crypto::provider::{Job, Proved};
@@ -70,7 +70,7 @@ impl Responder {
     pub fn start_aggressive(
         policy: Arc<PeerPolicy>,
         cookie: Cookie,
-        (local, peer): (IpAddr, IpAddr),
+        ends: Ends,
         first: FirstAggressive,
         entropy: &mut dyn Entropy,
     ) -> Result<(Responder, Vec<Step>), Refusal> {
@@ -78,7 +78,7 @@ impl Responder {
         if policy.mode != Mode::Aggressive {
             return Err(Refusal::dropped("aggressive mode is not configured for this peer"));
         }
-        if !policy.admits(&id, peer) {
+        if !policy.admits(&id, ends.peer.ip()) {
             return Err(Refusal::Dropped(format!("identity {id} is not the one this gateway may claim")));
         }
         let sa = heard.sa.take().ok_or_else(|| Refusal::dropped("no SA"))?;
@@ -86,7 +86,7 @@ impl Responder {
         let (g_xi, ni) = heard.key_exchange(choice.suite, None)?;
         let answer = choice.answer.clone();
         let cookies = CookiePair { initiator, responder: cookie };
-        let mut responder = Responder::new(policy, (local, peer), cookies, choice, &heard, &octets)?;
+        let mut responder = Responder::new(policy, ends, cookies, choice, &heard, &octets)?;
         let mut nr = [0; NONCE_LEN];
         entropy.fill(&mut nr);
         let job = Job::DhRespond { group: responder.suite.group, peer_public: g_xi.clone() };
@@ -127,7 +127,7 @@ impl Responder {
             (&g_xr, &nr),
             &self.local_identity(),
             (self.credential.certificates(self.wanted), &names),
-            &self.extras(),
+            &Extras { nat_d: self.nat_d(), ..self.extras() },
             payload,
         );
         let message = self.clear(payloads);
@@ -154,6 +154,7 @@ impl Responder {
     pub(super) fn on_third(
         &mut self,
         now: Now,
+        ends: Ends,
         header: &Header,
         octets: &[u8],
     ) -> Result<Vec<Step>, Refusal> {
@@ -166,12 +167,14 @@ impl Responder {
             };
             let chain = std::mem::take(&mut heard.certificates);
             let context = VerifyContext { side: Role::Initiator, id, chain, now };
-            Ok((proof.check(&self.credential, presented, context)?, last_block))
+            let found = self.examined(ends, &heard.nat_d);
+            Ok((proof.check(&self.credential, presented, context)?, last_block, found))
         });
-        let (job, last_block) = checked.map_err(|refusal| self.count_failure(refusal))?;
+        let (job, last_block, nat) = checked.map_err(|refusal| self.count_failure(refusal))?;
         let State::AwaitThird { proof, id } = std::mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::dropped("no message 3 is due"));
         };
+        self.nat = nat;
         let question = Bytes::copy_from_slice(octets);
         // Status notifications have no place in aggressive mode (RFC 2407 section 4.6.3).
         let claim = Claim { id, initial_contact: false, question, last_block };
@@ -184,5 +187,16 @@ impl Responder {
                 Ok(vec![Step::Run(job)])
             }
         }
+    }
+
+    /// Message 3 already comes from the port of NAT traversal; whether its sender hashed that port or the one message 1
+    /// came from is its business, so a hash of either shows an end that no NAT changed.
+    fn examined(&self, ends: Ends, nat_d: &[Vec<u8>]) -> Behind {
+        if !self.nat_traversal {
+            return Behind::default();
+        }
+        let along = |ends: Ends| ends.examine(self.suite.hash, self.cookies, nat_d).unwrap_or_default();
+        let (here, first) = (along(ends), along(self.ends));
+        Behind { ours: here.ours && first.ours, theirs: here.theirs && first.theirs }
     }
 }
