@@ -82,7 +82,13 @@ pub fn verify(config: &Gcks) -> Result<String, StateError> {
 /// A key server starts from these rows.
 fn usable(config: &Gcks, rows: &[Row]) -> Result<(), RestoreError> {
     let random = Box::new(Random(default_provider()));
-    KeyServer::new(convert::settings(config, config.server.nat_traversal), rows.to_vec(), Clock::start().now(), random).map(drop)
+    KeyServer::new(
+        convert::settings(config, config.server.nat_traversal),
+        rows.to_vec(),
+        Clock::start().now(),
+        random,
+    )
+    .map(drop)
 }
 
 /// Puts a backup in the place of the state, after asking unless `yes`.

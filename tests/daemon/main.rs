@@ -3,5 +3,6 @@
 mod refusals;
 mod rekey;
 mod restart;
+mod restore;
 mod support;
 mod traffic;
