@@ -99,14 +99,15 @@ fn first_change(before: &[u8], after: &[u8]) -> usize {
     before.iter().zip(after).position(|(old, new)| old != new).unwrap_or(before.len().min(after.len()))
 }
 
-/// `after` as far as `written` says so for its sectors, else what stood there.
-fn torn(before: &[u8], after: &[u8], from: usize, mut written: impl FnMut() -> bool) -> Vec<u8> {
-    let mut log = after.to_vec();
-    for start in (from / SECTOR * SECTOR..after.len()).step_by(SECTOR) {
-        if !written() {
-            for place in start.max(from)..(start + SECTOR).min(after.len()) {
-                log[place] = before.get(place).copied().unwrap_or(0);
-            }
+/// `after` where `written` says so of a sector, else what stood there.
+fn torn(before: &[u8], after: &[u8], mut written: impl FnMut() -> bool) -> Vec<u8> {
+    let mut log = before.to_vec();
+    log.resize(before.len().max(after.len()), 0);
+    for (new, old) in after.chunks(SECTOR).zip(log.chunks_mut(SECTOR)) {
+        let (old, _) = old.split_at_mut(new.len());
+        // A sector that a commit does not change is what it was.
+        if old != new && written() {
+            old.copy_from_slice(new);
         }
     }
     log
@@ -149,7 +150,7 @@ fn power_goes_at_every_commit(lkh: bool, key: Option<&SecretBytes>) {
             starts += 1;
         }
         for _ in 0..4 {
-            let log = torn(&before, &after, first, || next(2) == 0);
+            let log = torn(&before, &after, || next(2) == 0);
             crashed.start(&log, &format!("commit {number}, some sectors were not written"));
             starts += 1;
         }
