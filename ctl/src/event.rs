@@ -245,6 +245,35 @@ events! {
         /// What the system said.
         reason: String,
     } => ("the audit log cannot be written: {reason}");
+    /// Records of the audit log are missing, or may be; the log goes on after this one.
+    AuditGap "audit_gap" Warn {
+        /// Which, and why.
+        reason: String,
+    } => ("the audit log has a gap here: {reason}");
+    /// The audit log ends in order: nothing that was decided before is missing.
+    AuditClosed "audit_closed" Info => ("the audit log is closed, nothing is missing before this");
+    /// The oldest file of the audit log made room for a new one.
+    AuditFileRemoved "audit_file_removed" Info {
+        /// Its name.
+        file: String,
+    } => ("audit file {file} removed: as many newer ones are kept as may be");
+    /// An operator asked over the control socket for something that changes the server, and was answered.
+    OperatorRequest "operator_request" Info {
+        /// User of the process that asked.
+        uid: Option<u64>,
+        /// The process.
+        pid: Option<u64>,
+        /// The request as it was sent, in JSON.
+        request: String,
+        /// It was done or begun.
+        done: bool,
+        /// What was answered.
+        answer: String,
+    } => (
+        "operator (uid {}, pid {}) asked {request}: {}{answer}",
+        uid.map_or("unknown".to_owned(), |uid| uid.to_string()), pid.map_or("unknown".to_owned(), |pid| pid.to_string()),
+        if *done { "" } else { "refused: " }
+    );
     /// The audit log is written again.
     AuditRecovered "audit_recovered" Warn {
         /// Records that found no room in memory meanwhile.
@@ -260,6 +289,9 @@ events! {
         group: String,
         /// Why.
         reason: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("registration of {identity} at {peer} to {group} refused: {reason}");
     /// A registration is complete.
     PullCompleted "pull_completed" Debug {
@@ -271,6 +303,9 @@ events! {
         address: String,
         /// SIDs handed out.
         sender_ids: Vec<u64>,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: keys sent to {member} at {address}, SIDs [{}]", join(sender_ids));
     /// A new member.
     MemberRegistered "member_registered" Info {
@@ -280,6 +315,9 @@ events! {
         member: String,
         /// Address and port.
         address: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} registered from {address}");
     /// A known member registered again.
     MemberReregistered "member_reregistered" Info {
@@ -289,6 +327,9 @@ events! {
         member: String,
         /// Address and port.
         address: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} registered again from {address}");
     /// A member was removed because it did not acknowledge.
     MemberExpired "member_expired" Warn {
@@ -300,6 +341,9 @@ events! {
         address: String,
         /// Rekeys unanswered in a row.
         missed: u64,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} at {address} expired after {missed} unanswered rekeys");
     /// A member is no longer in the list.
     MemberRemoved "member_removed" Info {
@@ -309,6 +353,9 @@ events! {
         member: String,
         /// Why.
         reason: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} removed: {reason}");
     /// The operator revoked an identity: it may not register and opens nothing that the new keys protect.
     MemberRevoked "member_revoked" Warn {

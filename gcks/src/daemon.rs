@@ -24,7 +24,7 @@ use ctl::observe::{GcksSnapshot, Snapshot};
 use ike::crypto::provider::{Provider, default_provider};
 use ike::io::{Datagram, Entropy, JobResult, Machine};
 use runtime::clock::Clock;
-use runtime::control::Asked;
+use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
@@ -34,6 +34,8 @@ use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::audit::statements::Statements;
+use crate::audit::{self, Audit};
 use crate::convert;
 use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
@@ -45,6 +47,7 @@ use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
 use crate::store::writer::{Report, Writer};
 use crate::store::{Store, StoreError};
+use crate::teller::Teller;
 
 /// Outputs that may wait for the disk before no more datagrams are taken.
 const HELD: usize = 65_536;
@@ -150,8 +153,16 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
     let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
-    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
     let teller = hub.clone();
+    let tell = move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event);
+    let directory = server.state_directory.join(audit::DIRECTORY);
+    let audit = Audit::start(&directory, tell).map_err(|source| StartError::System {
+        what: "the thread of the audit log cannot be started",
+        source,
+    })?;
+    let teller = Teller::new(hub.clone(), audit.recorder(), Statements::new(&options.path, config));
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, teller.clone())?;
+    daemon.audit = Some(audit);
     let tell = Arc::new(move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event));
     let state_key = server.state_key.as_ref().map(|key| key.0.clone());
     daemon.keeper = Some(Keeper::new(server.state_directory.clone(), state_key, tell));
@@ -208,7 +219,7 @@ struct Daemon {
     /// Counters of the sockets when statistics were cleared last.
     cleared: UdpCounters,
     workers: Workers,
-    hub: Hub,
+    teller: Teller,
     /// Who waits for which ticket.
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
@@ -217,6 +228,8 @@ struct Daemon {
     options: Options,
     /// None in tests without a disk.
     keeper: Option<Keeper>,
+    /// Closed when all else is gone.
+    audit: Option<Audit>,
 }
 
 impl Daemon {
@@ -226,16 +239,17 @@ impl Daemon {
         options: Options,
         mut store: impl Store + 'static,
         mut sockets: Sockets,
-        hub: Hub,
+        teller: impl Into<Teller>,
     ) -> Result<(Daemon, Inlets), StartError> {
         let system = |what| move |source| StartError::System { what, source };
+        let teller = teller.into();
         let clock = Clock::start();
         let provider = default_provider();
         let started = Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             provider: provider.name().to_owned(),
         };
-        hub.publish(clock.now().unix_seconds, &started);
+        teller.publish(clock.now().unix_seconds, &started);
         let rows = store.load()?;
         let engine = KeyServer::new(settings, rows, clock.now(), Box::new(Random(Arc::clone(&provider))))?;
         let (report, reports) = mpsc::unbounded_channel();
@@ -255,12 +269,13 @@ impl Daemon {
             sockets,
             cleared: UdpCounters::default(),
             workers,
-            hub,
+            teller,
             waiting: BTreeMap::new(),
             last_ticket: 0,
             store_failing: None,
             options,
             keeper: None,
+            audit: None,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -364,7 +379,7 @@ impl Daemon {
     }
 
     fn publish(&self, event: &Event) {
-        self.hub.publish(self.clock.now().unix_seconds, event);
+        self.teller.publish(self.clock.now().unix_seconds, event);
     }
 
     /// Tells the engine of some datagrams that wait.
@@ -466,7 +481,42 @@ impl Daemon {
         self.publish(&Event::ConfigurationRefused { reason });
     }
 
-    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+    /// A way to answer that also tells who asked for what, when it is something that changes the server.
+    fn told(
+        &self,
+        request: &Request,
+        operator: Option<Operator>,
+        reply: oneshot::Sender<Reply>,
+    ) -> oneshot::Sender<Reply> {
+        if !changes_the_server(request) {
+            return reply;
+        }
+        let (sender, answer) = oneshot::channel();
+        let teller = self.teller.clone();
+        let request = serde_json::to_string(request).unwrap_or_default();
+        tokio::spawn(async move {
+            let Ok(answer) = answer.await else { return };
+            let (done, text) = match &answer {
+                Reply::Refused { reason } => (false, reason.clone()),
+                Reply::Done { text, .. } => (true, text.clone()),
+                _ => (true, "done".to_owned()),
+            };
+            let event = Event::OperatorRequest {
+                uid: operator.map(|operator| u64::from(operator.uid)),
+                pid: operator.and_then(|operator| operator.pid).and_then(|pid| u64::try_from(pid).ok()),
+                request,
+                done,
+                answer: text,
+            };
+            teller.publish(runtime::clock::unix_seconds(), &event);
+            // Who asked may be gone.
+            let _ = reply.send(answer);
+        });
+        sender
+    }
+
+    fn on_asked(&mut self, Asked { request, reply, operator }: Asked) {
+        let reply = self.told(&request, operator, reply);
         let command = match request {
             Request::Snapshot => {
                 let snapshot = Snapshot::Gcks(self.snapshot());
@@ -479,7 +529,11 @@ impl Daemon {
             Request::StateVerify | Request::StateBackup { .. } | Request::StateReseal => {
                 return self.on_state(request, reply);
             }
-            Request::Audit { .. } | Request::Explain { .. } => return refuse(reply, "not supported yet"),
+            Request::Audit { last, verify } => {
+                let Some(keeper) = &self.keeper else { return refuse(reply, "there is no audit log") };
+                return keeper.audit(last, verify, reply);
+            }
+            Request::Explain { .. } => return refuse(reply, "not supported yet"),
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
@@ -540,6 +594,27 @@ impl Daemon {
         statistics.datagrams_overflowed = counters.overflowed - cleared.overflowed;
         statistics.send_errors = counters.send_errors - cleared.send_errors;
         snapshot
+    }
+}
+
+/// True for what an operator does to members, keys or the state; looking and counting is not.
+fn changes_the_server(request: &Request) -> bool {
+    match request {
+        Request::Rekey { .. }
+        | Request::ClearMembers { .. }
+        | Request::ClearStatistics { .. }
+        | Request::Expel { .. }
+        | Request::Revoke { .. }
+        | Request::Unrevoke { .. }
+        | Request::StateBackup { .. }
+        | Request::StateReseal => true,
+        Request::Snapshot
+        | Request::StateVerify
+        | Request::Audit { .. }
+        | Request::Explain { .. }
+        | Request::Register { .. }
+        | Request::Watch
+        | Request::Version => false,
     }
 }
 
@@ -633,7 +708,7 @@ destination = "10.0.0.0/8"
 
         async fn ask(&self, request: Request) -> Reply {
             let (reply, answer) = oneshot::channel();
-            self.asked.send(Asked { request, reply }).await.unwrap();
+            self.asked.send(Asked { request, reply, operator: None }).await.unwrap();
             tokio::time::timeout(Duration::from_secs(10), answer)
                 .await
                 .expect("within 10 s")

@@ -9,9 +9,13 @@ use ctl::event::Event;
 use gdoi_proto::secret::SecretBytes;
 use tokio::sync::oneshot;
 
+use crate::audit;
 use crate::store::StoreError;
 use crate::store::offline;
 use crate::store::writer::Writer;
+
+/// Records in one answer at most; the files have all.
+const RECORDS: usize = 10_000;
 
 /// Where an event goes, from any thread.
 pub type Tell = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -39,6 +43,27 @@ impl Keeper {
         self.beside(reply, |keeper| {
             let verified = offline::verify(&keeper.directory, keeper.state_key().as_ref())?;
             Ok(format!("good: {verified}"))
+        });
+    }
+
+    /// The last records of the audit log, after a check of all of it when wanted.
+    pub fn audit(&self, last: u64, verify: bool, reply: oneshot::Sender<Reply>) {
+        let directory = self.directory.join(audit::DIRECTORY);
+        tokio::task::spawn_blocking(move || {
+            let found = || -> Result<Reply, String> {
+                let verified = if verify {
+                    let wrong = |what| format!("the audit log is not as it was written: {what}");
+                    Some(audit::verify::check(&directory).map_err(wrong)?)
+                } else {
+                    None
+                };
+                let last = usize::try_from(last).unwrap_or(usize::MAX).min(RECORDS);
+                let records = audit::verify::records(&directory, last)
+                    .map_err(|error| format!("{}: {error}", directory.display()))?;
+                Ok(Reply::Audit { records, verified })
+            };
+            // Who asked may be gone.
+            let _ = reply.send(found().unwrap_or_else(|reason| Reply::Refused { reason }));
         });
     }
 

@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "daemon")]
+pub mod audit;
+#[cfg(feature = "daemon")]
 pub mod convert;
 #[cfg(feature = "daemon")]
 pub mod daemon;
@@ -18,3 +20,5 @@ pub mod pace;
 pub mod state;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+mod teller;

@@ -349,7 +349,7 @@ impl Daemon {
         self.publish(&Event::ConfigurationRefused { reason });
     }
 
-    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+    fn on_asked(&mut self, Asked { request, reply, .. }: Asked) {
         let command = match request {
             Request::Snapshot => {
                 let snapshot = Snapshot::Gm(self.snapshot());
@@ -429,7 +429,7 @@ mod tests {
         let ended = tokio::spawn(daemon.work(inlets));
         let ask = async |request| {
             let (reply, answer) = oneshot::channel();
-            asked.send(Asked { request, reply }).await.unwrap();
+            asked.send(Asked { request, reply, operator: None }).await.unwrap();
             answer.await.unwrap()
         };
         let Reply::Snapshot(snapshot) = ask(Request::Snapshot).await else { panic!("no snapshot") };

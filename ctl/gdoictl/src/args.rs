@@ -204,8 +204,15 @@ pub enum ServerShow {
     Policy,
     /// Expiry calendar of certificates (not supported yet)
     Certificates(Later),
-    /// Who did what (not supported yet)
-    Audit(Later),
+    /// Who decided what about members and keys, and why
+    Audit {
+        /// Records
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        last: u64,
+        /// Check every hash and signature of the whole log first
+        #[arg(long)]
+        verify: bool,
+    },
 }
 
 impl ServerShow {
@@ -213,8 +220,8 @@ impl ServerShow {
     pub fn later(&self) -> Option<&'static str> {
         match self {
             ServerShow::Certificates(_) => Some("certificates"),
-            ServerShow::Audit(_) => Some("audit"),
-            ServerShow::RegisteredMembers { .. }
+            ServerShow::Audit { .. }
+            | ServerShow::RegisteredMembers { .. }
             | ServerShow::Kek(_)
             | ServerShow::Ipsec(_)
             | ServerShow::Ike(_)

@@ -5,6 +5,7 @@
 
 mod act;
 mod args;
+mod audit;
 mod connect;
 mod load;
 mod member;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use ctl::client::ClientError;
 
-use args::{Args, Command, MemberCommand, ServerCommand};
+use args::{Args, Command, MemberCommand, ServerCommand, ServerShow};
 use connect::Daemon;
 
 /// Why a command ends without success; each kind has its exit code.
@@ -82,6 +83,7 @@ fn run(args: Args) -> Result<(), Failure> {
 
 fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), Failure> {
     match command {
+        ServerCommand::Show(ServerShow::Audit { last, verify }) => audit::show(daemon, last, verify, json),
         ServerCommand::Show(what) => match what.later() {
             Some(name) => later(&format!("server show {name}")),
             None => say(&server::show(&daemon.gcks()?, &what, json)?),

@@ -55,7 +55,7 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
             Ok(policy(snapshot.groups.iter().map(|group| (group.name.as_str(), group.policy.as_slice()))))
         }
         // Answered before a snapshot is asked for.
-        ServerShow::Certificates(_) | ServerShow::Audit(_) => {
+        ServerShow::Certificates(_) | ServerShow::Audit { .. } => {
             Err(Failure::Refused("not supported yet".to_owned()))
         }
     }

@@ -323,6 +323,7 @@ impl KeyServer {
                             identity: asker.identity.to_string(),
                             group: id.to_string(),
                             reason: "no such group".to_owned(),
+                            gateway: asker.gateway.name.clone(),
                         }));
                         // The same answer as for "not authorised": groups cannot be probed.
                         PolicyAnswer::Refused(NotifyType::InvalidIdInformation)

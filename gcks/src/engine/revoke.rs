@@ -113,6 +113,7 @@ impl Group {
             identity: asker.identity.to_string(),
             group: self.settings.name.clone(),
             reason: "revoked by the operator; `gdoictl server unrevoke` lets it in again".to_owned(),
+            gateway: asker.gateway.name.clone(),
         });
     }
 
