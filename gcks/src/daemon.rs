@@ -533,7 +533,13 @@ impl Daemon {
                 let Some(keeper) = &self.keeper else { return refuse(reply, "there is no audit log") };
                 return keeper.audit(last, verify, reply);
             }
-            Request::Explain { .. } => return refuse(reply, "not supported yet"),
+            Request::Explain { member, group } => {
+                let steps = self.engine.explain(self.clock.now(), &member, group.as_deref());
+                return drop(reply.send(match steps {
+                    Ok(steps) => Reply::Explained { steps },
+                    Err(reason) => Reply::Refused { reason },
+                }));
+            }
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),

@@ -2,6 +2,8 @@
 //! and a server that dies between any two writes.
 
 mod common;
+#[path = "engine/explains.rs"]
+mod explains;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 #[cfg(feature = "daemon")]

@@ -128,8 +128,15 @@ pub enum ServerCommand {
     Plan(Later),
     /// Use a configuration with one rekey (not supported yet)
     Apply(Later),
-    /// Why a member may or may not register (not supported yet)
-    Explain(Later),
+    /// Why a member may or may not register: every step up to the first "no"
+    Explain {
+        /// Address, address:port or identity
+        #[arg(long, value_name = "M")]
+        member: String,
+        /// Name or number [default: every group its gateway is in]
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+    },
     /// One member's protocol events (not supported yet)
     Trace(Later),
 }

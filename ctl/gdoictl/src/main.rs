@@ -7,6 +7,7 @@ mod act;
 mod args;
 mod audit;
 mod connect;
+mod explain;
 mod load;
 mod member;
 mod server;
@@ -96,7 +97,7 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
         ServerCommand::State(what) => act::state(daemon, what, json),
         ServerCommand::Plan(_) => later("server plan"),
         ServerCommand::Apply(_) => later("server apply"),
-        ServerCommand::Explain(_) => later("server explain"),
+        ServerCommand::Explain { member, group } => explain::explain(daemon, member, group, json),
         ServerCommand::Trace(_) => later("server trace"),
     }
 }

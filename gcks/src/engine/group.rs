@@ -321,7 +321,7 @@ impl Group {
         }
     }
 
-    fn over_threshold(&self, identity: &MemberKey) -> bool {
+    pub(super) fn over_threshold(&self, identity: &MemberKey) -> bool {
         self.settings
             .member_threshold
             .is_some_and(|most| self.members.len() >= most && self.members.number(identity).is_none())
@@ -391,7 +391,7 @@ impl Group {
 
     /// The TEKs that came with or after the last new KEK, while members do not send under them yet: newcomers of that time
     /// share them.
-    fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
+    pub(super) fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
         let activation = self.settings.communication.as_ref().map_or(0, |it| it.activation_delay);
         let span = Duration::from_secs(u64::from(activation)).max(LEAST_FRESH);
         self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)

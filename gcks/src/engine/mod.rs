@@ -2,6 +2,7 @@
 
 mod complaints;
 pub mod durable;
+mod explain;
 pub mod group;
 pub mod io;
 mod layout;

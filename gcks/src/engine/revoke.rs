@@ -151,7 +151,7 @@ impl Group {
 }
 
 /// The identity that a text as `show` prints it names.
-fn identity(text: &str) -> MemberKey {
+pub(super) fn identity(text: &str) -> MemberKey {
     member_key(match text.parse::<IpAddr>() {
         Ok(address) => address_identity(address),
         Err(_) if text.contains('@') => Identification::new(IdType::UserFqdn, text.as_bytes()),
