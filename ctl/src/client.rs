@@ -72,7 +72,7 @@ impl Client {
         match self.ask(&Request::Watch)? {
             Reply::Done { .. } => {}
             Reply::Refused { reason } => return Err(ClientError::Refused(reason)),
-            Reply::Snapshot(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
+            Reply::Snapshot(_) | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
                 return Err(ClientError::NotUnderstood("something else instead of events".to_owned()));
             }
         }

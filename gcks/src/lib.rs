@@ -17,6 +17,8 @@ mod keeper;
 #[cfg(feature = "daemon")]
 pub mod pace;
 #[cfg(feature = "daemon")]
+mod reload;
+#[cfg(feature = "daemon")]
 pub mod state;
 #[cfg(feature = "daemon")]
 pub mod store;

@@ -1,6 +1,6 @@
 //! Tells of what happens: to the log and whoever watches, and of decisions to the audit log.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use ctl::event::Event;
 use runtime::hub::Hub;
@@ -13,7 +13,7 @@ use crate::audit::{Recorder, is_decision};
 pub struct Teller {
     hub: Hub,
     recorder: Option<Recorder>,
-    statements: Arc<Statements>,
+    statements: Arc<RwLock<Statements>>,
 }
 
 impl From<Hub> for Teller {
@@ -26,7 +26,12 @@ impl From<Hub> for Teller {
 impl Teller {
     /// With an audit log, and the configuration its decisions rest on.
     pub fn new(hub: Hub, recorder: Recorder, statements: Statements) -> Teller {
-        Teller { hub, recorder: Some(recorder), statements: Arc::new(statements) }
+        Teller { hub, recorder: Some(recorder), statements: Arc::new(RwLock::new(statements)) }
+    }
+
+    /// Another configuration is used from now on.
+    pub fn configured(&self, statements: Statements) {
+        *self.statements.write().unwrap_or_else(PoisonError::into_inner) = statements;
     }
 
     /// Tells everyone.
@@ -35,7 +40,7 @@ impl Teller {
         if let Some(recorder) = &self.recorder
             && is_decision(event)
         {
-            let statement = self.statements.of(event);
+            let statement = self.statements.read().unwrap_or_else(PoisonError::into_inner).of(event);
             recorder.event(unix_seconds, event, statement.as_deref());
         }
     }

@@ -359,6 +359,9 @@ impl Daemon {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
+            Request::Apply { .. } => {
+                return refuse(reply, "not supported yet: member apply; restart to use a file");
+            }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
@@ -370,6 +373,7 @@ impl Daemon {
             | Request::StateReseal
             | Request::Audit { .. }
             | Request::Explain { .. }
+            | Request::Plan { .. }
             | Request::Expel { .. }
             | Request::Revoke { .. }
             | Request::Unrevoke { .. } => {

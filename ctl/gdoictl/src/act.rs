@@ -87,7 +87,7 @@ fn simple(daemon: &Daemon, request: &Request, json: bool) -> Result<(), Failure>
     match reply {
         Reply::Done { text, .. } => say(&format!("{}\n", ctl::event::printable(&text))),
         Reply::Refused { reason } => Err(Failure::Refused(reason)),
-        Reply::Snapshot(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
+        Reply::Snapshot(_) | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
             Err(Failure::Refused("the daemon answered something else".to_owned()))
         }
     }

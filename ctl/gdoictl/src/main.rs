@@ -10,6 +10,7 @@ mod connect;
 mod explain;
 mod load;
 mod member;
+mod plan;
 mod server;
 mod table;
 mod watch;
@@ -95,8 +96,8 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
         ServerCommand::Revoke { group, member } => act::revoke(daemon, &group, member, json),
         ServerCommand::Unrevoke { group, member } => act::unrevoke(daemon, group, member, json),
         ServerCommand::State(what) => act::state(daemon, what, json),
-        ServerCommand::Plan(_) => later("server plan"),
-        ServerCommand::Apply(_) => later("server apply"),
+        ServerCommand::Plan { file } => plan::plan(daemon, &file, json),
+        ServerCommand::Apply { file } => plan::apply(daemon, file.as_deref(), json),
         ServerCommand::Explain { member, group } => explain::explain(daemon, member, group, json),
         ServerCommand::Trace(_) => later("server trace"),
     }
