@@ -793,4 +793,24 @@ mod tests {
     fn an_event_of_a_newer_daemon_is_an_error_not_a_guess() {
         assert!(serde_json::from_str::<Event>(r#"{"event":"from_the_future"}"#).is_err());
     }
+
+    #[test]
+    fn the_page_of_events_has_every_event_with_its_level_and_fields() {
+        let page = include_str!("../../docs/events.md");
+        let mut rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        for name in Event::NAMES {
+            let place = rows.iter().position(|row| row.starts_with(&format!("| `{name}` | ")));
+            rows.swap_remove(place.unwrap_or_else(|| panic!("docs/events.md lacks {name}")));
+        }
+        assert!(rows.is_empty(), "events that no daemon has: {rows:?}");
+        let level = |event: &Event| format!("| `{}` | {} | ", event.name(), event.level().name());
+        for event in [rekey(), Event::LabMode, Event::AckSent { vpn: String::new(), seq: 0 }] {
+            let row = page.lines().find(|row| row.starts_with(&level(&event)));
+            let row = row.unwrap_or_else(|| panic!("{}: another level", event.name()));
+            let fields = serde_json::to_value(&event).unwrap();
+            for field in fields.as_object().unwrap().keys().filter(|field| *field != "event") {
+                assert!(row.contains(&format!("`{field}`")), "{row} lacks {field}");
+            }
+        }
+    }
 }
