@@ -90,6 +90,7 @@ pub fn settings() -> Settings {
             line: 1,
         }],
         groups: vec![GroupSettings {
+            line: 20,
             name: "g1".to_owned(),
             id: GroupId::number(1),
             address: None,

@@ -13,6 +13,7 @@ use crate::common::{self, DeadPeerDetection, Named, Phase1Proposal, Policy, narr
 use crate::error::Report;
 use crate::group::{self, Group};
 use crate::identity::{self, IdentityPattern};
+use crate::secret_source::{self, StateKey};
 use crate::table::Table;
 use crate::units::AddressPrefix;
 
@@ -38,6 +39,8 @@ pub struct Server {
     pub nat_traversal_listen: Vec<SocketAddr>,
     /// Directory of the embedded database, default `/var/lib/gcks`.
     pub state_directory: PathBuf,
+    /// Seals the secrets in the database, at least 32 octets; none: they are not sealed.
+    pub state_key: Option<StateKey>,
     /// Default `/run/gcks/observe.sock`.
     pub observe_socket: PathBuf,
     /// Default `/run/gcks/control.sock`.
@@ -102,7 +105,7 @@ fn read_server(root: &Table<'_>) -> Server {
     let table = &root.section("server");
     let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
     let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
-    table.later("state-key", "would seal the state; protect state-directory by other means");
+    let state_key = table.get("state-key").and_then(|item| secret_source::read_state_key(&item, report));
     let half_open_limit = narrow(table.number("half-open-limit", (1, 1_000_000), 4096));
     let default_per_address = u64::from(half_open_limit.min(16));
     let per_address = table.number("half-open-limit-per-address", (1, 1_000_000), default_per_address);
@@ -118,6 +121,7 @@ fn read_server(root: &Table<'_>) -> Server {
         nat_traversal,
         nat_traversal_listen,
         state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),
+        state_key,
         observe_socket: common::read_path(table, "observe-socket", "/run/gcks/observe.sock"),
         control_socket: common::read_path(table, "control-socket", "/run/gcks/control.sock"),
         socket_group: table.text("socket-group", ""),

@@ -16,6 +16,8 @@ use crate::table::Item;
 const MAX_SECRET: u64 = 65_536;
 /// Octets a pre-shared key should have at least.
 const WEAK_KEY: usize = 16;
+/// Octets a state key must have at least.
+const STATE_KEY: usize = 32;
 
 /// Where one secret is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,6 +186,32 @@ pub(crate) fn read_shared_key<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Op
         );
     }
     Some(key)
+}
+
+/// The key that seals a state. Two are equal when they are the same key.
+#[derive(Debug, Clone)]
+pub struct StateKey(pub SecretBytes);
+
+impl PartialEq for StateKey {
+    fn eq(&self, other: &StateKey) -> bool {
+        self.0.ct_eq(other.0.expose())
+    }
+}
+
+impl Eq for StateKey {}
+
+/// Reads a `state-key`. It is not stretched, so it has to be random: 32 octets at least.
+pub(crate) fn read_state_key<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Option<StateKey> {
+    let key = read(item, report)?;
+    if key.len() < STATE_KEY {
+        report.problem(
+            &item.place,
+            format!("a state-key of {} octets can be guessed", key.len()),
+            format!("at least {STATE_KEY} random octets: openssl rand -hex 32"),
+        );
+        return None;
+    }
+    Some(StateKey(key))
 }
 
 #[cfg(test)]

@@ -74,6 +74,21 @@ fn a_short_file_is_complete_because_the_rest_has_defaults() {
 }
 
 #[test]
+fn a_state_key_has_32_octets_at_least() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("state-key");
+    let text = change(GOOD, "[server]", &format!("[server]\nstate-key = {{ file = {path:?} }}"));
+    for (octets, good) in [(31, false), (32, true)] {
+        std::fs::write(&path, "k".repeat(octets)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let found = problems(&text);
+        assert_eq!(found.is_empty(), good, "{found:?}");
+        assert!(good || found[0].contains("openssl rand"), "{found:?}");
+    }
+}
+
+#[test]
 fn an_empty_file_is_a_server_without_members() {
     assert!(problems("").is_empty());
 }
@@ -613,11 +628,6 @@ fn a_socket_of_nat_traversal_is_not_one_of_the_others() {
 #[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
-        (
-            "log-level = \"info\"",
-            "state-key = { env = \"K\" }",
-            "2:1: server.state-key: not supported yet: state-key would seal the state; protect state-directory by other means",
-        ),
         (
             "ike-policy = \"pol\"",
             "ike-policy = \"pol\"\nvalid-until = 2027-01-31T00:00:00Z",

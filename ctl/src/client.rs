@@ -72,8 +72,8 @@ impl Client {
         match self.ask(&Request::Watch)? {
             Reply::Done { .. } => {}
             Reply::Refused { reason } => return Err(ClientError::Refused(reason)),
-            Reply::Snapshot(_) | Reply::Plan(_) => {
-                return Err(ClientError::NotUnderstood("a snapshot instead of events".to_owned()));
+            Reply::Snapshot(_) | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
+                return Err(ClientError::NotUnderstood("something else instead of events".to_owned()));
             }
         }
         self.stream.get_ref().set_read_timeout(None)?;

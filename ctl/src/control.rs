@@ -56,6 +56,29 @@ pub enum Request {
         /// Address, address:port or identity as shown.
         member: String,
     },
+    /// Key server: read every page and record of the stored state.
+    StateVerify,
+    /// Key server: copy the stored state into a new file.
+    StateBackup {
+        /// Its absolute path.
+        file: String,
+    },
+    /// Key server: seal every record again, under the `state-key` the configuration names now.
+    StateReseal,
+    /// Key server: the end of the audit log, answered by [`Reply::Audit`].
+    Audit {
+        /// Records at most.
+        last: u64,
+        /// Check every hash and signature of the whole log too.
+        verify: bool,
+    },
+    /// Key server: what a member may and has, answered by [`Reply::Explained`].
+    Explain {
+        /// Address, address:port or identity.
+        member: String,
+        /// Name or number; none: every group its gateway is in.
+        group: Option<String>,
+    },
     /// Key server: take a member out, refuse its identity from now on, and change the keys.
     Revoke {
         /// Name or number.
@@ -112,11 +135,41 @@ pub enum Reply {
         #[serde(default)]
         rekey: Option<u64>,
     },
+    /// To [`Request::Audit`].
+    Audit {
+        /// Lines of the log, oldest first, as they are in the file.
+        records: Vec<String>,
+        /// What the check found, when one was asked for.
+        verified: Option<String>,
+    },
+    /// To [`Request::Explain`].
+    Explained {
+        /// In order; the first that says no is the last.
+        steps: Vec<Explanation>,
+    },
     /// It is not done.
     Refused {
         /// Why.
         reason: String,
     },
+}
+
+/// One step of [`Reply::Explained`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// The group, for steps within one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// `gateway`, `phase 1`, `identity`, `authorisation`, `threshold`, `policy`, `sender ID` or `keys`.
+    pub step: String,
+    /// False: here it ends.
+    pub yes: bool,
+    /// Why, in words.
+    pub text: String,
+    /// Line of the statement that says so, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
 }
 
 impl Reply {
@@ -160,6 +213,11 @@ mod tests {
             Request::ClearMembers { group: text("1") },
             Request::ClearStatistics { group: None },
             Request::Expel { group: text("g1"), member: text("10.0.0.1:848") },
+            Request::StateVerify,
+            Request::StateBackup { file: text("/f") },
+            Request::StateReseal,
+            Request::Audit { last: 3, verify: true },
+            Request::Explain { member: text("m"), group: None },
             Request::Revoke { group: text("g1"), member: text("gm7.example") },
             Request::Unrevoke { group: text("g1"), member: text("gm7.example") },
             Request::Register { vpn: Some(text("v")) },
@@ -184,6 +242,10 @@ mod tests {
                 seq: Some(4),
                 kek_spi: Some("0x0a".to_owned()),
                 rekey: Some(2),
+            },
+            Reply::Audit { records: vec!["{}".to_owned()], verified: Some("good".to_owned()) },
+            Reply::Explained {
+                steps: vec![Explanation { step: "keys".to_owned(), ..Explanation::default() }],
             },
             Reply::Refused { reason: "no such group".to_owned() },
         ] {

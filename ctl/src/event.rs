@@ -237,6 +237,57 @@ events! {
         /// How many members in all.
         members: u64,
     } => ("state restored: {groups} groups, {members} members");
+    /// Every record of the state is sealed under the configured key.
+    StateResealed "state_resealed" Info {
+        /// How many records.
+        records: u64,
+    } => ("state sealed anew: {records} records");
+    /// The state was copied for a restore.
+    StateBackedUp "state_backed_up" Info {
+        /// The copy.
+        file: String,
+        /// How many records.
+        records: u64,
+    } => ("state backed up to {file}: {records} records");
+    /// The audit log cannot be written; records wait in memory, and nothing else waits for them.
+    AuditFailed "audit_failed" Error {
+        /// What the system said.
+        reason: String,
+    } => ("the audit log cannot be written: {reason}");
+    /// Records of the audit log are missing, or may be; the log goes on after this one.
+    AuditGap "audit_gap" Warn {
+        /// Which, and why.
+        reason: String,
+    } => ("the audit log has a gap here: {reason}");
+    /// The audit log ends in order: nothing that was decided before is missing.
+    AuditClosed "audit_closed" Info => ("the audit log is closed, nothing is missing before this");
+    /// The oldest file of the audit log made room for a new one.
+    AuditFileRemoved "audit_file_removed" Info {
+        /// Its name.
+        file: String,
+    } => ("audit file {file} removed: as many newer ones are kept as may be");
+    /// An operator asked over the control socket for something that changes the server, and was answered.
+    OperatorRequest "operator_request" Info {
+        /// User of the process that asked.
+        uid: Option<u64>,
+        /// The process.
+        pid: Option<u64>,
+        /// The request as it was sent, in JSON.
+        request: String,
+        /// It was done or begun.
+        done: bool,
+        /// What was answered.
+        answer: String,
+    } => (
+        "operator (uid {}, pid {}) asked {request}: {}{answer}",
+        uid.map_or("unknown".to_owned(), |uid| uid.to_string()), pid.map_or("unknown".to_owned(), |pid| pid.to_string()),
+        if *done { "" } else { "refused: " }
+    );
+    /// The audit log is written again.
+    AuditRecovered "audit_recovered" Warn {
+        /// Records that found no room in memory meanwhile.
+        lost: u64,
+    } => ("the audit log is written again, {lost} records lost");
     /// A registration was refused.
     PullRefused "pull_refused" Warn {
         /// Address and port.
@@ -247,6 +298,9 @@ events! {
         group: String,
         /// Why.
         reason: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("registration of {identity} at {peer} to {group} refused: {reason}");
     /// A registration is complete.
     PullCompleted "pull_completed" Debug {
@@ -258,6 +312,9 @@ events! {
         address: String,
         /// SIDs handed out.
         sender_ids: Vec<u64>,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: keys sent to {member} at {address}, SIDs [{}]", join(sender_ids));
     /// A new member.
     MemberRegistered "member_registered" Info {
@@ -267,6 +324,9 @@ events! {
         member: String,
         /// Address and port.
         address: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} registered from {address}");
     /// A known member registered again.
     MemberReregistered "member_reregistered" Info {
@@ -276,6 +336,9 @@ events! {
         member: String,
         /// Address and port.
         address: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} registered again from {address}");
     /// A member was removed because it did not acknowledge.
     MemberExpired "member_expired" Warn {
@@ -287,6 +350,9 @@ events! {
         address: String,
         /// Rekeys unanswered in a row.
         missed: u64,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} at {address} expired after {missed} unanswered rekeys");
     /// A member is no longer in the list.
     MemberRemoved "member_removed" Info {
@@ -296,6 +362,9 @@ events! {
         member: String,
         /// Why.
         reason: String,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
     } => ("{group}: {member} removed: {reason}");
     /// The operator revoked an identity: it may not register and opens nothing that the new keys protect.
     MemberRevoked "member_revoked" Warn {
@@ -743,5 +812,25 @@ mod tests {
     #[test]
     fn an_event_of_a_newer_daemon_is_an_error_not_a_guess() {
         assert!(serde_json::from_str::<Event>(r#"{"event":"from_the_future"}"#).is_err());
+    }
+
+    #[test]
+    fn the_page_of_events_has_every_event_with_its_level_and_fields() {
+        let page = include_str!("../../docs/events.md");
+        let mut rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        for name in Event::NAMES {
+            let place = rows.iter().position(|row| row.starts_with(&format!("| `{name}` | ")));
+            rows.swap_remove(place.unwrap_or_else(|| panic!("docs/events.md lacks {name}")));
+        }
+        assert!(rows.is_empty(), "events that no daemon has: {rows:?}");
+        let level = |event: &Event| format!("| `{}` | {} | ", event.name(), event.level().name());
+        for event in [rekey(), Event::LabMode, Event::AckSent { vpn: String::new(), seq: 0 }] {
+            let row = page.lines().find(|row| row.starts_with(&level(&event)));
+            let row = row.unwrap_or_else(|| panic!("{}: another level", event.name()));
+            let fields = serde_json::to_value(&event).unwrap();
+            for field in fields.as_object().unwrap().keys().filter(|field| *field != "event") {
+                assert!(row.contains(&format!("`{field}`")), "{row} lacks {field}");
+            }
+        }
     }
 }

@@ -84,6 +84,7 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
             .iter()
             .flat_map(|sa| sa.policies.iter().map(move |policy| self::sa(sa, policy)))
             .collect(),
+        line: group.line,
     }
 }
 

@@ -25,7 +25,7 @@ use ctl::plan::Plan;
 use ike::crypto::provider::{Provider, default_provider};
 use ike::io::{Datagram, Entropy, JobResult, Machine};
 use runtime::clock::Clock;
-use runtime::control::Asked;
+use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
@@ -35,17 +35,21 @@ use runtime::workers::Workers;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::audit::statements::Statements;
+use crate::audit::{self, Audit};
 use crate::convert;
 use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
 use crate::inbox::Inbox;
+use crate::keeper::Keeper;
 use crate::pace::Pace;
 use crate::reload;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
 use crate::store::writer::{Report, Writer};
 use crate::store::{Store, StoreError};
+use crate::teller::Teller;
 
 /// Outputs that may wait for the disk before no more datagrams are taken.
 const HELD: usize = 65_536;
@@ -104,7 +108,8 @@ impl StartError {
     /// 4 for a damaged state, else 3.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Store(StoreError::Damaged { .. }) | StartError::Restore(_) => 4,
+            StartError::Store(StoreError::Damaged { .. } | StoreError::Sealed { .. })
+            | StartError::Restore(_) => 4,
             StartError::Store(StoreError::Refused { .. } | StoreError::Failed(_))
             | StartError::Lock(_)
             | StartError::Bind(_)
@@ -138,7 +143,10 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let (signal, signals) = mpsc::channel(4);
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
     let _lock = StateLock::take(&server.state_directory)?;
-    let store = Embedded::open(&server.state_directory)?;
+    let store = {
+        let key = server.state_key.as_ref().map(|key| &key.0);
+        Embedded::open(&server.state_directory, key)?
+    };
     let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
     let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
     let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
@@ -148,7 +156,19 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let (sender, asked) = mpsc::channel(ASKED);
     let nat_bound = !sockets.nat_traversal().is_empty();
     let settings = convert::settings(config, nat_bound);
-    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    let teller = hub.clone();
+    let tell = move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event);
+    let directory = server.state_directory.join(audit::DIRECTORY);
+    let audit = Audit::start(&directory, tell).map_err(|source| StartError::System {
+        what: "the thread of the audit log cannot be started",
+        source,
+    })?;
+    let teller = Teller::new(hub.clone(), audit.recorder(), Statements::new(&options.path, config));
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, teller.clone())?;
+    daemon.audit = Some(audit);
+    let tell = Arc::new(move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event));
+    let state_key = server.state_key.as_ref().map(|key| key.0.clone());
+    daemon.keeper = Some(Keeper::new(server.state_directory.clone(), state_key, tell));
     daemon.started = Some((server.clone(), nat_bound));
     if let Some(error) = taken {
         daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
@@ -203,7 +223,7 @@ struct Daemon {
     /// Counters of the sockets when statistics were cleared last.
     cleared: UdpCounters,
     workers: Workers,
-    hub: Hub,
+    teller: Teller,
     /// Who waits for which ticket.
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
@@ -214,6 +234,10 @@ struct Daemon {
     /// What the store says while it refuses writes.
     store_failing: Option<String>,
     options: Options,
+    /// None in tests without a disk.
+    keeper: Option<Keeper>,
+    /// Closed when all else is gone.
+    audit: Option<Audit>,
 }
 
 impl Daemon {
@@ -223,16 +247,17 @@ impl Daemon {
         options: Options,
         mut store: impl Store + 'static,
         mut sockets: Sockets,
-        hub: Hub,
+        teller: impl Into<Teller>,
     ) -> Result<(Daemon, Inlets), StartError> {
         let system = |what| move |source| StartError::System { what, source };
+        let teller = teller.into();
         let clock = Clock::start();
         let provider = default_provider();
         let started = Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             provider: provider.name().to_owned(),
         };
-        hub.publish(clock.now().unix_seconds, &started);
+        teller.publish(clock.now().unix_seconds, &started);
         let rows = store.load()?;
         let engine = KeyServer::new(settings, rows, clock.now(), Box::new(Random(Arc::clone(&provider))))?;
         let (report, reports) = mpsc::unbounded_channel();
@@ -252,13 +277,15 @@ impl Daemon {
             sockets,
             cleared: UdpCounters::default(),
             workers,
-            hub,
+            teller,
             waiting: BTreeMap::new(),
             last_ticket: 0,
             plans: BTreeMap::new(),
             started: None,
             store_failing: None,
             options,
+            keeper: None,
+            audit: None,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -362,7 +389,7 @@ impl Daemon {
     }
 
     fn publish(&self, event: &Event) {
-        self.hub.publish(self.clock.now().unix_seconds, event);
+        self.teller.publish(self.clock.now().unix_seconds, event);
     }
 
     /// Tells the engine of some datagrams that wait.
@@ -485,6 +512,8 @@ impl Daemon {
                 return Err(format!("the state cannot be written: {reason}"));
             }
             plan.applied = true;
+            // Before its first decision.
+            self.teller.configured(Statements::new(path, &config));
             self.tell(Input::Apply(Box::new(settings)));
             for needs in &plan.restart {
                 tracing::warn!(target: "configuration", "only a restart takes {needs}");
@@ -509,7 +538,42 @@ impl Daemon {
         }
     }
 
-    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+    /// A way to answer that also tells who asked for what, when it is something that changes the server.
+    fn told(
+        &self,
+        request: &Request,
+        operator: Option<Operator>,
+        reply: oneshot::Sender<Reply>,
+    ) -> oneshot::Sender<Reply> {
+        if !changes_the_server(request) {
+            return reply;
+        }
+        let (sender, answer) = oneshot::channel();
+        let teller = self.teller.clone();
+        let request = serde_json::to_string(request).unwrap_or_default();
+        tokio::spawn(async move {
+            let Ok(answer) = answer.await else { return };
+            let (done, text) = match &answer {
+                Reply::Refused { reason } => (false, reason.clone()),
+                Reply::Done { text, .. } => (true, text.clone()),
+                _ => (true, "done".to_owned()),
+            };
+            let event = Event::OperatorRequest {
+                uid: operator.map(|operator| u64::from(operator.uid)),
+                pid: operator.and_then(|operator| operator.pid).and_then(|pid| u64::try_from(pid).ok()),
+                request,
+                done,
+                answer: text,
+            };
+            teller.publish(runtime::clock::unix_seconds(), &event);
+            // Who asked may be gone.
+            let _ = reply.send(answer);
+        });
+        sender
+    }
+
+    fn on_asked(&mut self, Asked { request, reply, operator }: Asked) {
+        let reply = self.told(&request, operator, reply);
         let command = match request {
             Request::Snapshot => {
                 let snapshot = Snapshot::Gcks(self.snapshot());
@@ -518,6 +582,20 @@ impl Daemon {
             Request::Version => {
                 let text = format!("gcksd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
+            }
+            Request::StateVerify | Request::StateBackup { .. } | Request::StateReseal => {
+                return self.on_state(request, reply);
+            }
+            Request::Audit { last, verify } => {
+                let Some(keeper) = &self.keeper else { return refuse(reply, "there is no audit log") };
+                return keeper.audit(last, verify, reply);
+            }
+            Request::Explain { member, group } => {
+                let steps = self.engine.explain(self.clock.now(), &member, group.as_deref());
+                return drop(reply.send(match steps {
+                    Ok(steps) => Reply::Explained { steps },
+                    Err(reason) => Reply::Refused { reason },
+                }));
             }
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
             Request::Plan { file } => return self.on_change(Path::new(&file), false, reply),
@@ -548,6 +626,32 @@ impl Daemon {
         self.tell(Input::Command { ticket, command });
     }
 
+    fn on_state(&mut self, request: Request, reply: oneshot::Sender<Reply>) {
+        let Some(keeper) = &self.keeper else { return refuse(reply, "the state is not kept in a file") };
+        match request {
+            Request::StateBackup { file } => {
+                let time = ctl::time::rfc3339(self.clock.now().unix_seconds);
+                keeper.backup(PathBuf::from(file), time, reply);
+            }
+            Request::StateReseal => {
+                let options = config::Options { lab: self.options.lab };
+                let key = match config::load_gcks(&self.options.path, options) {
+                    Ok(loaded) => loaded.config.server.state_key,
+                    Err(errors) => {
+                        return refuse(reply, &format!("the configuration cannot be used: {errors}"));
+                    }
+                };
+                match key {
+                    Some(key) => keeper.reseal(&mut self.writer, key.0, reply),
+                    None => {
+                        refuse(reply, "server.state-key is not configured: there is nothing to seal with")
+                    }
+                }
+            }
+            _ => keeper.verify(reply),
+        }
+    }
+
     fn snapshot(&self) -> GcksSnapshot {
         let show_keys = self.options.show_keys || self.options.lab;
         let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
@@ -558,6 +662,29 @@ impl Daemon {
         statistics.datagrams_overflowed = counters.overflowed - cleared.overflowed;
         statistics.send_errors = counters.send_errors - cleared.send_errors;
         snapshot
+    }
+}
+
+/// True for what an operator does to members, keys or the state; looking and counting is not.
+fn changes_the_server(request: &Request) -> bool {
+    match request {
+        Request::Rekey { .. }
+        | Request::ClearMembers { .. }
+        | Request::ClearStatistics { .. }
+        | Request::Expel { .. }
+        | Request::Revoke { .. }
+        | Request::Unrevoke { .. }
+        | Request::Apply { .. }
+        | Request::StateBackup { .. }
+        | Request::StateReseal => true,
+        Request::Snapshot
+        | Request::StateVerify
+        | Request::Audit { .. }
+        | Request::Explain { .. }
+        | Request::Plan { .. }
+        | Request::Register { .. }
+        | Request::Watch
+        | Request::Version => false,
     }
 }
 
@@ -651,7 +778,7 @@ destination = "10.0.0.0/8"
 
         async fn ask(&self, request: Request) -> Reply {
             let (reply, answer) = oneshot::channel();
-            self.asked.send(Asked { request, reply }).await.unwrap();
+            self.asked.send(Asked { request, reply, operator: None }).await.unwrap();
             tokio::time::timeout(Duration::from_secs(10), answer)
                 .await
                 .expect("within 10 s")

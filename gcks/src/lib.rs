@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "daemon")]
+pub mod audit;
+#[cfg(feature = "daemon")]
 pub mod convert;
 #[cfg(feature = "daemon")]
 pub mod daemon;
@@ -11,8 +13,14 @@ pub mod engine;
 #[cfg(feature = "daemon")]
 mod inbox;
 #[cfg(feature = "daemon")]
+mod keeper;
+#[cfg(feature = "daemon")]
 pub mod pace;
 #[cfg(feature = "daemon")]
 mod reload;
 #[cfg(feature = "daemon")]
+pub mod state;
+#[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+mod teller;

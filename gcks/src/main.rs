@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use config::{Gcks, Loaded};
-use gcks::daemon;
+use gcks::{daemon, state};
 use runtime::log::{self, Format};
 
 /// The key server of a GDOI group (RFC 6407). It stays in the foreground and logs to stderr.
@@ -34,9 +34,12 @@ struct Arguments {
     /// Check the stored state without starting.
     #[arg(long)]
     verify_state: bool,
-    /// Replace the stored state by a backup.
+    /// Replace the stored state by a backup: every key is made anew and every member registers again.
     #[arg(long, value_name = "FILE")]
     restore: Option<PathBuf>,
+    /// With --restore: do not ask.
+    #[arg(long, requires = "restore")]
+    yes: bool,
 }
 
 /// Exit code of a configuration that cannot be used.
@@ -44,14 +47,6 @@ const CONFIGURATION: u8 = 1;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    for (stated, name) in
-        [(arguments.verify_state, "--verify-state"), (arguments.restore.is_some(), "--restore")]
-    {
-        if stated {
-            eprintln!("gcksd: not supported yet: {name}");
-            return ExitCode::from(CONFIGURATION);
-        }
-    }
     let loaded = match config::load_gcks(&arguments.config, config::Options { lab: arguments.lab }) {
         Ok(loaded) => loaded,
         Err(errors) => {
@@ -64,6 +59,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let config = loaded.config;
+    if arguments.verify_state {
+        return ended(state::verify(&config).map(|text| println!("{text}")));
+    }
+    if let Some(backup) = &arguments.restore {
+        return ended(state::restore(&config, backup, arguments.yes));
+    }
     // The configuration knows five levels, the same as the log.
     let level = log::level(&config.server.log_level).unwrap_or(ctl::event::Level::Info);
     log::start(arguments.log, level);
@@ -79,6 +80,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("gcksd: cannot start: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn ended(result: Result<(), state::StateError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("gcksd: {error}");
             ExitCode::from(error.exit_code())
         }
     }

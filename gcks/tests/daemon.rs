@@ -111,10 +111,9 @@ fn every_reason_not_to_run_has_its_exit_code() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.ends_with("good: 1 gateways, 1 groups\n"), "{text}");
     assert_eq!(site.ends(&["--bogus"]).0, Some(2));
-    for arguments in [&["--verify-state"][..], &["--restore", "backup"]] {
-        let (code, text) = site.ends(arguments);
-        assert!(code == Some(1) && text.contains("not supported yet: --"), "{text}");
-    }
+    let (code, text) = site.ends(&["--verify-state"]);
+    assert!(code == Some(3) && text.contains("no such directory"), "{text}");
+    assert_eq!(site.ends(&["--yes"]).0, Some(2));
 
     let daemon = site.start(&[]);
     let (code, text) = site.ends(&[]);
@@ -136,6 +135,7 @@ fn every_reason_not_to_run_has_its_exit_code() {
     state.write_all_at(&[0x5a; 64], 0).unwrap();
     let (code, text) = site.ends(&[]);
     assert!(code == Some(4) && text.contains("the state is damaged"), "{text}");
+    assert_eq!(site.ends(&["--verify-state"]).0, Some(4));
 
     std::fs::write(site.path("gcks.toml"), "[server]\nlisten = 7\n").unwrap();
     let (code, text) = site.ends(&[]);

@@ -6,8 +6,13 @@ mod changes;
 mod common;
 #[path = "engine/multicast.rs"]
 mod multicast;
+#[path = "engine/explains.rs"]
+mod explains;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
+#[cfg(feature = "daemon")]
+#[path = "engine/torn.rs"]
+mod torn;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -50,6 +55,8 @@ struct Bench {
     epoch: u64,
     server: KeyServer,
     rows: BTreeMap<(Kind, String), Row>,
+    /// Everything that was written, in order.
+    batches: Vec<Vec<Change>>,
     sent: VecDeque<Datagram>,
     events: Vec<Event>,
     replies: Vec<Result<(String, Option<u32>), String>>,
@@ -85,6 +92,7 @@ impl Bench {
             epoch: now.unix_seconds - 1,
             server,
             rows: BTreeMap::new(),
+            batches: Vec::new(),
             sent: VecDeque::new(),
             events: Vec::new(),
             replies: Vec::new(),
@@ -137,6 +145,7 @@ impl Bench {
     }
 
     fn persist(&mut self, changes: Vec<Change>) {
+        self.batches.push(changes.clone());
         for change in changes {
             match change {
                 Change::Put(row) => drop(self.rows.insert((row.kind, row.key.clone()), row)),

@@ -204,7 +204,10 @@ fn a_state_that_cannot_be_read_ends_with_4_and_is_left_as_it_is() {
             let (code, text) = site.ends(&[]);
             assert_eq!(code, Some(4), "{what}: {text}");
             assert!(text.contains("state.sqlite: the state is damaged"), "{what}: {text}");
-            assert!(text.contains("restore a backup, or move it away"), "{what}: {text}");
+            assert!(
+                text.contains("restore a backup (gcksd --restore FILE), or move it away"),
+                "{what}: {text}"
+            );
             assert!(state(&site) == before, "{what}, clean {clean}: the state was touched");
         }
     }

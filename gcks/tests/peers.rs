@@ -366,6 +366,7 @@ fn a_member_of_twelve_groups_is_registered_in_all_of_them_within_seconds() {
     let group = settings.groups.remove(0);
     settings.groups = (1..=12)
         .map(|number| GroupSettings {
+            line: 20,
             name: format!("g{number}"),
             id: GroupId::number(number),
             ..group.clone()

@@ -393,7 +393,7 @@ impl Daemon {
         self.publish(&Event::ConfigurationRefused { reason });
     }
 
-    fn on_asked(&mut self, Asked { request, reply }: Asked) {
+    fn on_asked(&mut self, Asked { request, reply, .. }: Asked) {
         let command = match request {
             Request::Snapshot => {
                 let snapshot = Snapshot::Gm(self.snapshot());
@@ -412,6 +412,11 @@ impl Daemon {
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
+            | Request::StateVerify
+            | Request::StateBackup { .. }
+            | Request::StateReseal
+            | Request::Audit { .. }
+            | Request::Explain { .. }
             | Request::Plan { .. }
             | Request::Expel { .. }
             | Request::Revoke { .. }
@@ -472,7 +477,7 @@ mod tests {
         let ended = tokio::spawn(daemon.work(inlets));
         let ask = async |request| {
             let (reply, answer) = oneshot::channel();
-            asked.send(Asked { request, reply }).await.unwrap();
+            asked.send(Asked { request, reply, operator: None }).await.unwrap();
             answer.await.unwrap()
         };
         let Reply::Snapshot(snapshot) = ask(Request::Snapshot).await else { panic!("no snapshot") };

@@ -25,13 +25,24 @@ pub struct Asked {
     pub request: Request,
     /// Takes one answer.
     pub reply: oneshot::Sender<Reply>,
+    /// Who asks; none over the observe socket, or when the system does not tell.
+    pub operator: Option<Operator>,
+}
+
+/// The process at the other end of the control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operator {
+    /// Its user.
+    pub uid: u32,
+    /// Its process ID.
+    pub pid: Option<i32>,
 }
 
 /// Sends a request to the daemon's loop and waits.
-pub(crate) async fn ask(loop_: &mpsc::Sender<Asked>, request: Request) -> Reply {
+pub(crate) async fn ask(loop_: &mpsc::Sender<Asked>, request: Request, operator: Option<Operator>) -> Reply {
     let (reply, answer) = oneshot::channel();
     let stopping = || Reply::Refused { reason: "the daemon is stopping".to_owned() };
-    if loop_.send(Asked { request, reply }).await.is_err() {
+    if loop_.send(Asked { request, reply, operator }).await.is_err() {
         return stopping();
     }
     answer.await.unwrap_or_else(|_| stopping())
@@ -60,6 +71,7 @@ pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinH
 }
 
 async fn visit(stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> std::io::Result<()> {
+    let operator = stream.peer_cred().ok().map(|peer| Operator { uid: peer.uid(), pid: peer.pid() });
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -74,7 +86,7 @@ async fn visit(stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> st
         }
         let reply = match from_line(&line) {
             Ok(Request::Watch) => return watch(read, write, hub).await,
-            Ok(request) => ask(asked, request).await,
+            Ok(request) => ask(asked, request, operator).await,
             Err(error) => Reply::Refused { reason: format!("not a request this daemon knows: {error}") },
         };
         send(&mut write, &to_line(&reply)?).await?;
@@ -119,7 +131,7 @@ mod tests {
         let (hub, (sender, mut asked)) = (Hub::new(), mpsc::channel::<Asked>(4));
         let task = serve(LocalSocket::bind(&path, MODE, "").unwrap(), sender, hub.clone());
         tokio::spawn(async move {
-            while let Some(Asked { request, reply }) = asked.recv().await {
+            while let Some(Asked { request, reply, .. }) = asked.recv().await {
                 if request != Request::Snapshot {
                     let _ = reply.send(Reply::done(format!("{request:?}")));
                 }

@@ -224,6 +224,7 @@ mod tests {
             group: "g1".to_owned(),
             member: "a \"b\"".to_owned(),
             address: "10.0.0.1:848".to_owned(),
+            gateway: "members".to_owned(),
         }
     }
 

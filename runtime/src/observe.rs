@@ -38,7 +38,7 @@ pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinH
 async fn visit(mut stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> std::io::Result<()> {
     // Events first, then the snapshot: an event may repeat what the snapshot shows, but none is missed.
     let mut lines = hub.subscribe();
-    let Reply::Snapshot(snapshot) = ask(asked, Request::Snapshot).await else { return Ok(()) };
+    let Reply::Snapshot(snapshot) = ask(asked, Request::Snapshot, None).await else { return Ok(()) };
     send(&mut stream, &to_line(&snapshot.without_keys())?).await?;
     loop {
         let line = tokio::select! {

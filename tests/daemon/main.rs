@@ -4,6 +4,7 @@ mod multicast;
 mod refusals;
 mod rekey;
 mod restart;
+mod restore;
 mod rollover;
 mod spoofed;
 mod support;

@@ -8,7 +8,7 @@ use ctl::control::{Reply, Request};
 use ctl::event::{Event, Stamped};
 
 use crate::Failure;
-use crate::args::ClearWhat;
+use crate::args::{ClearWhat, StateWhat};
 use crate::connect::Daemon;
 use crate::server::select;
 use crate::table;
@@ -52,6 +52,25 @@ pub fn clear(daemon: &Daemon, what: ClearWhat, json: bool) -> Result<(), Failure
     simple(daemon, &request, json)
 }
 
+/// Verifies, copies or seals the stored state.
+///
+/// # Errors
+/// The daemon's refusal, or when the current directory is not known.
+pub fn state(daemon: &Daemon, what: StateWhat, json: bool) -> Result<(), Failure> {
+    let request = match what {
+        StateWhat::Verify => Request::StateVerify,
+        StateWhat::Reseal => Request::StateReseal,
+        StateWhat::Backup { file } => {
+            // The daemon writes it, and stands elsewhere.
+            let file = std::path::absolute(&file).map_err(|error| Failure::Refused(error.to_string()))?;
+            let file =
+                file.to_str().ok_or_else(|| Failure::Usage("a file name in UTF-8 is needed".to_owned()))?;
+            Request::StateBackup { file: file.to_owned() }
+        }
+    };
+    simple(daemon, &request, json)
+}
+
 /// Makes a member register again.
 ///
 /// # Errors
@@ -68,7 +87,7 @@ fn simple(daemon: &Daemon, request: &Request, json: bool) -> Result<(), Failure>
     match reply {
         Reply::Done { text, .. } => say(&format!("{}\n", ctl::event::printable(&text))),
         Reply::Refused { reason } => Err(Failure::Refused(reason)),
-        Reply::Snapshot(_) | Reply::Plan(_) => {
+        Reply::Snapshot(_) | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
             Err(Failure::Refused("the daemon answered something else".to_owned()))
         }
     }

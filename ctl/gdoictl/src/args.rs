@@ -121,8 +121,9 @@ pub enum ServerCommand {
         #[arg(long, value_name = "M")]
         member: String,
     },
-    /// Verify, back up or reseal the stored state (not supported yet)
-    State(Later),
+    /// Verify, back up or reseal the stored state
+    #[command(subcommand)]
+    State(StateWhat),
     /// What a configuration would change: nothing changes
     Plan {
         /// Read by the daemon
@@ -133,10 +134,32 @@ pub enum ServerCommand {
         /// Read by the daemon [default: the file it was started with]
         file: Option<PathBuf>,
     },
-    /// Why a member may or may not register (not supported yet)
-    Explain(Later),
+    /// Why a member may or may not register: every step up to the first "no"
+    Explain {
+        /// Address, address:port or identity
+        #[arg(long, value_name = "M")]
+        member: String,
+        /// Name or number [default: every group its gateway is in]
+        #[arg(long, value_name = "G")]
+        group: Option<String>,
+    },
     /// One member's protocol events (not supported yet)
     Trace(Later),
+}
+
+/// What to do with the stored state. A backup is put back by gcksd --restore.
+#[derive(Debug, Subcommand)]
+pub enum StateWhat {
+    /// Read every page and record
+    Verify,
+    /// Copy it into a new file, which the key server writes
+    Backup {
+        /// The file; it must not exist
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Seal every record again, under the state-key of the configuration as it is now
+    Reseal,
 }
 
 /// What to forget.
@@ -194,8 +217,15 @@ pub enum ServerShow {
     Policy,
     /// Expiry calendar of certificates (not supported yet)
     Certificates(Later),
-    /// Who did what (not supported yet)
-    Audit(Later),
+    /// Who decided what about members and keys, and why
+    Audit {
+        /// Records
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        last: u64,
+        /// Check every hash and signature of the whole log first
+        #[arg(long)]
+        verify: bool,
+    },
 }
 
 impl ServerShow {
@@ -203,8 +233,8 @@ impl ServerShow {
     pub fn later(&self) -> Option<&'static str> {
         match self {
             ServerShow::Certificates(_) => Some("certificates"),
-            ServerShow::Audit(_) => Some("audit"),
-            ServerShow::RegisteredMembers { .. }
+            ServerShow::Audit { .. }
+            | ServerShow::RegisteredMembers { .. }
             | ServerShow::Kek(_)
             | ServerShow::Ipsec(_)
             | ServerShow::Ike(_)
@@ -346,6 +376,8 @@ mod tests {
             "gdoictl server show certificates",
             "gdoictl server show audit --verify",
             "gdoictl server state backup file",
+            "gdoictl server state verify",
+            "gdoictl server state reseal",
             "gdoictl server rekey --group g1 --tek",
             "gdoictl server rekey --group g1 --both",
             "gdoictl server expel --group g1 --member 10.0.0.1:848",

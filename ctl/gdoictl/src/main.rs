@@ -5,7 +5,9 @@
 
 mod act;
 mod args;
+mod audit;
 mod connect;
+mod explain;
 mod load;
 mod member;
 mod plan;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use ctl::client::ClientError;
 
-use args::{Args, Command, MemberCommand, ServerCommand};
+use args::{Args, Command, MemberCommand, ServerCommand, ServerShow};
 use connect::Daemon;
 
 /// Why a command ends without success; each kind has its exit code.
@@ -83,6 +85,7 @@ fn run(args: Args) -> Result<(), Failure> {
 
 fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), Failure> {
     match command {
+        ServerCommand::Show(ServerShow::Audit { last, verify }) => audit::show(daemon, last, verify, json),
         ServerCommand::Show(what) => match what.later() {
             Some(name) => later(&format!("server show {name}")),
             None => say(&server::show(&daemon.gcks()?, &what, json)?),
@@ -92,10 +95,10 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
         ServerCommand::Clear(what) => act::clear(daemon, what, json),
         ServerCommand::Revoke { group, member } => act::revoke(daemon, &group, member, json),
         ServerCommand::Unrevoke { group, member } => act::unrevoke(daemon, group, member, json),
-        ServerCommand::State(_) => later("server state"),
+        ServerCommand::State(what) => act::state(daemon, what, json),
         ServerCommand::Plan { file } => plan::plan(daemon, &file, json),
         ServerCommand::Apply { file } => plan::apply(daemon, file.as_deref(), json),
-        ServerCommand::Explain(_) => later("server explain"),
+        ServerCommand::Explain { member, group } => explain::explain(daemon, member, group, json),
         ServerCommand::Trace(_) => later("server trace"),
     }
 }

@@ -56,7 +56,7 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
             Ok(approved_only(snapshot.approved_only) + &policy(groups))
         }
         // Answered before a snapshot is asked for.
-        ServerShow::Certificates(_) | ServerShow::Audit(_) => {
+        ServerShow::Certificates(_) | ServerShow::Audit { .. } => {
             Err(Failure::Refused("not supported yet".to_owned()))
         }
     }

@@ -28,7 +28,7 @@ impl FakeServer {
             let observe = LocalSocket::bind(&observe, runtime::observe::MODE, "").expect("a socket");
             runtime::observe::serve(observe, sender, hub.clone());
             tokio::spawn(async move {
-                while let Some(Asked { request, reply }) = asked.recv().await {
+                while let Some(Asked { request, reply, .. }) = asked.recv().await {
                     let begun = matches!(request, Request::Rekey { .. });
                     let _ = reply.send(answer(request));
                     if begun {

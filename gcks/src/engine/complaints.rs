@@ -2,6 +2,7 @@
 //! of every installation. Once per gateway and minute, because whoever reaches the port can cause it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ike::io::Instant;
@@ -9,10 +10,11 @@ use ike::io::Instant;
 /// Time between two complaints about a gateway.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// When each gateway was complained about last. No larger than the configuration.
+/// When each gateway was complained about last, and what failed last. No larger than the configuration.
 #[derive(Debug, Default)]
 pub struct Complaints {
     last: BTreeMap<String, Instant>,
+    failures: BTreeMap<String, (Instant, SocketAddr, String)>,
 }
 
 impl Complaints {
@@ -23,6 +25,16 @@ impl Complaints {
         }
         self.last.insert(gateway.to_owned(), now);
         true
+    }
+
+    /// Remembers a failure for who asks why.
+    pub fn note(&mut self, gateway: &str, now: Instant, peer: SocketAddr, reason: &str) {
+        self.failures.insert(gateway.to_owned(), (now, peer, reason.to_owned()));
+    }
+
+    /// The last failure with a gateway: when, with whom, why.
+    pub fn failure(&self, gateway: &str) -> Option<(Instant, SocketAddr, &str)> {
+        self.failures.get(gateway).map(|(at, peer, reason)| (*at, *peer, reason.as_str()))
     }
 }
 

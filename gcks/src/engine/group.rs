@@ -305,6 +305,7 @@ impl Group {
                     "gateway {} (line {}) is not among the group's ike-gateways",
                     asker.gateway.name, asker.gateway.line
                 ),
+                gateway: asker.gateway.name.clone(),
             });
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
@@ -333,7 +334,7 @@ impl Group {
         }
     }
 
-    fn over_threshold(&self, identity: &MemberKey) -> bool {
+    pub(super) fn over_threshold(&self, identity: &MemberKey) -> bool {
         self.settings
             .member_threshold
             .is_some_and(|most| self.members.len() >= most && self.members.number(identity).is_none())
@@ -408,7 +409,7 @@ impl Group {
 
     /// The TEKs that came with or after the last new KEK, while members do not send under them yet: newcomers of that time
     /// share them.
-    fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
+    pub(super) fn fresh_teks(&self, at: Instant) -> Option<&BTreeSet<Spi>> {
         let activation = self.settings.communication.as_ref().map_or(0, |it| it.activation_delay);
         let span = Duration::from_secs(u64::from(activation)).max(LEAST_FRESH);
         self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)
@@ -537,22 +538,30 @@ impl Group {
         self.out.push_back(GroupOutput::Persist(changes));
         let (group, member, address) =
             (self.settings.name.clone(), asker.identity.to_string(), asker.peer.to_string());
+        let gateway = asker.gateway.name.clone();
         self.event(if again {
             Event::MemberReregistered {
                 group: group.clone(),
                 member: member.clone(),
                 address: address.clone(),
+                gateway: gateway.clone(),
             }
         } else {
-            Event::MemberRegistered { group: group.clone(), member: member.clone(), address: address.clone() }
+            Event::MemberRegistered {
+                group: group.clone(),
+                member: member.clone(),
+                address: address.clone(),
+                gateway: gateway.clone(),
+            }
         });
-        self.event(Event::PullCompleted { group, member, address, sender_ids });
+        self.event(Event::PullCompleted { group, member, address, sender_ids, gateway });
         self.catch_up(now, &asker.identity, terms.mark);
         Some(keys.write(&terms.policy))
     }
 
     /// Takes a member out of every table; the change that makes it durable.
     pub(super) fn forget_member(&mut self, key: &MemberKey, reason: &str) -> Option<Change> {
+        let gateway = self.members.get(key).map_or_else(String::new, |member| member.gateway.to_string());
         let number = self.members.remove(key)?;
         for delivery in &mut self.deliveries {
             delivery.outstanding.remove(number);
@@ -561,6 +570,7 @@ impl Group {
             group: self.settings.name.clone(),
             member: key.to_string(),
             reason: reason.to_owned(),
+            gateway,
         });
         Some(self.member_gone(key))
     }

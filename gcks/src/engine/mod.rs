@@ -3,6 +3,7 @@
 mod change;
 mod complaints;
 pub mod durable;
+mod explain;
 pub mod group;
 pub mod io;
 mod layout;
@@ -38,7 +39,7 @@ use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
 use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
-pub use rows::RestoreError;
+pub use rows::{RestoreError, without_keys};
 use settings::Settings;
 
 /// The key server.
@@ -323,6 +324,7 @@ impl KeyServer {
                             identity: asker.identity.to_string(),
                             group: id.to_string(),
                             reason: "no such group".to_owned(),
+                            gateway: asker.gateway.name.clone(),
                         }));
                         // The same answer as for "not authorised": groups cannot be probed.
                         PolicyAnswer::Refused(NotifyType::InvalidIdInformation)

@@ -247,7 +247,29 @@ impl Peers {
         self.half_open.len()
     }
 
-    fn gateway_for(&self, address: IpAddr) -> Option<Arc<GatewaySettings>> {
+    /// The last failed negotiation with a gateway: when, with whom, why.
+    pub(super) fn last_failure(&self, gateway: &str) -> Option<(Instant, SocketAddr, &str)> {
+        self.complaints.failure(gateway)
+    }
+
+    /// The gateway statement of that name.
+    pub(super) fn gateway_named(&self, name: &str) -> Option<Arc<GatewaySettings>> {
+        self.gateways.iter().find(|gateway| gateway.name == name).cloned()
+    }
+
+    /// The first gateway statement that admits an identity, wherever it is.
+    pub(super) fn gateway_admitting(&self, identity: &Identification) -> Option<Arc<GatewaySettings>> {
+        let nowhere = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        self.gateways.iter().find(|gateway| gateway.admits(identity, nowhere)).cloned()
+    }
+
+    /// The gateway statement of an established SA.
+    pub(super) fn gateway_of(&self, sa: &IkeSa, peer: IpAddr) -> Option<Arc<GatewaySettings>> {
+        self.gateway_for(peer).map(|known| self.gateway_proved(&known, sa, peer))
+    }
+
+    /// The gateway statement a first message from an address is answered by.
+    pub(super) fn gateway_for(&self, address: IpAddr) -> Option<Arc<GatewaySettings>> {
         self.gateways
             .iter()
             .filter(|gateway| gateway.covers(address))
@@ -481,6 +503,7 @@ impl Peers {
                 if let Some(answer) = answer {
                     self.out.push_back(PeerOutput::Transmit(local, peer, answer));
                 }
+                self.complaints.note(&half.gateway.name, now, peer, &reason);
                 if self.complaints.take(&half.gateway.name, now) {
                     self.out.push_back(PeerOutput::Event(Event::Phase1Refused {
                         peer: peer.to_string(),

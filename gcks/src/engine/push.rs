@@ -299,12 +299,14 @@ impl Group {
                 self.counters.unacknowledged += 1;
                 if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
                     let (missed, address) = (u64::from(member.missed), member.peer.to_string());
+                    let gateway = member.gateway.to_string();
                     self.counters.expired += 1;
                     self.event(Event::MemberExpired {
                         group: self.settings.name.clone(),
                         member: key.to_string(),
                         address,
                         missed,
+                        gateway,
                     });
                     changes.extend(self.forget_member(&key, "no acknowledgement"));
                     self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));

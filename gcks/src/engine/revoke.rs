@@ -124,6 +124,7 @@ impl Group {
             identity: asker.identity.to_string(),
             group: self.settings.name.clone(),
             reason: "revoked by the operator; `gdoictl server unrevoke` lets it in again".to_owned(),
+            gateway: asker.gateway.name.clone(),
         });
     }
 
@@ -161,7 +162,7 @@ impl Group {
 }
 
 /// The identity that a text as `show` prints it names.
-fn identity(text: &str) -> MemberKey {
+pub(super) fn identity(text: &str) -> MemberKey {
     member_key(match text.parse::<IpAddr>() {
         Ok(address) => address_identity(address),
         Err(_) if text.contains('@') => Identification::new(IdType::UserFqdn, text.as_bytes()),

@@ -179,6 +179,29 @@ impl<'de> Deserialize<'de> for Hex {
     }
 }
 
+/// What makes stored rows fit to run again when newer ones were lost: every key, number and membership goes, so that
+/// nothing which was used meanwhile is used again. Groups keep their signing keys and whom they revoked.
+///
+/// # Errors
+/// [`RestoreError`] naming the row that cannot be read.
+pub fn without_keys(rows: &[Row]) -> Result<Vec<Change>, RestoreError> {
+    let mut changes = Vec::new();
+    for stored in rows {
+        match stored.kind {
+            Kind::Group => {
+                let body: GroupBody = body(stored)?;
+                check(stored, body.version)?;
+                // SIDs count within a TEK, and every TEK goes.
+                changes.push(row(Kind::Group, stored.key.clone(), &GroupBody { sids_reserved: 0, ..body }));
+            }
+            Kind::Kek | Kind::Tek | Kind::Push | Kind::Member | Kind::Node => changes.push(gone(stored)),
+            // Who was revoked stays out.
+            Kind::Revoked => {}
+        }
+    }
+    Ok(changes)
+}
+
 fn row(kind: Kind, key: String, body: &impl Serialize) -> Change {
     // Serialising these structs to memory cannot fail: every map key is a string.
     let body = serde_json::to_vec(body).unwrap_or_default();

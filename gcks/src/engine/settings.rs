@@ -99,6 +99,8 @@ pub struct GroupSettings {
     pub communication: Option<CommunicationSettings>,
     /// Data-security SAs.
     pub sas: Vec<SaSettings>,
+    /// Configuration line, for who asks why.
+    pub line: usize,
 }
 
 /// What acknowledgements are asked for and what their absence means.

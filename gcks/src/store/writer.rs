@@ -5,6 +5,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use gdoi_proto::secret::SecretBytes;
+
 use super::Store;
 use crate::engine::durable::Change;
 
@@ -24,10 +26,19 @@ pub enum Report {
     Recovered,
 }
 
+/// Takes the number of rows sealed, or why they are not.
+pub type Resealed = Box<dyn FnOnce(Result<usize, String>) + Send>;
+
+/// What the thread is told.
+enum Order {
+    Write(Vec<Change>),
+    Reseal(SecretBytes, Resealed),
+}
+
 /// The writing thread.
 #[derive(Debug)]
 pub struct Writer {
-    batches: Option<Sender<Vec<Change>>>,
+    orders: Option<Sender<Order>>,
     next: u64,
     thread: Option<JoinHandle<()>>,
 }
@@ -41,21 +52,28 @@ impl Writer {
         store: impl Store + 'static,
         report: impl FnMut(Report) + Send + 'static,
     ) -> std::io::Result<Writer> {
-        let (batches, waiting) = channel();
+        let (orders, waiting) = channel();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || work(store, &waiting, report))?;
-        Ok(Writer { batches: Some(batches), next: 0, thread: Some(thread) })
+        Ok(Writer { orders: Some(orders), next: 0, thread: Some(thread) })
     }
 
     /// Hands a batch over; its ticket is one above the last.
     pub fn write(&mut self, changes: Vec<Change>) -> u64 {
         self.next += 1;
-        if let Some(batches) = &self.batches {
+        if let Some(orders) = &self.orders {
             // The thread ends only after this sender is dropped.
-            let _ = batches.send(changes);
+            let _ = orders.send(Order::Write(changes));
         }
         self.next
+    }
+
+    /// Seals every row under a new key when what was handed over before is on disk; `done` is called on the thread.
+    pub fn reseal(&mut self, state_key: SecretBytes, done: Resealed) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(Order::Reseal(state_key, done));
+        }
     }
 
     /// Writes what waits, then ends the thread. A disk that refuses is tried once more.
@@ -64,7 +82,7 @@ impl Writer {
     }
 
     fn end(&mut self) {
-        self.batches = None;
+        self.orders = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -77,16 +95,21 @@ impl Drop for Writer {
     }
 }
 
-fn work(mut store: impl Store, waiting: &Receiver<Vec<Change>>, mut report: impl FnMut(Report)) {
+fn work(mut store: impl Store, waiting: &Receiver<Order>, mut report: impl FnMut(Report)) {
     let mut written = 0;
     let mut group: Vec<Vec<Change>> = Vec::new();
     let mut failing = false;
     loop {
+        let mut reseal = None;
+        let mut take = |group: &mut Vec<Vec<Change>>, order| match order {
+            Order::Write(batch) => group.push(batch),
+            Order::Reseal(key, done) => reseal = Some((key, done)),
+        };
         let open = if failing {
             // Wait the retry out, collecting what comes.
             match waiting.recv_timeout(RETRY) {
-                Ok(batch) => {
-                    group.push(batch);
+                Ok(order) => {
+                    take(&mut group, order);
                     true
                 }
                 Err(RecvTimeoutError::Timeout) => true,
@@ -94,17 +117,21 @@ fn work(mut store: impl Store, waiting: &Receiver<Vec<Change>>, mut report: impl
             }
         } else {
             match waiting.recv() {
-                Ok(batch) => {
-                    group.push(batch);
+                Ok(order) => {
+                    take(&mut group, order);
                     true
                 }
                 Err(_) => false,
             }
         };
         while group.len() < GROUP
-            && let Ok(batch) = waiting.try_recv()
+            && let Ok(order) = waiting.try_recv()
         {
-            group.push(batch);
+            let last = matches!(order, Order::Reseal(..));
+            take(&mut group, order);
+            if last {
+                break;
+            }
         }
         if !group.is_empty() {
             match store.apply(&group) {
@@ -122,6 +149,12 @@ fn work(mut store: impl Store, waiting: &Receiver<Vec<Change>>, mut report: impl
                     }
                 }
             }
+        }
+        if let Some((key, done)) = reseal {
+            done(match failing {
+                false => store.reseal(&key).map_err(|error| error.to_string()),
+                true => Err("the state cannot be written".to_owned()),
+            });
         }
         if !open {
             return;
@@ -168,7 +201,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(directory.path(), private).unwrap();
-        let mut store = Embedded::open(directory.path()).unwrap();
+        let mut store = Embedded::open(directory.path(), None).unwrap();
         store.limit_pages(6).unwrap();
         let room = Arc::new(AtomicBool::new(false));
         let store = Filling { store, room: Arc::clone(&room) };
@@ -183,7 +216,7 @@ mod tests {
         assert_eq!(said.recv().unwrap(), Report::Recovered);
         assert_eq!(said.recv().unwrap(), Report::Written(1));
         writer.finish();
-        assert_eq!(Embedded::open(directory.path()).unwrap().load().unwrap().len(), 1);
+        assert_eq!(Embedded::open(directory.path(), None).unwrap().load().unwrap().len(), 1);
     }
 
     /// A disk that has room when told.

@@ -68,6 +68,7 @@ pub fn settings() -> Settings {
     Settings {
         gateways: vec![gateway("members", 0), gateway("strangers", 9)],
         groups: vec![GroupSettings {
+            line: 20,
             name: "g1".to_owned(),
             id: GroupId::number(1),
             address: None,

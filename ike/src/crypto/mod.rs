@@ -1,5 +1,7 @@
 //! What phase 1 negotiates, and the crypto behind it: symmetric work inline, asymmetric work as jobs.
 
+#[cfg(any(feature = "aws-lc", feature = "portable"))]
+pub mod at_rest;
 pub mod cipher;
 #[cfg(any(feature = "aws-lc", feature = "portable"))]
 mod dh;

@@ -168,6 +168,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
             line: 1,
         }],
         groups: vec![GroupSettings {
+            line: 20,
             name: GROUP.to_owned(),
             id: GroupId::number(1),
             address: Some(group_address()),

@@ -17,6 +17,8 @@ pub const GROUP: &str = "lab";
 pub const GROUP_NUMBER: u32 = 1;
 /// The pre-shared key of everybody.
 const PRE_SHARED_KEY: &str = "mariana trench, 10935 m";
+/// What seals the state of the key server.
+const STATE_KEY: &str = "a sealed chamber 6 km below ground";
 
 /// Lifetimes and delays, in seconds.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,8 @@ pub struct ServerPlan {
     pub key_management: &'static str,
     /// `communication-type`; others than `unicast` in namespaces only, with the group 239.192.0.1.
     pub communication_type: &'static str,
+    /// With a `state-key`.
+    pub sealed: bool,
 }
 
 impl ServerPlan {
@@ -77,6 +81,7 @@ impl ServerPlan {
             encryption: "aes-256-gcm",
             key_management: "flat",
             communication_type: "unicast",
+            sealed: false,
         }
     }
 }
@@ -141,6 +146,10 @@ impl Site {
         let Timing { tek_life, kek_life, copies, period, activation, deactivation } = plan.timing;
         let (listen, state) = (self.network.address(GCKS).to_string(), self.path("state"));
         let mut text = format!("[server]\nlisten = [{listen:?}]\nstate-directory = {state:?}\n");
+        if plan.sealed {
+            text.push_str("state-key = { file = \"state-key\" }\n");
+            self.write_secret("state-key", STATE_KEY)?;
+        }
         text.push_str(&self.common(GCKS));
         for member in MEMBERS {
             let address = self.network.ip(member).to_string();
@@ -259,11 +268,16 @@ pre-shared-key = {{ file = "{host}.psk" }}
     }
 
     fn write(&self, host: &str, text: &str, key: &str) -> Result<(), LabError> {
-        let secret = self.path(&format!("{host}.psk"));
-        let wanted = || LabError::system(format!("the configuration of {host}"));
-        std::fs::write(&secret, key).map_err(wanted())?;
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).map_err(wanted())?;
-        std::fs::write(self.path(&format!("{host}.toml")), text).map_err(wanted())
+        self.write_secret(&format!("{host}.psk"), key)?;
+        std::fs::write(self.path(&format!("{host}.toml")), text)
+            .map_err(LabError::system(format!("the configuration of {host}")))
+    }
+
+    fn write_secret(&self, name: &str, secret: &str) -> Result<(), LabError> {
+        let path = self.path(name);
+        std::fs::write(&path, secret)
+            .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)))
+            .map_err(LabError::system(format!("the file {name}")))
     }
 
     /// Starts the daemon of a host in lab mode. Every line of its log goes to `watcher`.
@@ -275,6 +289,13 @@ pre-shared-key = {{ file = "{host}.psk" }}
         let mut command = self.network.command(host, &program);
         command.arg("--config").arg(self.path(&format!("{host}.toml"))).args(["--lab", "--log", "json"]);
         Daemon::start(host, command, self.control(host), watcher)
+    }
+
+    /// `gcksd` with more arguments, such as `--verify-state`: it does that and ends.
+    pub fn gcksd(&self, arguments: &[&str]) -> Command {
+        let mut command = self.network.command(GCKS, &self.binaries.path("gcksd"));
+        command.arg("--config").arg(self.path(&format!("{GCKS}.toml"))).arg("--lab").args(arguments);
+        command
     }
 
     /// `gmd` of a host with one more argument, such as `--release`: it does that and ends.

@@ -1,0 +1,10 @@
+-- What release 0.1.0 wrote (schema 1): one group with its keys and one member. The ends of the keys are in 2100.
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE record (
+    kind TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, key)
+) WITHOUT ROWID;
+INSERT INTO meta (name, value) VALUES ('schema', '1');
+INSERT INTO record (kind, key, body) VALUES ('group', 'g1', CAST('{"version":1,"signing_key":"308187020100301306072a8648ce3d020106082a8648ce3d030107046d306b02010104207d3a692b76dbc011191f38c21c5edda310bb4ee81ce5296b801311942257b1daa14403420004a909b4ad769d8a1eb116b3d0249fd39bf7ae3f7c6509b87c7ebe15db5f7090c9dfb2578ad3a527762088bcee10e1f75554908f98d4902cbc09eeab735b00ef9f","public_key":"3059301306072a8648ce3d020106082a8648ce3d03010703420004a909b4ad769d8a1eb116b3d0249fd39bf7ae3f7c6509b87c7ebe15db5f7090c9dfb2578ad3a527762088bcee10e1f75554908f98d4902cbc09eeab735b00ef9f","sids_reserved":65,"sid_bits":16,"signature":"Ecdsa256-256"}' AS BLOB));
+INSERT INTO record (kind, key, body) VALUES ('kek', 'g1/20d706545f143c31833da2e7f62398ee', CAST('{"version":1,"iv":"9cfd913fd75969404843a5a888a5d1ed","key":"5aa9f797a75a2fe2c20b3b1399c1b1cb486c8e065ff10ef6e30f0c2bcd0d643a","seq":0,"ends":4102444800,"replaced":false,"until":null,"generation":0,"ack":1}' AS BLOB));
+INSERT INTO record (kind, key, body) VALUES ('member', 'g1/1:7f000001', CAST('{"version":1,"id_type":1,"data":"7f000001","protocol":0,"port":0,"peer":"127.0.0.1:47368","local":"127.0.0.1:47645","gateway":"gw","sids":[0],"joined":[0,0]}' AS BLOB));
+INSERT INTO record (kind, key, body) VALUES ('tek', 'g1/16519df7', CAST('{"version":1,"sa":"S/m","encryption":"65a38deeccfacb3e84cf5c37a5ae02f8a010376e7a48dddcd8a377eb9f81187dba576533","integrity":null,"activates":1795618817,"ends":4102444800,"retires":null,"made_for":"00000047000000020000000000100000000000370100040000080a000000ff000000040000080a000000ff0000001416519df78001000100020004000000008004000180060100"}' AS BLOB));
