@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::LabError;
 use crate::binaries::Binaries;
 use crate::daemon::{Daemon, Watcher};
-use crate::network::{GCKS, MEMBERS, Network};
+use crate::network::{GCKS, MEMBERS, Network, THIRD};
 
 /// The group of the lab, by name.
 pub const GROUP: &str = "lab";
@@ -56,13 +56,22 @@ pub struct ServerPlan {
     pub ipv6: bool,
     /// `key-management`: `flat` or `lkh`.
     pub key_management: &'static str,
+    /// Appended to the file.
+    pub more: String,
 }
 
 impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
-        ServerPlan { timing, threshold: None, admitted, ipv6: false, key_management: "flat" }
+        ServerPlan {
+            timing,
+            threshold: None,
+            admitted,
+            ipv6: false,
+            key_management: "flat",
+            more: String::new(),
+        }
     }
 }
 
@@ -77,6 +86,8 @@ pub struct MemberPlan {
     pub server: Option<SocketAddr>,
     /// Protects what goes from its `lan` to its `wan`; without: keys only.
     pub traffic: bool,
+    /// Appended to the file.
+    pub more: String,
 }
 
 /// One lab.
@@ -123,7 +134,8 @@ impl Site {
         let (listen, state) = (self.network.address(GCKS).to_string(), self.path("state"));
         let mut text = format!("[server]\nlisten = [{listen:?}]\nstate-directory = {state:?}\n");
         text.push_str(&self.common(GCKS));
-        for member in MEMBERS {
+        let third = plan.admitted.contains(&THIRD).then_some(THIRD);
+        for member in MEMBERS.into_iter().chain(third) {
             let address = self.network.ip(member).to_string();
             let _ =
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
@@ -162,6 +174,7 @@ destination = "172.16.0.0/12"
             let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
             text.push_str(&(policy + nets));
         }
+        text.push_str(&plan.more);
         self.write(GCKS, &text, PRE_SHARED_KEY)
     }
 
@@ -175,6 +188,7 @@ destination = "172.16.0.0/12"
         let server = plan.server.unwrap_or_else(|| self.network.address(GCKS)).to_string();
         let group = plan.group.unwrap_or(GROUP_NUMBER);
         let key = plan.pre_shared_key.unwrap_or(PRE_SHARED_KEY);
+        let more = &plan.more;
         let common = self.common(host);
         let zones = format!(
             r#"[zone.lan]
@@ -199,7 +213,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{zones}"#
+{zones}{more}"#
         );
         self.write(host, &text, key)
     }
