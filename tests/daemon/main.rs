@@ -3,5 +3,6 @@
 mod refusals;
 mod rekey;
 mod restart;
+mod sites;
 mod support;
 mod traffic;

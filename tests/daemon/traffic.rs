@@ -15,22 +15,22 @@ use gdoi_lab::wire::Wire;
 use crate::support::{self, Lab, SOON};
 
 /// Where the inner process finds the programs; set only by the outer one.
-const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
+pub(crate) const PROGRAMS: &str = "GDOI_TRAFFIC_PROGRAMS";
 /// How often a member is killed; a long run sets it to 100.
 const KILLS: &str = "GDOI_TRAFFIC_KILLS";
 
-/// Runs an ignored test of this file in user, network and mount namespaces of its own.
-fn in_namespaces(test: &str) {
+/// Runs an ignored test of this program in user, network and mount namespaces of its own.
+pub(crate) fn in_namespaces(test: &str) {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--"];
     let mut probe = Command::new("unshare");
     if !probe.args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: daemon traffic::{test}: network namespaces are not allowed here");
+        println!("skipped: daemon {test}: network namespaces are not allowed here");
         return;
     }
     let programs = support::binaries();
     let mut inner = Command::new("unshare");
     inner.args(unshare).arg(std::env::current_exe().unwrap());
-    inner.args(["--ignored", "--exact", "--nocapture", &format!("traffic::{test}")]);
+    inner.args(["--ignored", "--exact", "--nocapture", test]);
     inner.env(PROGRAMS, programs.directory()).stdin(Stdio::null());
     let output = inner.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
@@ -41,7 +41,7 @@ fn in_namespaces(test: &str) {
 
 #[test]
 fn hosts_talk_through_esp_and_never_in_clear_whatever_happens_to_the_daemons() {
-    in_namespaces("esp_and_never_in_clear");
+    in_namespaces("traffic::esp_and_never_in_clear");
 }
 
 struct Ground {
@@ -105,7 +105,7 @@ impl Ground {
 }
 
 #[track_caller]
-fn runs(command: &mut Command) -> (Option<i32>, String) {
+pub(crate) fn runs(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
