@@ -1,7 +1,8 @@
 //! The userspace backend: ESP between TUN devices and raw sockets, one TUN device and one blocking thread per zone.
 //!
 //! ```text
-//! interfaces of a zone -> gdoi<from> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked
+//! interfaces of a zone -> gdoi<from> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked; or
+//!                                                                                      in UDP: gdoi<to>
 //!                                                      -> pair of a vpn, inbound    open -> gdoi<to>, routed on by the host
 //!                                                      -> no pair                   gdoi<from>, routed on by the host
 //! ```
@@ -14,7 +15,9 @@
 //! The zone `host` is this machine: what it sends to a zone it forms a pair with, and what comes from there for it.
 
 mod filter;
+mod merge;
 mod multicast;
+mod port;
 pub mod routes;
 pub mod steer;
 mod work;
@@ -33,7 +36,7 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::esp::DfBit;
+use crate::esp::{Carrier, DfBit};
 use crate::path::{Counters, Shape};
 use crate::policy::{Gspd, Rules};
 use crate::sa::{Moment, SEED, Sa};
@@ -77,13 +80,21 @@ pub struct VpnSettings {
     pub tunnel_mtu: u16,
     /// DF of outer headers.
     pub df: DfBit,
+    /// What carries ESP.
+    pub carrier: Carrier,
     /// The operator's rules.
     pub rules: Rules,
 }
 
 impl Default for VpnSettings {
     fn default() -> VpnSettings {
-        VpnSettings { name: String::new(), tunnel_mtu: 1500, df: DfBit::default(), rules: Rules::default() }
+        VpnSettings {
+            name: String::new(),
+            tunnel_mtu: 1500,
+            df: DfBit::default(),
+            carrier: Carrier::Raw,
+            rules: Rules::default(),
+        }
     }
 }
 
@@ -158,8 +169,6 @@ struct Shared {
     members: Vec<Member>,
     pairs: Pairs,
     layout: steer::Layout,
-    /// The TUN devices of all zones: what is decided for a zone goes to the host through the zone's own.
-    devices: Vec<SyncDevice>,
     routes: routes::Follower,
     stop: AtomicBool,
     tell: Tell,
@@ -184,7 +193,11 @@ impl Member {
         Member {
             name: settings.name,
             gspd: RwLock::new(Arc::new(Gspd::new(settings.rules))),
-            shape: Shape { df: settings.df, mtu: usize::from(settings.tunnel_mtu) },
+            shape: Shape {
+                df: settings.df,
+                mtu: usize::from(settings.tunnel_mtu),
+                carrier: settings.carrier,
+            },
             outbound: Mutex::default(),
             inbound: Mutex::default(),
             told: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
@@ -284,6 +297,9 @@ fn resolve(settings: &TunSettings) -> Result<Pairs, DataPlaneError> {
         let (from, to) = (zone(&pair.from)?, zone(&pair.to)?);
         let vpn = settings.vpns.iter().position(|vpn| vpn.name == pair.vpn);
         let vpn = vpn.ok_or_else(|| DataPlaneError(format!("no vpn {}", pair.vpn)))?;
+        if pair.from == HOST && settings.vpns.get(vpn).is_some_and(|vpn| vpn.carrier == Carrier::Udp) {
+            return Err(DataPlaneError(format!("{}: ESP in UDP is not for the zone host", pair.vpn)));
+        }
         let taken = pairs.contains_key(&(from, to));
         if pair.to == HOST {
             return Err(DataPlaneError(
@@ -317,12 +333,12 @@ impl TunPlane {
         check_no_source_here(&names)?;
         let indices = devices.iter().map(|device| device.if_index()).collect::<Result<Vec<_>, _>>();
         let indices = indices.map_err(failed("index of a TUN device"))?;
+        let devices = Arc::new(devices);
         let routes = routes::Follower::start(layout.interfaces.clone())?;
         let shared = Arc::new(Shared {
             members: settings.vpns.into_iter().map(Member::new).collect(),
             pairs,
             layout,
-            devices,
             routes,
             stop: AtomicBool::new(false),
             tell,
@@ -331,7 +347,8 @@ impl TunPlane {
         let mut plane = TunPlane { shared, threads: Vec::new(), random, activations: 0, memberships };
         for (zone, name) in names.into_iter().enumerate() {
             let sockets = [raw_socket(Domain::IPV4)?, raw_socket(Domain::IPV6)?];
-            let worker = work::Worker::new(Arc::clone(&plane.shared), zone, sockets);
+            let port = port::Port::new(Arc::clone(&devices), zone, sockets, work::BATCH);
+            let worker = work::Worker::new(Arc::clone(&plane.shared), zone, port);
             let thread = std::thread::Builder::new().name(name);
             plane.threads.push(thread.spawn(move || worker.run()).map_err(failed("thread"))?);
         }

@@ -1,26 +1,33 @@
 //! The thread of one zone: what arrives on its interfaces is read from its TUN device, decided about and sent on.
+//!
+//! ```text
+//! read what waits -> each packet: lookup, seal or open in place -> send all of them
+//! ```
+//!
+//! A packet is copied once, when it is split from the super-packet it was read in. The buffers are those of the batch, made
+//! once.
 
-use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::ClockId;
-use socket2::Socket;
 use tun_rs::{IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN};
 
+use super::merge::Trust;
 use super::multicast::Senders;
+use super::port::{Onward, Port};
 use super::routes::{Behind, Routes};
 use super::{DEVICE_MTU, Member, Shared, Way, clock, now};
 use crate::Fault;
 use crate::d3p::Timestamp;
-use crate::esp::{HEADROOM, OpenError, TAILROOM};
+use crate::esp::{Carrier, HEADROOM, OpenError, TAILROOM};
 use crate::fragment::Fragments;
 use crate::header::{Fragment, Header, add_hop, hops, protocol, take_hop};
 use crate::icmp;
 use crate::path::{self, Counters, Dropped, How, Passed, When};
-use crate::policy::{Gspd, Outbound};
+use crate::policy::{Gspd, Inbound, Outbound};
 use crate::reassembly::{Added, Reassembler};
 use crate::sa::Sa;
 
@@ -28,6 +35,10 @@ use crate::sa::Sa;
 const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 /// ICMP answers a zone gets in a second.
 const ANSWERS: u32 = 500;
+/// Packets after which no more are read before these are sent.
+const ENOUGH: usize = 64;
+/// Packets a batch has room for: one super-packet more than enough.
+pub const BATCH: usize = ENOUGH + IDEAL_BATCH_SIZE;
 /// A buffer for one packet with room around it.
 const BUFFER: usize = HEADROOM + DEVICE_MTU as usize + TAILROOM;
 
@@ -35,8 +46,7 @@ const BUFFER: usize = HEADROOM + DEVICE_MTU as usize + TAILROOM;
 pub struct Worker {
     shared: Arc<Shared>,
     zone: usize,
-    /// IPv4 and IPv6.
-    sockets: [Socket; 2],
+    port: Port,
     senders: Senders,
     /// For fragments and answers.
     scratch: Vec<u8>,
@@ -54,17 +64,32 @@ struct View {
     gspds: Vec<Arc<Gspd>>,
 }
 
+/// One packet of a pair of zones, and all it is decided by.
+#[derive(Clone, Copy)]
+struct Case<'a> {
+    shared: &'a Shared,
+    view: &'a View,
+    /// The zone it is on its way to.
+    to: usize,
+    /// The number of the VPN.
+    vpn: usize,
+    way: Way,
+    member: &'a Member,
+    gspd: &'a Gspd,
+    header: Header,
+}
+
 fn lock(counters: &std::sync::Mutex<Counters>) -> MutexGuard<'_, Counters> {
     counters.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Worker {
     /// The thread of a zone.
-    pub(super) fn new(shared: Arc<Shared>, zone: usize, sockets: [Socket; 2]) -> Worker {
+    pub(super) fn new(shared: Arc<Shared>, zone: usize, port: Port) -> Worker {
         Worker {
             shared,
             zone,
-            sockets,
+            port,
             senders: Senders::default(),
             scratch: vec![0; BUFFER],
             cast: vec![0; BUFFER],
@@ -76,168 +101,229 @@ impl Worker {
     /// Works until told to stop.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
-        let Some(device) = shared.devices.get(self.zone) else { return };
         let mut whole = vec![0; VIRTIO_NET_HDR_LEN + 65535];
-        let mut buffers = vec![vec![0; BUFFER]; IDEAL_BATCH_SIZE];
-        let mut sizes = vec![0; IDEAL_BATCH_SIZE];
+        let mut buffers = vec![vec![0; BUFFER]; BATCH];
+        let mut sizes = vec![0; BATCH];
         let mut view = View { when: When::default(), routes: shared.routes.routes(), gspds: Vec::new() };
         while !shared.stop.load(Ordering::Relaxed) {
-            let Ok(count) = device.recv_multiple(&mut whole, &mut buffers, &mut sizes, HEADROOM) else {
+            let mut used = 0;
+            while used < ENOUGH {
+                let (free, lengths) = (buffers.get_mut(used..), sizes.get_mut(used..));
+                let (Some(free), Some(lengths)) = (free, lengths) else { break };
+                let Some(device) = self.port.device() else { return };
+                let read = device.recv_multiple(&mut whole, free, lengths, HEADROOM);
                 // Nothing there, or a packet that cannot be split: the next one will do.
-                let _ = poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&PATIENCE));
-                continue;
-            };
-            view.when = When { now: now(), wall: Timestamp::new(clock(ClockId::Realtime)) };
-            view.routes = shared.routes.routes();
-            view.gspds.clear();
-            view.gspds.extend(shared.members.iter().map(Member::gspd));
-            for (buffer, size) in buffers.iter_mut().zip(&sizes).take(count) {
-                self.take(&shared, &view, buffer, HEADROOM..HEADROOM + size);
+                let Ok(count) = read else { break };
+                if used == 0 {
+                    view.look(&shared);
+                }
+                for (index, size) in sizes.iter().enumerate().skip(used).take(count) {
+                    self.take(&shared, &view, &mut buffers, index, HEADROOM..HEADROOM + size);
+                }
+                used += count;
             }
+            if used == 0
+                && let Some(device) = self.port.device()
+            {
+                let _ = poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&PATIENCE));
+            }
+            self.flush(&shared, &mut buffers);
         }
     }
 
-    fn take(&mut self, shared: &Shared, view: &View, buffer: &mut [u8], packet: Range<usize>) {
+    fn flush(&mut self, shared: &Shared, buffers: &mut [Vec<u8>]) {
+        self.port.flush(buffers, |vpn| {
+            shared.members.get(vpn).into_iter().for_each(|member| lock(&member.outbound).not_sent += 1);
+        });
+    }
+
+    fn take(
+        &mut self,
+        shared: &Shared,
+        view: &View,
+        buffers: &mut [Vec<u8>],
+        index: usize,
+        packet: Range<usize>,
+    ) {
+        let Some(buffer) = buffers.get_mut(index) else { return };
         let Ok(header) = Header::read(buffer.get(packet.clone()).unwrap_or_default()) else { return };
-        if header.destination.is_multicast() && shared.layout.host != Some(self.zone) {
-            return self.multicast(shared, view, &header, buffer, packet);
+        let is_host = shared.layout.host == Some(self.zone);
+        if header.destination.is_multicast() && !is_host {
+            return self.multicast(shared, view, header, buffer.get(packet).unwrap_or_default());
         }
         let to = match (shared.layout.host, view.routes.behind(header.destination)) {
-            (Some(host), _) if host != self.zone && view.routes.is_own(header.destination) => {
+            (Some(host), _) if !is_host && view.routes.is_own(header.destination) => {
                 // The copy lost a hop that the packet itself did not take.
                 add_hop(buffer.get_mut(packet.clone()).unwrap_or_default());
-                host
+                Some(host)
             }
-            (_, Some(Behind::Zone(to))) => to,
-            // The kernel was on its way to a zone of `host`: the copy of the routes lags behind.
-            (Some(host), _) if host == self.zone => return,
-            (_, Some(Behind::Elsewhere)) => return self.give_back(shared, self.zone, buffer, packet),
+            (_, Some(Behind::Zone(to))) => Some(to),
+            (_, Some(Behind::Elsewhere)) => None,
             // The main table knows no way, and another table of the host might take it past us.
             (_, None) => return,
         };
-        match shared.pairs.get(&(self.zone, to)) {
-            Some((vpn, way)) => self.judge(shared, view, (*vpn, *way), to, &header, buffer, packet),
-            None if shared.layout.host == Some(self.zone) => {}
-            None => self.give_back(shared, self.zone, buffer, packet),
+        let Some(case) = to.and_then(|to| Case::of(shared, view, self.zone, to, header)) else {
+            // What this machine sends comes here only on its way to a zone of a pair: the copy of the routes lags behind.
+            if !is_host {
+                self.port.host(index, packet, Onward { trust: Trust::Verify, zone: self.zone });
+            }
+            return;
+        };
+        match case.way {
+            Way::Out => self.outbound(&case, buffers, index, packet),
+            Way::In if case.is_fragment_of_esp() => {
+                // What came before leaves before: the whole is sent at once.
+                self.flush(shared, buffers);
+                let fragment = buffers.get(index).and_then(|buffer| buffer.get(packet));
+                self.inbound_fragment(&case, fragment.unwrap_or_default());
+            }
+            Way::In => {
+                if let Some(clear) = self.inbound(&case, buffer, packet) {
+                    self.port.host(index, clear, Onward { trust: Trust::Verify, zone: case.to });
+                }
+            }
         }
     }
 
     /// Multicast goes to every zone this one forms a pair with.
-    fn multicast(
-        &mut self,
-        shared: &Shared,
-        view: &View,
-        header: &Header,
-        buffer: &[u8],
-        packet: Range<usize>,
-    ) {
-        let whole = buffer.get(packet.clone()).unwrap_or_default();
+    fn multicast(&mut self, shared: &Shared, view: &View, header: Header, whole: &[u8]) {
+        // The kernel took the hop when it made the copy.
         if hops(whole) == 0 {
             return;
         }
-        let mut copy = std::mem::take(&mut self.cast);
-        for ((_, to), (vpn, way)) in shared.pairs.range((self.zone, 0)..=(self.zone, usize::MAX)) {
-            let room = copy.get_mut(HEADROOM..HEADROOM + whole.len());
-            // This machine joins no group on the device of `host`, so it would not hear it.
-            let (Some(room), true) = (room, shared.layout.host != Some(*to)) else { continue };
-            room.copy_from_slice(whole);
-            let at = HEADROOM..HEADROOM + whole.len();
-            self.judge(shared, view, (*vpn, *way), *to, header, &mut copy, at);
-        }
-        self.cast = copy;
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "everything of one packet, borrowed apart")]
-    fn judge(
-        &mut self,
-        shared: &Shared,
-        view: &View,
-        (vpn, way): (usize, Way),
-        to: usize,
-        header: &Header,
-        buffer: &mut [u8],
-        packet: Range<usize>,
-    ) {
-        let (Some(member), Some(gspd)) = (shared.members.get(vpn), view.gspds.get(vpn)) else { return };
-        match way {
-            Way::Out => self.outbound(shared, member, view, gspd, to, header, buffer, packet),
-            Way::In
-                if header.is_v4()
-                    && header.protocol == protocol::ESP
-                    && header.fragment != Fragment::Whole =>
-            {
-                let fragment = buffer.get(packet).unwrap_or_default();
-                self.inbound_fragment(shared, member, view, gspd, to, header, fragment);
+        let mut cast = std::mem::take(&mut self.cast);
+        let at = HEADROOM..HEADROOM + whole.len();
+        for (_, to) in shared.pairs.range((self.zone, 0)..=(self.zone, usize::MAX)).map(|(pair, _)| *pair) {
+            let (Some(case), Some(room)) =
+                (Case::of(shared, view, self.zone, to, header), cast.get_mut(at.clone()))
+            else {
+                continue;
+            };
+            // This machine joins no group on the device of `host`; ESP in UDP is for the host's routes.
+            if shared.layout.host == Some(to) || case.member.shape.carrier == Carrier::Udp {
+                continue;
             }
-            Way::In => self.inbound(shared, member, view, gspd, to, header, buffer, packet),
+            room.copy_from_slice(whole);
+            match case.way {
+                Way::Out => self.outbound_now(&case, &mut cast, at.clone()),
+                Way::In if case.is_fragment_of_esp() => self.inbound_fragment(&case, whole),
+                Way::In => {
+                    if let Some(clear) = self.inbound(&case, &mut cast, at.clone()) {
+                        self.deliver_now(&case, cast.get_mut(clear).unwrap_or_default());
+                    }
+                }
+            }
         }
+        self.cast = cast;
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything of one packet, borrowed apart")]
-    fn outbound(
-        &mut self,
-        shared: &Shared,
-        member: &Member,
-        view: &View,
-        gspd: &Gspd,
-        to: usize,
-        header: &Header,
-        buffer: &mut [u8],
-        packet: Range<usize>,
-    ) {
+    fn outbound_now(&mut self, case: &Case<'_>, buffer: &mut [u8], packet: Range<usize>) {
+        let Case { shared, view, member, gspd, .. } = *case;
         let mut counters = lock(&member.outbound);
         let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
+        drop(counters);
         match result {
-            Ok(Passed { packet, how: How::Clear(_) }) => {
-                self.pass(shared, to, header.destination, buffer, packet)
-            }
-            Ok(Passed { packet, how: How::Esp(sa) }) => {
-                if !self.send(shared, to, buffer.get(packet).unwrap_or_default(), header.destination) {
-                    counters.not_sent += 1;
-                }
-                self.watch(shared, &sa);
-                if sa.is_spent() {
-                    shared.tell_spent(member, view.when.now, sa.spi);
+            Ok(Passed { packet, how }) => {
+                let sent = self.send_now(case, buffer.get(packet).unwrap_or_default());
+                if let How::Esp(sa) = how {
+                    lock(&member.outbound).not_sent += u64::from(!sent);
+                    watch(shared, &sa);
+                    if sa.is_spent() {
+                        shared.tell_spent(member, view.when.now, sa.spi);
+                    }
                 }
             }
             Err(Dropped::TooBig { room }) => {
-                let whole = buffer.get(packet).unwrap_or_default();
-                let Outbound::Seal(sa) = gspd.outbound(header, view.when.now) else { return };
-                if self.send_fragments(shared, to, member, &mut counters, view.when, sa, whole, header, room)
-                {
-                    counters.fragmented += 1;
-                    self.watch(shared, sa);
-                } else {
-                    counters.count_drop(Dropped::TooBig { room });
-                    self.answer(shared, view, whole, header, room);
-                }
+                self.too_big(case, buffer.get(packet).unwrap_or_default(), room);
             }
             Err(Dropped::Spent(spi)) => shared.tell_spent(member, view.when.now, spi),
             Err(_) => {}
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything of one packet, borrowed apart")]
+    /// Sends a packet past the steering; multicast by every interface of the zone it is for. False when the system did not.
+    fn send_now(&mut self, case: &Case<'_>, octets: &[u8]) -> bool {
+        let to = case.header.destination;
+        if !to.is_multicast() || case.shared.layout.host == Some(self.zone) {
+            return self.port.send_now(octets, to);
+        }
+        let interfaces = case.shared.layout.interfaces.get(case.to).map(Vec::as_slice).unwrap_or_default();
+        interfaces.iter().fold(true, |all, name| self.senders.send(octets, to, name) && all)
+    }
+
+    /// Delivers an opened packet, or one that came in clear.
+    fn deliver_now(&mut self, case: &Case<'_>, octets: &mut [u8]) {
+        if !case.header.destination.is_multicast() {
+            self.port.host_now(octets, case.to);
+        } else if take_hop(octets) {
+            // Unicast loses this hop when the host routes it on.
+            let _ = self.send_now(case, octets);
+        }
+    }
+
+    fn outbound(&mut self, case: &Case<'_>, buffers: &mut [Vec<u8>], index: usize, packet: Range<usize>) {
+        let Case { shared, view, to, vpn, member, gspd, header, .. } = *case;
+        let Some(buffer) = buffers.get_mut(index) else { return };
+        let mut counters = lock(&member.outbound);
+        let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
+        match result {
+            // The kernel takes no packet with an address of its own from a device.
+            Ok(Passed { packet, how: How::Clear(_) }) if shared.layout.host == Some(self.zone) => {
+                self.port.raw(index, packet, header.destination, vpn);
+            }
+            Ok(Passed { packet, how: How::Clear(_) }) => {
+                self.port.host(index, packet, Onward { trust: Trust::Verify, zone: to });
+            }
+            Ok(Passed { packet, how: How::Esp(sa) }) => {
+                match member.shape.carrier {
+                    Carrier::Raw => self.port.raw(index, packet, header.destination, vpn),
+                    Carrier::Udp => self.port.host(index, packet, Onward { trust: Trust::Own, zone: to }),
+                }
+                watch(shared, &sa);
+                if sa.is_spent() {
+                    shared.tell_spent(member, view.when.now, sa.spi);
+                }
+            }
+            Err(Dropped::TooBig { room }) => {
+                drop(counters);
+                self.flush(shared, buffers);
+                let whole = buffers.get(index).and_then(|buffer| buffer.get(packet)).unwrap_or_default();
+                self.too_big(case, whole, room);
+            }
+            Err(Dropped::Spent(spi)) => shared.tell_spent(member, view.when.now, spi),
+            Err(_) => {}
+        }
+    }
+
+    /// Sends a packet that is too long in fragments, or tells its sender.
+    fn too_big(&mut self, case: &Case<'_>, whole: &[u8], room: usize) {
+        let Outbound::Seal(sa) = case.gspd.outbound(&case.header, case.view.when.now) else { return };
+        let mut counters = lock(&case.member.outbound);
+        if self.send_fragments(case, &mut counters, sa, whole, room) {
+            counters.fragmented += 1;
+            watch(case.shared, sa);
+        } else {
+            counters.count_drop(Dropped::TooBig { room });
+            self.answer(case.view, whole, &case.header, room);
+        }
+    }
+
     fn send_fragments(
         &mut self,
-        shared: &Shared,
-        to: usize,
-        member: &Member,
+        case: &Case<'_>,
         counters: &mut Counters,
-        when: When,
         sa: &Arc<Sa>,
         whole: &[u8],
-        header: &Header,
         room: usize,
     ) -> bool {
-        let Some(mut fragments) = Fragments::new(whole, header, room) else { return false };
+        let Some(mut fragments) = Fragments::new(whole, &case.header, room) else { return false };
         let mut scratch = std::mem::take(&mut self.scratch);
         while let Some(at) = fragments.next_into(&mut scratch, HEADROOM) {
-            let sealed = path::outbound_fragment(sa, counters, when, member.shape.df, &mut scratch, at);
-            if let Ok(Passed { packet, .. }) = sealed
-                && !self.send(shared, to, scratch.get(packet).unwrap_or_default(), header.destination)
-            {
-                counters.not_sent += 1;
+            let (when, shape) = (case.view.when, case.member.shape);
+            let sealed = path::outbound_fragment(sa, counters, when, shape, &mut scratch, at);
+            if let Ok(Passed { packet, .. }) = sealed {
+                let sealed = scratch.get(packet).unwrap_or_default();
+                counters.not_sent += u64::from(!self.send_now(case, sealed));
             }
         }
         self.scratch = scratch;
@@ -245,7 +331,7 @@ impl Worker {
     }
 
     /// Tells the sender of a packet that is too long which length would do.
-    fn answer(&mut self, shared: &Shared, view: &View, whole: &[u8], header: &Header, room: usize) {
+    fn answer(&mut self, view: &View, whole: &[u8], header: &Header, room: usize) {
         let second = view.when.now.as_secs();
         if self.answers.0 != second {
             self.answers = (second, 0);
@@ -258,60 +344,41 @@ impl Worker {
         if let Some(length) = icmp::too_big(whole, header, own, room, &mut scratch) {
             self.answers.1 += 1;
             // An answer that is lost is asked for again by the next packet.
-            let _ = self.send(shared, self.zone, scratch.get(..length).unwrap_or_default(), header.source);
+            let _ = self.port.send_now(scratch.get(..length).unwrap_or_default(), header.source);
         }
         self.scratch = scratch;
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything of one packet, borrowed apart")]
-    fn inbound(
-        &mut self,
-        shared: &Shared,
-        member: &Member,
-        view: &View,
-        gspd: &Gspd,
-        to: usize,
-        header: &Header,
-        buffer: &mut [u8],
-        packet: Range<usize>,
-    ) {
+    /// Opens a packet that came in, or lets it pass: where it is then.
+    fn inbound(&self, case: &Case<'_>, buffer: &mut [u8], packet: Range<usize>) -> Option<Range<usize>> {
+        let Case { shared, view, member, gspd, header, .. } = *case;
         let mut counters = lock(&member.inbound);
-        let result = path::inbound(gspd, &mut counters, view.when, buffer, packet);
+        let result = path::inbound(gspd, &mut counters, view.when, member.shape.carrier, buffer, packet);
         drop(counters);
         match result {
             Ok(passed) => {
                 if let How::Esp(sa) = &passed.how {
-                    self.watch(shared, sa);
-                    let opened = buffer.get_mut(passed.packet.clone()).unwrap_or_default();
-                    // Unicast loses this hop when the host routes it on.
-                    if header.destination.is_multicast() && !take_hop(opened) {
-                        return;
-                    }
+                    watch(shared, sa);
                 }
-                self.pass(shared, to, header.destination, buffer, passed.packet);
+                return Some(passed.packet);
             }
             Err(Dropped::UnknownSpi(spi)) => shared.tell_stranger(member, view.when.now, spi, header.source),
             Err(_) => {}
         }
+        None
     }
 
     /// ESP that a router on the way has fragmented.
-    fn inbound_fragment(
-        &mut self,
-        shared: &Shared,
-        member: &Member,
-        view: &View,
-        gspd: &Gspd,
-        to: usize,
-        header: &Header,
-        fragment: &[u8],
-    ) {
+    fn inbound_fragment(&mut self, case: &Case<'_>, fragment: &[u8]) {
+        let member = case.member;
         let mut scratch = std::mem::take(&mut self.scratch);
-        let added = self.reassembler.add(fragment, header, view.when.now, &mut scratch, HEADROOM);
-        match added {
+        let now = case.view.when.now;
+        match self.reassembler.add(fragment, &case.header, now, &mut scratch, HEADROOM) {
             Added::Whole(at) => {
                 lock(&member.inbound).fragmented += 1;
-                self.inbound(shared, member, view, gspd, to, header, &mut scratch, at);
+                if let Some(clear) = self.inbound(case, &mut scratch, at) {
+                    self.deliver_now(case, scratch.get_mut(clear).unwrap_or_default());
+                }
             }
             Added::Waits(given_up) => {
                 let mut counters = lock(&member.inbound);
@@ -321,45 +388,43 @@ impl Worker {
         }
         self.scratch = scratch;
     }
+}
 
-    fn watch(&self, shared: &Shared, sa: &Sa) {
-        if sa.take_soft_limit() {
-            (shared.tell)(Fault::SoftLimit { vpn: sa.vpn.clone(), spi: sa.spi });
-        }
+impl View {
+    fn look(&mut self, shared: &Shared) {
+        self.when = When { now: now(), wall: Timestamp::new(clock(ClockId::Realtime)) };
+        self.routes = shared.routes.routes();
+        self.gspds.clear();
+        self.gspds.extend(shared.members.iter().map(Member::gspd));
+    }
+}
+
+impl<'a> Case<'a> {
+    /// None when the zones form no pair.
+    fn of(shared: &'a Shared, view: &'a View, from: usize, to: usize, header: Header) -> Option<Case<'a>> {
+        let (vpn, way) = *shared.pairs.get(&(from, to))?;
+        let (member, gspd) = (shared.members.get(vpn)?, view.gspds.get(vpn)?);
+        Some(Case { shared, view, to, vpn, way, member, gspd, header })
     }
 
-    /// Sends a packet with its IP header past the steering; false when the system did not: no route, too long for the
-    /// interface, a full queue.
-    fn send(&mut self, shared: &Shared, zone: usize, octets: &[u8], to: IpAddr) -> bool {
-        if to.is_multicast() && shared.layout.host != Some(self.zone) {
-            let interfaces = shared.layout.interfaces.get(zone).map(Vec::as_slice).unwrap_or_default();
-            return interfaces.iter().fold(true, |all, name| self.senders.send(octets, to, name) && all);
-        }
-        let [four, six] = &self.sockets;
-        let socket = if to.is_ipv4() { four } else { six };
-        socket.send_to(octets, &SocketAddr::new(to, 0).into()).is_ok()
-    }
-
-    /// Sends on what was decided for the zone `to`.
-    fn pass(&mut self, shared: &Shared, to: usize, address: IpAddr, buffer: &mut [u8], packet: Range<usize>) {
-        // The kernel routes no multicast, and takes no packet with an address of its own from a device.
-        if address.is_multicast() || shared.layout.host == Some(self.zone) {
-            let _ = self.send(shared, to, buffer.get(packet).unwrap_or_default(), address);
-        } else {
-            self.give_back(shared, to, buffer, packet);
-        }
-    }
-
-    /// Hands a packet back to the host through the device of a zone, and the host routes it on: an empty virtio header goes
-    /// before it.
-    fn give_back(&self, shared: &Shared, zone: usize, buffer: &mut [u8], packet: Range<usize>) {
-        let Some(start) = packet.start.checked_sub(VIRTIO_NET_HDR_LEN) else { return };
-        let Some(header) = buffer.get_mut(start..packet.start) else { return };
-        header.fill(0);
-        let (Some(octets), Some(device)) = (buffer.get(start..packet.end), shared.devices.get(zone)) else {
-            return;
+    /// True for a part of ESP, which must be put together before it can be opened. Parts of UDP that may pass in clear pass as
+    /// they are.
+    fn is_fragment_of_esp(&self) -> bool {
+        let header = &self.header;
+        let may_be = match header.protocol {
+            protocol::ESP => true,
+            protocol::UDP => {
+                self.member.shape.carrier == Carrier::Udp
+                    && !matches!(self.gspd.inbound(header, self.view.when.now), Inbound::Clear(_))
+            }
+            _ => false,
         };
-        // A full queue drops packets as a full queue of any interface does.
-        let _ = device.send(octets);
+        header.is_v4() && header.fragment != Fragment::Whole && may_be
+    }
+}
+
+fn watch(shared: &Shared, sa: &Sa) {
+    if sa.take_soft_limit() {
+        (shared.tell)(Fault::SoftLimit { vpn: sa.vpn.clone(), spi: sa.spi });
     }
 }

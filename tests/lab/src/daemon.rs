@@ -109,6 +109,11 @@ impl Daemon {
         &self.name
     }
 
+    /// The number of its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Its control socket.
     pub fn control(&self) -> &Path {
         &self.control

@@ -3,12 +3,13 @@
 //! Exit codes: 0 everything held, 1 something did not (the reason and the ends of the logs are on stderr), 2 usage.
 #![forbid(unsafe_code)]
 
+mod speed;
 mod story;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use gdoi_lab::LabError;
 use gdoi_lab::binaries::{Binaries, Profile};
 use gdoi_lab::network::Network;
@@ -30,6 +31,14 @@ struct Arguments {
     /// Already within the namespaces
     #[arg(long, hide = true, requires = "binaries")]
     inside: bool,
+    #[command(subcommand)]
+    instead: Option<Instead>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Instead {
+    /// How fast traffic crosses the data plane, beside the tunnels of others: docs/performance.md
+    Speed(speed::Plan),
 }
 
 fn main() -> ExitCode {
@@ -40,12 +49,15 @@ fn main() -> ExitCode {
     };
     if arguments.inside {
         return match Network::namespaces() {
-            Ok(network) => tell(network, binaries),
+            Ok(network) => tell(&arguments, network, binaries),
             Err(error) => {
                 eprintln!("cargo lab: {error}");
                 ExitCode::from(NO_NAMESPACES)
             }
         };
+    }
+    if let (Some(Instead::Speed(_)), true) = (&arguments.instead, arguments.loopback) {
+        return fail(&LabError::Wrong("traffic needs network namespaces".to_owned()));
     }
     let refused = match arguments.loopback {
         true => "as asked for".to_owned(),
@@ -56,7 +68,7 @@ fn main() -> ExitCode {
     };
     println!("On loopback addresses, not in network namespaces: {refused}.");
     match Network::loopback() {
-        Ok(network) => tell(network, binaries),
+        Ok(network) => tell(&arguments, network, binaries),
         Err(error) => fail(&error),
     }
 }
@@ -90,8 +102,11 @@ fn inside(binaries: &Binaries) -> Result<ExitCode, String> {
     }
     let own = std::env::current_exe().map_err(|error| format!("our own path is not known ({error})"))?;
     let arguments = ["--inside".as_ref(), "--binaries".as_ref(), binaries.directory().as_os_str()];
-    let status =
-        unshare(&own, &arguments).status().map_err(|error| format!("unshare cannot be run ({error})"))?;
+    let status = unshare(&own, &arguments)
+        // What is to be done instead comes behind our own arguments.
+        .args(std::env::args_os().skip_while(|word| word != "speed"))
+        .status()
+        .map_err(|error| format!("unshare cannot be run ({error})"))?;
     match status.code().and_then(|code| u8::try_from(code).ok()) {
         Some(NO_NAMESPACES) => Err("they cannot be set up here (see above)".to_owned()),
         Some(code) => Ok(ExitCode::from(code)),
@@ -99,8 +114,12 @@ fn inside(binaries: &Binaries) -> Result<ExitCode, String> {
     }
 }
 
-fn tell(network: Network, binaries: Binaries) -> ExitCode {
-    match story::tell(network, binaries) {
+fn tell(arguments: &Arguments, network: Network, binaries: Binaries) -> ExitCode {
+    let told = match &arguments.instead {
+        Some(Instead::Speed(plan)) => speed::compare(plan, network, &binaries),
+        None => story::tell(network, binaries),
+    };
+    match told {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }

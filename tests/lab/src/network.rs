@@ -198,7 +198,10 @@ impl Network {
 }
 
 /// A command line of plain words.
-pub(crate) fn run(line: &str) -> Result<(), LabError> {
+///
+/// # Errors
+/// [`LabError`] with what it said.
+pub fn run(line: &str) -> Result<(), LabError> {
     let mut words = line.split(' ');
     let program = words.next().unwrap_or_default();
     let output = Command::new(program)

@@ -54,6 +54,10 @@ pub struct ServerPlan {
     pub admitted: Vec<&'static str>,
     /// A second policy, for the IPv6 LANs of [`crate::lans`].
     pub ipv6: bool,
+    /// Policies before those of the LANs, that match nothing.
+    pub idle_policies: usize,
+    /// `encryption-algorithm` of TEKs.
+    pub encryption: &'static str,
     /// `key-management`: `flat` or `lkh`.
     pub key_management: &'static str,
     /// Appended to the file.
@@ -64,14 +68,10 @@ impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
-        ServerPlan {
-            timing,
-            threshold: None,
-            admitted,
-            ipv6: false,
-            key_management: "flat",
-            more: String::new(),
-        }
+        let encryption = "aes-256-gcm";
+        let (threshold, ipv6, idle_policies, more) = (None, false, 0, String::new());
+        let key_management = "flat";
+        ServerPlan { timing, threshold, admitted, ipv6, idle_policies, encryption, key_management, more }
     }
 }
 
@@ -86,6 +86,10 @@ pub struct MemberPlan {
     pub server: Option<SocketAddr>,
     /// Protects what goes from its `lan` to its `wan`; without: keys only.
     pub traffic: bool,
+    /// ESP in UDP.
+    pub udp: bool,
+    /// More of its VPN: rules.
+    pub rules: String,
     /// Appended to the file.
     pub more: String,
 }
@@ -141,12 +145,16 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
-        let (admitted, key_management) = (&plan.admitted, plan.key_management);
+        let (admitted, encryption, key_management) = (&plan.admitted, plan.encryption, plan.key_management);
+        let authentication = match encryption.ends_with("cbc") {
+            true => "authentication-algorithm = \"hmac-sha-256-128\"\n",
+            false => "",
+        };
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
-encryption-algorithm = "aes-256-gcm"
-lifetime-seconds = {tek_life}
+encryption-algorithm = "{encryption}"
+{authentication}lifetime-seconds = {tek_life}
 [group.{GROUP}]
 group-id = {GROUP_NUMBER}
 ike-gateways = {admitted:?}
@@ -163,12 +171,15 @@ activation-time-delay = {activation}
 deactivation-time-delay = {deactivation}
 [group.{GROUP}.ipsec-sa.SA1]
 proposal = "esp"
-[[group.{GROUP}.ipsec-sa.SA1.match-policy]]
-name = "lan-to-lan"
-source = "172.16.0.0/12"
-destination = "172.16.0.0/12"
 "#
         );
+        for number in 0..plan.idle_policies {
+            let nets = format!("source = \"10.{number}.0.0/16\"\ndestination = \"10.{number}.0.0/16\"\n");
+            let _ =
+                write!(text, "[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"idle-{number}\"\n{nets}");
+        }
+        let nets = "source = \"172.16.0.0/12\"\ndestination = \"172.16.0.0/12\"\n";
+        let _ = write!(text, "[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan\"\n{nets}");
         if plan.ipv6 {
             let policy = format!("[[group.{GROUP}.ipsec-sa.SA1.match-policy]]\nname = \"lan-to-lan-6\"\n");
             let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
@@ -201,6 +212,8 @@ to-zone = "wan"
 vpn = "{GROUP}"
 "#
         );
+        let rules = &plan.rules;
+        let carrier = if plan.udp { "esp-encapsulation = \"udp\"\n" } else { "" };
         let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
             r#"[member]
@@ -213,7 +226,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{zones}{more}"#
+{carrier}{rules}{zones}{more}"#
         );
         self.write(host, &text, key)
     }

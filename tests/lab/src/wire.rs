@@ -16,6 +16,9 @@ const ETHERNET: usize = 14;
 /// How often the thread looks whether it should end.
 const PATIENCE: Duration = Duration::from_millis(100);
 const ESP: u8 = 50;
+const UDP: u8 = 17;
+/// The port of ESP in UDP, both ways.
+const ESP_IN_UDP: [u8; 4] = [0x11, 0x94, 0x11, 0x94];
 /// Packets of LANs in clear that are kept as text.
 const KEPT: usize = 20;
 
@@ -105,13 +108,13 @@ impl Drop for Wire {
 
 impl Seen {
     fn count(&mut self, frame: &[u8]) {
-        let Some((protocol, source, destination)) = addresses(frame) else {
+        let Some(Ip { protocol, source, destination, behind }) = Ip::read(frame) else {
             self.other += 1;
             return;
         };
         if !is_of_lan(&source) && !is_of_lan(&destination) {
             self.other += 1;
-        } else if protocol == ESP {
+        } else if protocol == ESP || (protocol == UDP && behind == ESP_IN_UDP) {
             self.esp += 1;
         } else {
             self.clear += 1;
@@ -122,14 +125,31 @@ impl Seen {
     }
 }
 
-/// Protocol, source and destination of an IP packet in an Ethernet frame.
-fn addresses(frame: &[u8]) -> Option<(u8, Vec<u8>, Vec<u8>)> {
-    let packet = frame.get(ETHERNET..)?;
-    let part = |at: usize, length: usize| packet.get(at..at + length).map(<[u8]>::to_vec);
-    match frame.get(12..ETHERNET)? {
-        [0x08, 0x00] => Some((*packet.get(9)?, part(12, 4)?, part(16, 4)?)),
-        [0x86, 0xdd] => Some((*packet.get(6)?, part(8, 16)?, part(24, 16)?)),
-        _ => None,
+/// What counts of an IP packet.
+struct Ip {
+    protocol: u8,
+    source: Vec<u8>,
+    destination: Vec<u8>,
+    /// The four octets behind its header, which has no options.
+    behind: Vec<u8>,
+}
+
+impl Ip {
+    /// The packet in an Ethernet frame.
+    fn read(frame: &[u8]) -> Option<Ip> {
+        let packet = frame.get(ETHERNET..)?;
+        let part = |at: usize, length: usize| packet.get(at..at + length).map(<[u8]>::to_vec);
+        let (protocol_at, addresses, length, header) = match frame.get(12..ETHERNET)? {
+            [0x08, 0x00] => (9, 12, 4, 20),
+            [0x86, 0xdd] => (6, 8, 16, 40),
+            _ => return None,
+        };
+        Some(Ip {
+            protocol: *packet.get(protocol_at)?,
+            source: part(addresses, length)?,
+            destination: part(addresses + length, length)?,
+            behind: part(header, 4).unwrap_or_default(),
+        })
     }
 }
 
@@ -168,9 +188,12 @@ mod tests {
         seen.count(&frame(50, [172, 16, 1, 2], [172, 16, 2, 2]));
         seen.count(&frame(1, [172, 16, 1, 2], [172, 16, 2, 2]));
         seen.count(&frame(17, [192, 0, 2, 11], [192, 0, 2, 1]));
+        let mut in_udp = frame(17, [172, 16, 1, 2], [172, 16, 2, 2]);
+        in_udp.extend(ESP_IN_UDP);
+        seen.count(&in_udp);
         seen.count(&[0; 20]);
         let examples = vec!["1 172.16.1.2 172.16.2.2".to_owned()];
-        assert_eq!(seen, Seen { esp: 1, clear: 1, examples, other: 2 });
+        assert_eq!(seen, Seen { esp: 2, clear: 1, examples, other: 2 });
         assert!(is_of_lan(&[0x20, 1, 0x0d, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]));
         assert!(!is_of_lan(&[0x20, 1, 0x0d, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]));
     }
