@@ -162,11 +162,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
         (
             "log-level = \"info\"",
-            "notify-socket = \"/run/n.sock\"",
-            "2:1: member.notify-socket: not supported yet: notify-socket would get no line; gdoictl watch shows key changes",
-        ),
-        (
-            "log-level = \"info\"",
             "approved-only = true",
             "2:1: member.approved-only: not supported yet: approved-only = true; nothing would enforce it",
         ),

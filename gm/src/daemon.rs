@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use config::Gm;
@@ -34,6 +34,7 @@ use crate::convert;
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
+use crate::notify::Notifier;
 use crate::plane;
 
 /// Requests of local sockets that may wait for the loop.
@@ -109,7 +110,11 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let (sender, asked) = mpsc::channel(ASKED);
     let (teller, faults) = mpsc::channel(FAULTS);
     let (data_plane, steered) = data_plane(config, teller)?;
-    let (daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
+    if let Some(path) = &member.notify_socket {
+        let failed = |source| StartError::System { what: "no socket for notify-socket", source };
+        daemon.notifier = Some(Mutex::new(Notifier::new(path.clone()).map_err(failed)?));
+    }
     if !steered.is_empty() {
         let backend = daemon.data_plane.name().to_owned();
         daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
@@ -181,6 +186,8 @@ struct Daemon {
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
     options: Options,
+    /// Other programs that follow the keys.
+    notifier: Option<Mutex<Notifier>>,
     observer: plane::Observer,
     next_look: Instant,
 }
@@ -217,6 +224,7 @@ impl Daemon {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             options,
+            notifier: None,
             observer: plane::Observer::default(),
             next_look: clock_start,
         };
@@ -264,7 +272,12 @@ impl Daemon {
     }
 
     fn publish(&self, event: &Event) {
-        self.hub.publish(self.clock.now().unix_seconds, event);
+        let now = self.clock.now().unix_seconds;
+        self.hub.publish(now, event);
+        let said = self.notifier.as_ref().and_then(|it| it.lock().ok()?.tell(now, event));
+        if let Some(said) = said {
+            tracing::warn!(target: "gdoi", "{said}");
+        }
     }
 
     fn tell(&mut self, input: Input) {

@@ -426,7 +426,7 @@ fn own_traffic() {
     for member in &ground.members {
         member
             .wait_until(SOON, "keys of both groups", |member| {
-                Ok(member.member()?.vpns.iter().all(|vpn| vpn.teks.iter().any(|tek| tek.state == "active")))
+                Ok(member.member()?.vpns.iter().all(|vpn| vpn.teks.iter().any(|tek| tek.state == "current")))
             })
             .unwrap();
     }
