@@ -166,9 +166,8 @@ fn over_tcp(network: &Network, client: &str, server: &str, address: IpAddr) {
                     let listener = TcpListener::bind(any).unwrap();
                     ready.send(listener.local_addr().unwrap().port()).unwrap();
                     listener.set_nonblocking(true).unwrap();
-                    let accepted = (0..100).find_map(|_| {
-                        listener.accept().map_err(|_| std::thread::sleep(QUICK / 5)).ok()
-                    });
+                    let accepted = (0..100)
+                        .find_map(|_| listener.accept().map_err(|_| std::thread::sleep(QUICK / 5)).ok());
                     let (mut stream, from) = accepted.expect("a connection");
                     stream.set_nonblocking(false).unwrap();
                     stream.set_read_timeout(Some(PATIENCE)).unwrap();

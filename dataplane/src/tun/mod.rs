@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
 use gdoi_proto::policy::SenderIds;
+use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
@@ -280,6 +281,12 @@ fn check_no_source_here(devices: &[String]) -> Result<(), DataPlaneError> {
 fn raw_socket(domain: Domain) -> Result<Socket, DataPlaneError> {
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))).map_err(failed("raw socket"))?;
     socket.set_mark(steer::MARK).map_err(failed("mark of the raw socket"))?;
+    // A path MTU the kernel has learned is that of packets before they were sealed: what is sealed has the same addresses.
+    let own_mtu = match domain {
+        Domain::IPV4 => sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::PROBE),
+        _ => sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::PROBE),
+    };
+    own_mtu.map_err(|error| failed("MTU of the raw socket")(error.into()))?;
     Ok(socket)
 }
 

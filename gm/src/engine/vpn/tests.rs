@@ -111,7 +111,11 @@ fn a_key_server_that_restarts_with_new_keys_is_found_by_the_probe_under_a_new_ph
     flood(&mut site, 630);
     assert!(site.member.installed("v01").iter().any(|(spi, _)| *spi == Spi(501)), "{:?}", site.states());
     assert_eq!(site.lines("phase1_established").len(), 2);
-    assert!(registrations(&site, from).len() <= 7, "the first, and six probes: {:?}", registrations(&site, from));
+    assert!(
+        registrations(&site, from).len() <= 7,
+        "the first, and six probes: {:?}",
+        registrations(&site, from)
+    );
     assert_eq!((site.states(), site.lines("keys_expired").len()), (vec!["registered"], 0));
 }
 
