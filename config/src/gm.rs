@@ -48,7 +48,7 @@ pub struct Member {
     pub observe_socket: PathBuf,
     /// Default `/run/gm/control.sock`.
     pub control_socket: PathBuf,
-    /// Unix datagram socket that gets one JSON line per key change. Always none in this build.
+    /// Unix datagram socket that gets one JSON line per key change.
     pub notify_socket: Option<PathBuf>,
     /// Group that may open the observe socket; empty: root only.
     pub socket_group: String,
@@ -142,19 +142,14 @@ fn read_member(root: &Table<'_>) -> Member {
     let table = &root.section("member");
     let listen = common::read_listen(table, "listen", &["0.0.0.0:848", "[::]:848"]);
     let (nat_traversal, nat_traversal_listen) = common::read_nat_traversal(table, &listen);
-    if !table.text("notify-socket", "").is_empty() {
-        report.not_supported(
-            &table.place_of("notify-socket"),
-            "would get no line; gdoictl watch shows key changes",
-        );
-    }
+    let notify_socket = Some(table.text("notify-socket", "")).filter(|path| !path.is_empty());
     let member = Member {
         listen,
         nat_traversal,
         nat_traversal_listen,
         observe_socket: common::read_path(table, "observe-socket", "/run/gm/observe.sock"),
         control_socket: common::read_path(table, "control-socket", "/run/gm/control.sock"),
-        notify_socket: None,
+        notify_socket: notify_socket.map(PathBuf::from),
         socket_group: table.text("socket-group", ""),
         approved_only: common::read_approved_only(table),
         log_level: common::read_log_level(table),

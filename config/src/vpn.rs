@@ -332,7 +332,7 @@ fn read_application(text: &str) -> Option<(u8, u16)> {
 /// Longest name of an interface Linux has, in octets.
 const MAX_INTERFACE: usize = 15;
 /// The zone of this machine's own traffic.
-const HOST: &str = "host";
+pub const HOST: &str = "host";
 
 fn read_zone(name: &str, table: &Table<'_>, taken: &mut BTreeMap<String, String>) -> Zone {
     let report = table.report();
@@ -390,10 +390,12 @@ pub(crate) fn read_zones_and_policies(root: &Table<'_>) -> (Vec<Zone>, Vec<Ipsec
         let (from_zone, to_zone, vpn) = (named("from-zone"), named("to-zone"), named("vpn"));
         table.finish();
         let (Some(from_zone), Some(to_zone), Some(vpn)) = (from_zone, to_zone, vpn) else { continue };
-        for (side, zone) in [("from-zone", &from_zone), ("to-zone", &to_zone)] {
-            if zone == HOST {
-                report.not_supported(&table.place_of(side), "= \"host\"; zones of interfaces are");
-            }
+        if to_zone == HOST {
+            report.problem(
+                &table.place_of("to-zone"),
+                "ESP goes to a zone of interfaces",
+                "from-zone = \"host\"; it holds for answers too",
+            );
         }
         if from_zone == to_zone {
             report.problem(&table.place, "from a zone to itself", "two zones");

@@ -258,6 +258,45 @@ pub fn checksum(header: &[u8]) -> u16 {
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
+/// Hops a packet may still take: TTL or hop limit.
+pub fn hops(packet: &[u8]) -> u8 {
+    hops_at(packet).and_then(|at| packet.get(at)).copied().unwrap_or(0)
+}
+
+fn hops_at(packet: &[u8]) -> Option<usize> {
+    Some(if packet.first()? >> 4 == 4 { 8 } else { 7 })
+}
+
+/// Takes a hop from a packet; false when it has none to spare.
+pub fn take_hop(packet: &mut [u8]) -> bool {
+    let left = hops(packet);
+    left > 1 && set_hops(packet, left - 1)
+}
+
+/// Gives a packet a hop back.
+pub fn add_hop(packet: &mut [u8]) {
+    set_hops(packet, hops(packet).saturating_add(1));
+}
+
+fn set_hops(packet: &mut [u8], value: u8) -> bool {
+    let Some(at) = hops_at(packet) else { return false };
+    let Some(hops) = packet.get_mut(at) else { return false };
+    let old = std::mem::replace(hops, value);
+    if at == 8
+        && let Some(sum) = packet.get_mut(10..12)
+    {
+        // RFC 1624: HC' = ~(~HC + ~m + m'), where m is the TTL and what stands beside it.
+        let before = sum.iter().fold(0, |sum, octet| sum << 8 | u32::from(*octet));
+        let mut new = (!before & 0xffff) + (!(u32::from(old) << 8) & 0xffff) + (u32::from(value) << 8);
+        while new > 0xffff {
+            new = (new & 0xffff) + (new >> 16);
+        }
+        let [.., high, low] = (!new).to_be_bytes();
+        sum.copy_from_slice(&[high, low]);
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

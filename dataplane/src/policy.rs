@@ -26,7 +26,7 @@ use crate::selector::{Addresses, Selector};
 const KEYLESS: usize = 64;
 
 /// Ports of key management, never protected by what it manages.
-const CONTROL_PORTS: [u16; 3] = [500, 848, 4500];
+pub(crate) const CONTROL_PORTS: [u16; 3] = [500, 848, 4500];
 
 /// An exclude or fail-open rule.
 #[derive(Debug, Clone, PartialEq, Eq)]

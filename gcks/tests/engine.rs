@@ -4,10 +4,10 @@
 #[path = "engine/changes.rs"]
 mod changes;
 mod common;
-#[path = "engine/multicast.rs"]
-mod multicast;
 #[path = "engine/explains.rs"]
 mod explains;
+#[path = "engine/multicast.rs"]
+mod multicast;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 #[cfg(feature = "daemon")]

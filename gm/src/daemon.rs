@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use config::Gm;
@@ -35,6 +35,7 @@ use crate::convert;
 use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
+use crate::notify::Notifier;
 use crate::plane;
 
 /// Requests of local sockets that may wait for the loop.
@@ -115,6 +116,10 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let (mut daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
     let named = |vpn: &config::Vpn| Some((vpn.name.clone(), vpn.external_interface.clone()?));
     daemon.interfaces = config.vpns.iter().filter_map(named).collect();
+    if let Some(path) = &member.notify_socket {
+        let failed = |source| StartError::System { what: "no socket for notify-socket", source };
+        daemon.notifier = Some(Mutex::new(Notifier::new(path.clone()).map_err(failed)?));
+    }
     if !steered.is_empty() {
         let backend = daemon.data_plane.name().to_owned();
         daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
@@ -186,6 +191,8 @@ struct Daemon {
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
     options: Options,
+    /// Other programs that follow the keys.
+    notifier: Option<Mutex<Notifier>>,
     observer: plane::Observer,
     next_look: Instant,
     /// The interface each VPN hears multicast on, where the configuration names one.
@@ -228,6 +235,7 @@ impl Daemon {
             waiting: BTreeMap::new(),
             last_ticket: 0,
             options,
+            notifier: None,
             observer: plane::Observer::default(),
             next_look: clock_start,
             interfaces: BTreeMap::new(),
@@ -281,7 +289,12 @@ impl Daemon {
     }
 
     fn publish(&self, event: &Event) {
-        self.hub.publish(self.clock.now().unix_seconds, event);
+        let now = self.clock.now().unix_seconds;
+        self.hub.publish(now, event);
+        let said = self.notifier.as_ref().and_then(|it| it.lock().ok()?.tell(now, event));
+        if let Some(said) = said {
+            tracing::warn!(target: "gdoi", "{said}");
+        }
     }
 
     fn tell(&mut self, input: Input) {

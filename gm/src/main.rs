@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{ArgGroup, Parser};
 use config::{Gm, Loaded};
-use gm::{daemon, plane};
+use gm::{confine, daemon, plane};
 use runtime::log::{self, Format};
 
 /// A member of GDOI groups (RFC 6407). It stays in the foreground and logs to stderr.
@@ -78,6 +78,11 @@ fn main() -> ExitCode {
     }
     for notice in &loaded.notices {
         tracing::info!(target: "configuration", "{notice}");
+    }
+    // Before the first thread, which would keep what is given up here.
+    if let Err(error) = confine::confine(!config.member.socket_group.is_empty()) {
+        eprintln!("gmd: cannot start: giving up privileges: {error}");
+        return ExitCode::from(CANNOT_START);
     }
     let options =
         daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };

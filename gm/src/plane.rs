@@ -10,7 +10,7 @@ use dataplane::esp::{Carrier, DfBit};
 use dataplane::path::{CAUSES, Counters};
 use dataplane::policy::{Rule, Rules};
 use dataplane::selector::Addresses;
-use dataplane::tun::{Pair, TunSettings, VpnSettings, Zone};
+use dataplane::tun::{HOST, Pair, TunSettings, VpnSettings, Zone};
 use dataplane::{Fault, Traffic};
 use ike::io::Instant;
 
@@ -28,6 +28,7 @@ pub fn settings(config: &Gm) -> Option<TunSettings> {
     }
     let zones =
         config.zones.iter().map(|zone| Zone { name: zone.name.clone(), interfaces: zone.interfaces.clone() });
+    let zones = zones.chain([Zone { name: HOST.to_owned(), interfaces: Vec::new() }]);
     let pairs = config.policies.iter().map(|policy| Pair {
         from: policy.from_zone.clone(),
         to: policy.to_zone.clone(),
@@ -79,7 +80,7 @@ pub fn describe(settings: &TunSettings) -> Vec<String> {
 /// Why the system refuses.
 pub fn hold(config: &Gm) -> Result<Vec<String>, dataplane::DataPlaneError> {
     let Some(settings) = settings(config) else { return Ok(Vec::new()) };
-    dataplane::tun::steer::hold(&settings.interfaces())?;
+    dataplane::tun::steer::hold(&settings.layout()?)?;
     Ok(describe(&settings))
 }
 

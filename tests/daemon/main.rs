@@ -6,6 +6,7 @@ mod rekey;
 mod restart;
 mod restore;
 mod rollover;
+mod sites;
 mod spoofed;
 mod support;
 mod traffic;

@@ -47,8 +47,8 @@ fn planned(member: &Daemon, since: Mark) -> Vec<u64> {
 #[test]
 #[ignore = "in namespaces only, where another test starts it"]
 fn flood() {
-    let more = "recovery-probe = true\n".to_owned();
-    let plan = MemberPlan { traffic: true, more, ..MemberPlan::default() };
+    let rules = "recovery-probe = true\n".to_owned();
+    let plan = MemberPlan { traffic: true, rules, ..MemberPlan::default() };
     let Some(ground) = ground_with(&plan).map(Ground::up) else { return };
     let packets = std::env::var(PACKETS).ok().and_then(|text| text.parse().ok()).unwrap_or(50_000u32);
     let (network, member) = (&ground.lab.site.network, &ground.lab.members[0]);

@@ -121,7 +121,7 @@ impl Ground {
 }
 
 #[track_caller]
-fn runs(command: &mut Command) -> (Option<i32>, String) {
+pub(crate) fn runs(command: &mut Command) -> (Option<i32>, String) {
     let output = command.stdin(Stdio::null()).output().unwrap();
     (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }

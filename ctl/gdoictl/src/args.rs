@@ -283,8 +283,8 @@ pub enum MemberCommand {
     },
     /// Use a changed configuration (not supported yet)
     Apply(Later),
-    /// Can the key server be reached, does phase 1 work (not supported yet)
-    Check(Later),
+    /// Can the key server be reached, does phase 1 work, do the certificates hold, are the clocks right
+    Check,
 }
 
 /// What of the member to show.
@@ -303,22 +303,8 @@ pub enum MemberShow {
     Policy,
     /// Counters
     Statistics,
-    /// VPNs without keys, and why (not supported yet)
-    InactiveTunnels(Later),
-}
-
-impl MemberShow {
-    /// The name of what does not exist yet.
-    pub fn later(&self) -> Option<&'static str> {
-        match self {
-            MemberShow::InactiveTunnels(_) => Some("inactive-tunnels"),
-            MemberShow::Kek(_)
-            | MemberShow::Ipsec(_)
-            | MemberShow::Ike(_)
-            | MemberShow::Policy
-            | MemberShow::Statistics => None,
-        }
-    }
+    /// VPNs that encrypt nothing, and why
+    InactiveTunnels,
 }
 
 /// Of the member's data-security SAs.

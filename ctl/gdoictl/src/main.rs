@@ -6,6 +6,7 @@
 mod act;
 mod args;
 mod audit;
+mod check;
 mod connect;
 mod explain;
 mod load;
@@ -105,13 +106,10 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
 
 fn on_member(command: MemberCommand, daemon: &Daemon, json: bool) -> Result<(), Failure> {
     match command {
-        MemberCommand::Show(what) => match what.later() {
-            Some(name) => later(&format!("member show {name}")),
-            None => say(&member::show(&daemon.gm()?, &what, json)?),
-        },
+        MemberCommand::Show(what) => say(&member::show(&daemon.gm()?, &what, json)?),
         MemberCommand::Register { vpn } => act::register(daemon, vpn, json),
         MemberCommand::Apply(_) => later("member apply"),
-        MemberCommand::Check(_) => later("member check"),
+        MemberCommand::Check => check::check(daemon, json),
     }
 }
 

@@ -68,8 +68,47 @@ pub fn show(snapshot: &GmSnapshot, what: &MemberShow, json: bool) -> Result<Stri
             Ok(approved_only(snapshot.approved_only) + &policy(vpns))
         }
         MemberShow::Statistics => statistics(snapshot, json),
-        // Answered before a snapshot is asked for.
-        MemberShow::InactiveTunnels(_) => Err(Failure::Refused("not supported yet".to_owned())),
+        MemberShow::InactiveTunnels => inactive(snapshot, json),
+    }
+}
+
+/// VPNs without a TEK that encrypts.
+fn inactive(snapshot: &GmSnapshot, json: bool) -> Result<String, Failure> {
+    let sends = |vpn: &&VpnView| vpn.teks.iter().any(|tek| tek.state == "current");
+    let vpns: Vec<&VpnView> = snapshot.vpns.iter().filter(|vpn| !sends(vpn)).collect();
+    if json {
+        return each(&vpns, |vpn| {
+            json!({
+                "vpn": vpn.name, "group": vpn.group, "state": vpn.state, "server": vpn.server, "reason": why(vpn),
+                "reregister_in_seconds": vpn.reregister_in_seconds,
+            })
+        });
+    }
+    let mut table = Table::new(&["VPN", "Group", "State", "Server", "Why", "Registers again in"]);
+    for vpn in vpns {
+        let again = dash(vpn.reregister_in_seconds.map(span));
+        table.row([
+            vpn.name.clone(),
+            vpn.group.clone(),
+            vpn.state.clone(),
+            vpn.server.clone(),
+            why(vpn).to_owned(),
+            again,
+        ]);
+    }
+    Ok(table.or("every VPN has a key that encrypts"))
+}
+
+fn why(vpn: &VpnView) -> &'static str {
+    let counts = &vpn.statistics;
+    match vpn.state.as_str() {
+        "registered" if vpn.teks.is_empty() => "the group has no TEK",
+        "registered" => "no TEK may encrypt yet, or any more",
+        "expired" => "its keys ended and no key server gave new ones",
+        _ if counts.unsupported_algorithm > 0 => "the policy of the key server is not accepted",
+        _ if counts.pull_failed > 0 => "registration is refused or fails",
+        _ if counts.pull_timeout > 0 => "no key server answers",
+        _ => "not registered yet",
     }
 }
 

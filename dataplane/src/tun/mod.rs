@@ -1,17 +1,22 @@
 //! The userspace backend: ESP between TUN devices and raw sockets, one TUN device and one blocking thread per zone.
 //!
 //! ```text
-//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked; or
-//!                                                                                      in UDP: gdoi<zone>
-//!                                                      -> pair of a vpn, inbound    open -> gdoi<zone>, routed on by the host
-//!                                                      -> no pair                   gdoi<zone>, routed on by the host
+//! interfaces of a zone -> gdoi<from> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked; or
+//!                                                                                      in UDP: gdoi<to>
+//!                                                      -> pair of a vpn, inbound    open -> gdoi<to>, routed on by the host
+//!                                                      -> no pair                   gdoi<from>, routed on by the host
 //! ```
 //!
-//! What passes in clear goes back to the host too, which routes it on by its main table. The threads know that table
-//! ([`routes`]): it says which zone a packet is on its way to. Multicast takes no part: the host's routing daemon forwards
-//! it, or nobody.
+//! What passes in clear goes back to the host too, through the device of the zone it was decided for; the host routes it on
+//! by its main table. The threads know that table ([`routes`]): it says which zone a packet is on its way to. Where the two
+//! disagree for a moment, [`filter`] drops the packet.
+//!
+//! Multicast comes as a copy and goes to every zone its zone forms a pair with, on every interface ([`multicast`]).
+//! The zone `host` is this machine: what it sends to a zone it forms a pair with, and what comes from there for it.
 
+mod filter;
 mod merge;
+mod multicast;
 mod port;
 pub mod routes;
 pub mod steer;
@@ -27,6 +32,7 @@ use std::time::Duration;
 
 use gdoi_proto::ids::Spi;
 use gdoi_proto::policy::SenderIds;
+use rustix::net::sockopt;
 use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
@@ -44,6 +50,9 @@ const DEVICE_MTU: u16 = 9216;
 const QUEUE: u32 = 2048;
 /// IPPROTO_RAW: we write the IP header.
 const RAW: i32 = 255;
+
+/// The zone of this machine's own traffic; no interface belongs to it.
+pub const HOST: &str = "host";
 
 /// A zone: a name for interfaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -111,9 +120,18 @@ impl TunSettings {
         self.zones.iter().filter(|zone| named.contains(zone.name.as_str())).collect()
     }
 
-    /// The interfaces of each steered zone, as [`steer::hold`] takes them.
-    pub fn interfaces(&self) -> Vec<Vec<String>> {
-        self.steered().into_iter().map(|zone| zone.interfaces.clone()).collect()
+    /// What [`steer::hold`] takes.
+    ///
+    /// # Errors
+    /// [`DataPlaneError`] for pairs that name what is not there, or each other twice.
+    pub fn layout(&self) -> Result<steer::Layout, DataPlaneError> {
+        let zones = self.steered();
+        let outward = resolve(self)?.into_iter().filter(|(_, (_, way))| *way == Way::Out);
+        Ok(steer::Layout {
+            interfaces: zones.iter().map(|zone| zone.interfaces.clone()).collect(),
+            host: zones.iter().position(|zone| zone.name == HOST),
+            pairs: outward.map(|(pair, _)| pair).collect(),
+        })
     }
 }
 
@@ -127,6 +145,7 @@ pub struct TunPlane {
     threads: Vec<JoinHandle<()>>,
     random: Random,
     activations: u64,
+    memberships: multicast::Memberships,
 }
 
 /// Which side of a pair a packet is on its way to.
@@ -152,6 +171,7 @@ struct Member {
 struct Shared {
     members: Vec<Member>,
     pairs: Pairs,
+    layout: steer::Layout,
     routes: routes::Follower,
     stop: AtomicBool,
     tell: Tell,
@@ -222,24 +242,54 @@ fn device(name: &str) -> Result<SyncDevice, DataPlaneError> {
     let device = device.map_err(failed(name))?;
     device.set_tx_queue_len(QUEUE).map_err(failed(name))?;
     device.set_nonblocking(true).map_err(failed(name))?;
-    // Packets we hand back arrive on a device without an address that their source is not behind: any check of the
-    // source drops them there. The strictest of "all" and the device's own setting holds.
-    let conf = "/proc/sys/net/ipv4/conf";
-    let path = format!("{conf}/{name}/rp_filter");
-    let off = |path: &str| std::fs::read_to_string(path).map(|text| text.trim() == "0").map_err(failed(path));
-    if !off(&path)? {
-        std::fs::write(&path, "0").map_err(failed(&path))?;
-    }
-    let all = format!("{conf}/all/rp_filter");
-    if !off(&all)? {
-        return Err(DataPlaneError(format!("{all} must be 0: set rp_filter per interface instead")));
-    }
     Ok(device)
+}
+
+/// Packets we hand back arrive on devices without an address that their source is not behind: any check of the source
+/// drops them there. The strictest of "all" and the device's own setting holds, so what "all" says becomes the setting of
+/// each interface that is there and of those to come: for them nothing changes.
+fn check_no_source_here(devices: &[String]) -> Result<(), DataPlaneError> {
+    let conf = "/proc/sys/net/ipv4/conf";
+    let path = |name: &str| format!("{conf}/{name}/rp_filter");
+    let read = |name: &str| {
+        let text = std::fs::read_to_string(path(name)).map_err(failed(&path(name)))?;
+        Ok::<u8, DataPlaneError>(text.trim().parse().unwrap_or(0))
+    };
+    let write = |name: &str, value: u8| {
+        std::fs::write(path(name), value.to_string()).map_err(|error| {
+            let advice = "must be 0 in \"all\", and per interface what it is there";
+            DataPlaneError(format!("{}: {error}: rp_filter {advice}", path(name)))
+        })
+    };
+    let all = read("all")?;
+    if all > 0 {
+        for entry in std::fs::read_dir(conf).map_err(failed(conf))? {
+            let name = entry.map_err(failed(conf))?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            // An interface may have gone since.
+            if name != "all" && read(name).is_ok_and(|own| own < all) {
+                write(name, all)?;
+            }
+        }
+        write("all", 0)?;
+    }
+    for device in devices {
+        if read(device)? > 0 {
+            write(device, 0)?;
+        }
+    }
+    Ok(())
 }
 
 fn raw_socket(domain: Domain) -> Result<Socket, DataPlaneError> {
     let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(RAW))).map_err(failed("raw socket"))?;
     socket.set_mark(steer::MARK).map_err(failed("mark of the raw socket"))?;
+    // A path MTU the kernel has learned is that of packets before they were sealed: what is sealed has the same addresses.
+    let own_mtu = match domain {
+        Domain::IPV4 => sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::PROBE),
+        _ => sockopt::set_ipv6_mtu_discover(&socket, sockopt::Ipv6PathMtuDiscovery::PROBE),
+    };
+    own_mtu.map_err(|error| failed("MTU of the raw socket")(error.into()))?;
     Ok(socket)
 }
 
@@ -257,7 +307,15 @@ fn resolve(settings: &TunSettings) -> Result<Pairs, DataPlaneError> {
         let (from, to) = (zone(&pair.from)?, zone(&pair.to)?);
         let vpn = settings.vpns.iter().position(|vpn| vpn.name == pair.vpn);
         let vpn = vpn.ok_or_else(|| DataPlaneError(format!("no vpn {}", pair.vpn)))?;
+        if pair.from == HOST && settings.vpns.get(vpn).is_some_and(|vpn| vpn.carrier == Carrier::Udp) {
+            return Err(DataPlaneError(format!("{}: ESP in UDP is not for the zone host", pair.vpn)));
+        }
         let taken = pairs.contains_key(&(from, to));
+        if pair.to == HOST {
+            return Err(DataPlaneError(
+                "traffic to the zone host is not protected: name it from-zone".to_owned(),
+            ));
+        }
         if from == to || taken {
             return Err(DataPlaneError(format!("zones {} and {} have a vpn already", pair.from, pair.to)));
         }
@@ -275,31 +333,36 @@ impl TunPlane {
     /// [`DataPlaneError`]: no rights, another data plane is running, a kernel without policy routing or TUN.
     pub fn start(settings: TunSettings, random: Random, tell: Tell) -> Result<TunPlane, DataPlaneError> {
         let pairs = resolve(&settings)?;
-        let zones = settings.interfaces();
+        let layout = settings.layout()?;
         if steer::is_running()? {
             return Err(DataPlaneError("another data plane is running on this machine".to_owned()));
         }
-        steer::hold(&zones)?;
-        let names = (0..zones.len()).map(steer::device_name);
-        let devices = names.map(|name| device(&name)).collect::<Result<Vec<_>, _>>()?;
+        steer::hold(&layout)?;
+        let names: Vec<String> = (0..layout.interfaces.len()).map(steer::device_name).collect();
+        let devices = names.iter().map(|name| device(name)).collect::<Result<Vec<_>, _>>()?;
+        check_no_source_here(&names)?;
         let indices = devices.iter().map(|device| device.if_index()).collect::<Result<Vec<_>, _>>();
-        let routes = routes::Follower::start(zones)?;
+        let indices = indices.map_err(failed("index of a TUN device"))?;
+        let devices = Arc::new(devices);
+        let routes = routes::Follower::start(layout.interfaces.clone())?;
         let shared = Arc::new(Shared {
             members: settings.vpns.into_iter().map(Member::new).collect(),
             pairs,
+            layout,
             routes,
             stop: AtomicBool::new(false),
             tell,
         });
-        let mut plane = TunPlane { shared, threads: Vec::new(), random, activations: 0 };
-        for (zone, device) in devices.into_iter().enumerate() {
+        let memberships = multicast::Memberships::new()?;
+        let mut plane = TunPlane { shared, threads: Vec::new(), random, activations: 0, memberships };
+        for (zone, name) in names.into_iter().enumerate() {
             let sockets = [raw_socket(Domain::IPV4)?, raw_socket(Domain::IPV6)?];
-            let port = port::Port::new(device, sockets, work::BATCH);
+            let port = port::Port::new(Arc::clone(&devices), zone, sockets, work::BATCH);
             let worker = work::Worker::new(Arc::clone(&plane.shared), zone, port);
-            let thread = std::thread::Builder::new().name(steer::device_name(zone));
+            let thread = std::thread::Builder::new().name(name);
             plane.threads.push(thread.spawn(move || worker.run()).map_err(failed("thread"))?);
         }
-        steer::connect(&indices.map_err(failed("index of a TUN device"))?)?;
+        steer::connect(&plane.shared.layout, &indices)?;
         Ok(plane)
     }
 
@@ -322,6 +385,13 @@ impl TunPlane {
     fn member(&self, vpn: &str) -> Result<&Member, DataPlaneError> {
         let found = self.shared.members.iter().find(|member| member.name == vpn);
         found.ok_or_else(|| DataPlaneError(format!("{vpn}: no zones belong to this vpn")))
+    }
+
+    /// The interfaces of the zones whose traffic a VPN protects.
+    fn interfaces(&self, vpn: &str) -> impl Iterator<Item = &String> + Clone {
+        let index = self.shared.members.iter().position(|member| member.name == vpn);
+        let pairs = self.shared.pairs.iter().filter(move |(_, (vpn, _))| Some(*vpn) == index);
+        pairs.filter_map(|((zone, _), _)| self.shared.layout.interfaces.get(*zone)).flatten()
     }
 
     /// True when traffic of `vpn` takes this way; keys of other VPNs are only shown.
@@ -352,6 +422,7 @@ impl DataPlane for TunPlane {
         let mut seed = [0; SEED];
         (self.random)(&mut seed);
         let sa = Arc::new(Sa::new(&tek, now(), &seed)?);
+        self.memberships.join(&sa.selector.destination, self.interfaces(&tek.vpn));
         self.member(&tek.vpn)?.change(|gspd| gspd.install(sa));
         Ok(())
     }
@@ -417,7 +488,9 @@ mod tests {
     #[test]
     fn a_pair_holds_both_ways_and_zones_without_one_are_left_alone() {
         let settings = settings(&[("lan", "wan", "b"), ("dmz", "wan", "a")]);
-        assert_eq!(settings.interfaces(), [["lan0"], ["dmz0"], ["wan0"]]);
+        let layout = settings.layout().unwrap();
+        assert_eq!(layout.interfaces, [["lan0"], ["dmz0"], ["wan0"]]);
+        assert_eq!((layout.host, layout.pairs), (None, vec![(0, 2), (1, 2)]));
         let pairs = resolve(&settings).unwrap();
         assert_eq!(pairs.get(&(0, 2)), Some(&(1, Way::Out)));
         assert_eq!(pairs.get(&(2, 0)), Some(&(1, Way::In)));
@@ -430,5 +503,16 @@ mod tests {
         assert!(resolve(&settings(&[("lan", "wan", "a"), ("wan", "lan", "b")])).is_err());
         assert!(resolve(&settings(&[("lan", "nowhere", "a")])).is_err());
         assert!(resolve(&settings(&[("lan", "wan", "c")])).is_err());
+    }
+
+    #[test]
+    fn the_machine_itself_is_a_zone_without_interfaces_on_the_clear_side_only() {
+        let mut settings = settings(&[("host", "wan", "a"), ("lan", "wan", "b")]);
+        settings.zones.push(Zone { name: HOST.to_owned(), interfaces: Vec::new() });
+        let layout = settings.layout().unwrap();
+        assert_eq!(layout.host, Some(2));
+        assert!(layout.is_paired_with_host(1) && !layout.is_paired_with_host(0));
+        settings.pairs[0] = Pair { from: "wan".to_owned(), to: HOST.to_owned(), vpn: "a".to_owned() };
+        assert!(settings.layout().is_err());
     }
 }

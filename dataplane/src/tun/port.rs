@@ -1,11 +1,14 @@
 //! The ways out of one zone: ESP by raw sockets, many packets a call; everything else, and ESP in UDP, by the TUN device,
 //! where packets of one flow go as one.
 //!
+//! The TUN device is that of the zone a packet was decided for, so that the packet filter knows it.
+//!
 //! Packets wait here as places in the buffers of the batch they were read with, and leave in the order they came.
 
 use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use rustix::io::writev;
@@ -41,22 +44,32 @@ struct Raw {
 
 /// One zone's ways out.
 pub struct Port {
-    device: SyncDevice,
+    devices: Arc<Vec<SyncDevice>>,
+    zone: usize,
     /// IPv4 and IPv6.
     sockets: [Socket; 2],
     raw: Vec<Waiting<Raw>>,
-    host: Vec<Waiting<Trust>>,
+    host: Vec<Waiting<Onward>>,
+}
+
+/// What the host routes on: whose checksum it has, and the zone it was decided for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Onward {
+    /// Whose checksum counts.
+    pub trust: Trust,
+    /// The zone whose device it takes.
+    pub zone: usize,
 }
 
 impl Port {
-    /// Room for `packets` that wait.
-    pub fn new(device: SyncDevice, sockets: [Socket; 2], packets: usize) -> Port {
-        Port { device, sockets, raw: Vec::with_capacity(packets), host: Vec::with_capacity(packets) }
+    /// The port of a zone, with the devices of all; room for `packets` that wait.
+    pub fn new(devices: Arc<Vec<SyncDevice>>, zone: usize, sockets: [Socket; 2], packets: usize) -> Port {
+        Port { devices, zone, sockets, raw: Vec::with_capacity(packets), host: Vec::with_capacity(packets) }
     }
 
-    /// The TUN device.
-    pub fn device(&self) -> &SyncDevice {
-        &self.device
+    /// The TUN device of the zone itself; none for a zone that is not there.
+    pub fn device(&self) -> Option<&SyncDevice> {
+        self.devices.get(self.zone)
     }
 
     /// ESP that goes past the steering to `to`.
@@ -65,8 +78,8 @@ impl Port {
     }
 
     /// A packet the host routes on.
-    pub fn host(&mut self, buffer: usize, at: Range<usize>, trust: Trust) {
-        self.host.push(Waiting { buffer, at, what: trust });
+    pub fn host(&mut self, buffer: usize, at: Range<usize>, onward: Onward) {
+        self.host.push(Waiting { buffer, at, what: onward });
     }
 
     /// Sends everything that waits. `lost` gets the number of the VPN of each packet of ESP that the system did not send: no
@@ -116,29 +129,30 @@ impl Port {
     }
 
     /// Writes `first` and those of `rest` that continue it; how many these are in all.
-    fn write_run(&self, first: &Waiting<Trust>, rest: &[Waiting<Trust>], buffers: &mut [Vec<u8>]) -> usize {
-        let Some(mut run) = Run::begin(first.octets(buffers), first.what) else {
-            self.write(VirtioNetHdr::default(), &[first.octets(buffers)]);
+    fn write_run(&self, first: &Waiting<Onward>, rest: &[Waiting<Onward>], buffers: &mut [Vec<u8>]) -> usize {
+        let Some(mut run) = Run::begin(first.octets(buffers), first.what.trust) else {
+            self.write(first.what.zone, VirtioNetHdr::default(), &[first.octets(buffers)]);
             return 1;
         };
         let head = first.octets(buffers);
         let continues =
-            |next: &&Waiting<Trust>| next.what == first.what && run.add(head, next.octets(buffers));
+            |next: &&Waiting<Onward>| next.what == first.what && run.add(head, next.octets(buffers));
         let more = rest.iter().take_while(continues).count();
         let header = match buffers.get_mut(first.buffer).and_then(|buffer| buffer.get_mut(first.at.clone())) {
             Some(head) if !run.is_single() => run.finish(head),
             _ => VirtioNetHdr::default(),
         };
         let payload =
-            |waiting: &Waiting<Trust>| waiting.octets(buffers).get(run.headers()..).unwrap_or_default();
+            |waiting: &Waiting<Onward>| waiting.octets(buffers).get(run.headers()..).unwrap_or_default();
         let mut parts: ArrayVec<&[u8], LONGEST> = ArrayVec::new();
         parts.push(first.octets(buffers));
         parts.extend(rest.iter().take(more).map(payload));
-        self.write(header, &parts);
+        self.write(first.what.zone, header, &parts);
         1 + more
     }
 
-    fn write(&self, header: VirtioNetHdr, parts: &[&[u8]]) {
+    fn write(&self, zone: usize, header: VirtioNetHdr, parts: &[&[u8]]) {
+        let Some(device) = self.devices.get(zone) else { return };
         let mut before = [0; VIRTIO_NET_HDR_LEN];
         if header.encode(&mut before).is_err() {
             return;
@@ -147,7 +161,7 @@ impl Port {
         all.push(IoSlice::new(&before));
         all.extend(parts.iter().map(|part| IoSlice::new(part)));
         // A full queue drops packets as a full queue of any interface does.
-        let _ = writev(&self.device, &all);
+        let _ = writev(device, &all);
     }
 
     /// Sends a packet at once that lies in no buffer of the batch; false when the system did not.
@@ -155,9 +169,9 @@ impl Port {
         self.socket(to).send_to(octets, &SocketAddr::new(to, 0).into()).is_ok()
     }
 
-    /// Hands a packet to the host at once that lies in no buffer of the batch.
-    pub fn host_now(&self, octets: &[u8]) {
-        self.write(VirtioNetHdr::default(), &[octets]);
+    /// Hands a packet for a zone to the host at once that lies in no buffer of the batch.
+    pub fn host_now(&self, octets: &[u8], zone: usize) {
+        self.write(zone, VirtioNetHdr::default(), &[octets]);
     }
 
     fn socket(&self, to: IpAddr) -> &Socket {

@@ -87,6 +87,7 @@ pub struct Routes {
     six: Table,
     zones: BTreeMap<u32, usize>,
     addresses: BTreeMap<u32, Vec<IpAddr>>,
+    own: BTreeSet<IpAddr>,
 }
 
 impl Routes {
@@ -107,9 +108,9 @@ impl Routes {
         near.or_else(|| self.addresses.values().flatten().find(fits)).copied()
     }
 
-    /// All addresses of this machine.
-    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.addresses.values().flatten().copied().collect()
+    /// True for an address of this machine.
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.own.contains(&address)
     }
 
     fn add(&mut self, message: &RouteMessage) {
@@ -170,6 +171,7 @@ impl Routes {
                 })
             });
             routes.addresses.entry(message.header.index).or_default().extend(own);
+            routes.own.extend(own);
         }
         let four = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
         let six = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();

@@ -4,10 +4,13 @@
 //! 8480  fwmark 0x6d0848       lookup main          what we send ourselves
 //! 8480  iif gdoi0, gdoi1 ...  lookup main          what we hand back
 //! 8481  iif <interface>       lookup 84800 + zone  default dev gdoi<zone>; blackhole default
+//! 8481  fwmark 0x6d0849       lookup 84800 + host  what this machine sends to a zone that forms a pair with it
+//! 8481  oif gdoi<zone>        lookup 84800 + zone  copies of multicast
 //! ```
 //!
-//! Rules and blackholes do not depend on the process: when it dies its devices go, their routes with them, and the
-//! blackholes drop what is left, until [`release`]. A set-up found there is completed and what is stale in it goes.
+//! Beside them stand the packet filters of [`super::filter`]. Rules, blackholes and filters do not depend on the process:
+//! when it dies its devices go, their routes with them, and the blackholes drop what is left, until [`release`]. A set-up
+//! found there is completed and what is stale in it goes.
 
 use std::future::Future;
 use std::ops::Range;
@@ -17,10 +20,13 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteProtocol, RouteScope, 
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use rtnetlink::{Error, Handle, IpVersion, RouteMessageBuilder};
 
+use super::filter;
 use crate::DataPlaneError;
 
 /// Mark of what the data plane sends itself.
 pub const MARK: u32 = 0x006d_0848;
+/// Mark of what this machine sends to a zone that forms a pair with the zone `host`.
+pub const HOST_MARK: u32 = 0x006d_0849;
 /// Table of the first zone; the others follow.
 pub const FIRST_TABLE: u32 = 84800;
 /// Most zones.
@@ -32,11 +38,38 @@ pub(super) const TABLE_MAIN: u32 = 254;
 const FIRST: u32 = 8480;
 const EEXIST: i32 = 17;
 
+/// What is steered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// The interfaces of each zone; none for the zone `host`.
+    pub interfaces: Vec<Vec<String>>,
+    /// Which of the zones is this machine itself.
+    pub host: Option<usize>,
+    /// The zones that form pairs, each pair once.
+    pub pairs: Vec<(usize, usize)>,
+}
+
+impl Layout {
+    /// True when a zone forms a pair with this machine.
+    pub fn is_paired_with_host(&self, zone: usize) -> bool {
+        let is = |one: usize, other: usize| Some(one) == self.host && other == zone;
+        self.pairs.iter().any(|(one, other)| is(*one, *other) || is(*other, *one))
+    }
+}
+
+/// What a rule looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Of {
+    Mark(u32),
+    Input(String),
+    Output(String),
+}
+
 /// One rule, as far as we tell them apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
     v4: bool,
-    interface: Option<String>,
+    of: Of,
     table: u32,
 }
 
@@ -71,26 +104,32 @@ fn run<F: Future<Output = Result<(), Error>>>(
     result.unwrap_or_else(|_| Err(failed("its thread ended".to_owned())))
 }
 
-/// Puts rules and blackholes in place for the interfaces of each zone; nothing of them passes from then on. Stale rules
-/// and routes of ours go, last.
+/// Puts filters, rules and blackholes in place for the interfaces of each zone; nothing of them passes from then on. Stale
+/// rules and routes of ours go, last.
 ///
 /// # Errors
 /// [`DataPlaneError`] when the kernel refuses, or for more than 64 zones.
-pub fn hold(zones: &[Vec<String>]) -> Result<(), DataPlaneError> {
-    if zones.len() > MAX_ZONES {
-        return Err(DataPlaneError(format!("{} zones, at most {MAX_ZONES} can be steered", zones.len())));
+pub fn hold(layout: &Layout) -> Result<(), DataPlaneError> {
+    let zones = layout.interfaces.len();
+    if zones > MAX_ZONES {
+        return Err(DataPlaneError(format!("{zones} zones, at most {MAX_ZONES} can be steered")));
     }
     let mut wanted = Vec::new();
     for v4 in [true, false] {
-        wanted.push(Rule { v4, interface: None, table: TABLE_MAIN });
-        for (zone, (interfaces, table)) in zones.iter().zip(tables(zones.len())).enumerate() {
-            wanted.push(Rule { v4, interface: Some(device_name(zone)), table: TABLE_MAIN });
-            let rules = interfaces.iter().map(|name| Rule { v4, interface: Some(name.clone()), table });
-            wanted.extend(rules);
+        wanted.push(Rule { v4, of: Of::Mark(MARK), table: TABLE_MAIN });
+        for (zone, (interfaces, table)) in layout.interfaces.iter().zip(tables(zones)).enumerate() {
+            wanted.push(Rule { v4, of: Of::Input(device_name(zone)), table: TABLE_MAIN });
+            wanted.push(Rule { v4, of: Of::Output(device_name(zone)), table });
+            wanted.extend(interfaces.iter().map(|name| Rule { v4, of: Of::Input(name.clone()), table }));
+            if layout.host == Some(zone) {
+                wanted.push(Rule { v4, of: Of::Mark(HOST_MARK), table });
+            }
         }
     }
+    // Before the rules: no moment in which a packet is routed and not filtered.
+    filter::set(layout, &[])?;
     run("steering", async |handle: Handle| {
-        for table in tables(zones.len()) {
+        for table in tables(zones) {
             let protocol = RouteProtocol::from(OURS);
             let four = RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(table).priority(2);
             let four = four.protocol(protocol).kind(RouteType::BlackHole).build();
@@ -103,16 +142,17 @@ pub fn hold(zones: &[Vec<String>]) -> Result<(), DataPlaneError> {
             add_rule(&handle, rule).await?;
         }
         delete_rules(&handle, &wanted).await?;
-        delete_routes(&handle, &tables(zones.len())).await
+        delete_routes(&handle, &tables(zones)).await
     })
 }
 
 async fn add_rule(handle: &Handle, rule: &Rule) -> Result<(), Error> {
     let mut request = handle.rule().add().table_id(rule.table).action(RuleAction::ToTable);
-    request = match &rule.interface {
-        Some(name) if rule.table == TABLE_MAIN => request.priority(FIRST).input_interface(name),
-        Some(name) => request.priority(FIRST + 1).input_interface(name),
-        None => request.priority(FIRST).fw_mark(MARK),
+    let priority = if rule.table == TABLE_MAIN { FIRST } else { FIRST + 1 };
+    request = match &rule.of {
+        Of::Input(name) => request.priority(priority).input_interface(name),
+        Of::Output(name) => request.priority(priority).output_interface(name),
+        Of::Mark(mark) => request.priority(priority).fw_mark(*mark),
     };
     request.message_mut().attributes.push(RuleAttribute::Protocol(RouteProtocol::from(OURS)));
     let added = if rule.v4 { request.v4().execute().await } else { request.v6().execute().await };
@@ -128,11 +168,13 @@ async fn delete_rules(handle: &Handle, wanted: &[Rule]) -> Result<(), Error> {
         let version = if v4 { IpVersion::V4 } else { IpVersion::V6 };
         let found: Vec<RuleMessage> = handle.rule().get(version).execute().try_collect().await?;
         for message in found {
-            let mut rule = Rule { v4, interface: None, table: u32::from(message.header.table) };
+            let mut rule = Rule { v4, of: Of::Mark(0), table: u32::from(message.header.table) };
             let mut ours = false;
             for attribute in &message.attributes {
                 match attribute {
-                    RuleAttribute::Iifname(name) => rule.interface = Some(name.clone()),
+                    RuleAttribute::Iifname(name) => rule.of = Of::Input(name.clone()),
+                    RuleAttribute::Oifname(name) => rule.of = Of::Output(name.clone()),
+                    RuleAttribute::FwMark(mark) => rule.of = Of::Mark(*mark),
                     RuleAttribute::Table(table) => rule.table = *table,
                     RuleAttribute::Protocol(protocol) => ours = u8::from(*protocol) == OURS,
                     _ => {}
@@ -170,7 +212,8 @@ async fn delete_routes(handle: &Handle, kept: &Range<u32>) -> Result<(), Error> 
 ///
 /// # Errors
 /// [`DataPlaneError`] when the kernel refuses.
-pub fn connect(devices: &[u32]) -> Result<(), DataPlaneError> {
+pub fn connect(layout: &Layout, devices: &[u32]) -> Result<(), DataPlaneError> {
+    filter::set(layout, devices)?;
     run("steering to the TUN devices", async |handle: Handle| {
         for (table, device) in tables(devices.len()).zip(devices) {
             let protocol = RouteProtocol::from(OURS);
@@ -185,7 +228,7 @@ pub fn connect(devices: &[u32]) -> Result<(), DataPlaneError> {
     })
 }
 
-/// Removes every rule and route of ours, whoever made them: the host's own routing holds again.
+/// Removes every rule, route and filter of ours, whoever made them: the host's own routing holds again.
 ///
 /// # Errors
 /// [`DataPlaneError`] when the kernel refuses.
@@ -193,7 +236,8 @@ pub fn release() -> Result<(), DataPlaneError> {
     run("releasing", async |handle: Handle| {
         delete_rules(&handle, &[]).await?;
         delete_routes(&handle, &(0..0)).await
-    })
+    })?;
+    filter::clear()
 }
 
 /// True while the devices of a running data plane are there.

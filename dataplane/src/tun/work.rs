@@ -16,14 +16,15 @@ use rustix::time::ClockId;
 use tun_rs::{IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN};
 
 use super::merge::Trust;
-use super::port::Port;
+use super::multicast::Senders;
+use super::port::{Onward, Port};
 use super::routes::{Behind, Routes};
 use super::{DEVICE_MTU, Member, Shared, Way, clock, now};
 use crate::Fault;
 use crate::d3p::Timestamp;
 use crate::esp::{Carrier, HEADROOM, OpenError, TAILROOM};
 use crate::fragment::Fragments;
-use crate::header::{Fragment, Header, protocol};
+use crate::header::{Fragment, Header, add_hop, hops, protocol, take_hop};
 use crate::icmp;
 use crate::path::{self, Counters, Dropped, How, Passed, When};
 use crate::policy::{Gspd, Inbound, Outbound};
@@ -46,8 +47,11 @@ pub struct Worker {
     shared: Arc<Shared>,
     zone: usize,
     port: Port,
+    senders: Senders,
     /// For fragments and answers.
     scratch: Vec<u8>,
+    /// For copies of multicast.
+    cast: Vec<u8>,
     reassembler: Reassembler,
     /// Second of the last answer, and answers in it.
     answers: (u64, u32),
@@ -65,8 +69,11 @@ struct View {
 struct Case<'a> {
     shared: &'a Shared,
     view: &'a View,
+    /// The zone it is on its way to.
+    to: usize,
     /// The number of the VPN.
     vpn: usize,
+    way: Way,
     member: &'a Member,
     gspd: &'a Gspd,
     header: Header,
@@ -83,7 +90,9 @@ impl Worker {
             shared,
             zone,
             port,
+            senders: Senders::default(),
             scratch: vec![0; BUFFER],
+            cast: vec![0; BUFFER],
             reassembler: Reassembler::new(usize::from(DEVICE_MTU)),
             answers: (0, 0),
         }
@@ -101,7 +110,8 @@ impl Worker {
             while used < ENOUGH {
                 let (free, lengths) = (buffers.get_mut(used..), sizes.get_mut(used..));
                 let (Some(free), Some(lengths)) = (free, lengths) else { break };
-                let read = self.port.device().recv_multiple(&mut whole, free, lengths, HEADROOM);
+                let Some(device) = self.port.device() else { return };
+                let read = device.recv_multiple(&mut whole, free, lengths, HEADROOM);
                 // Nothing there, or a packet that cannot be split: the next one will do.
                 let Ok(count) = read else { break };
                 if used == 0 {
@@ -112,8 +122,10 @@ impl Worker {
                 }
                 used += count;
             }
-            if used == 0 {
-                let _ = poll(&mut [PollFd::new(self.port.device(), PollFlags::IN)], Some(&PATIENCE));
+            if used == 0
+                && let Some(device) = self.port.device()
+            {
+                let _ = poll(&mut [PollFd::new(device, PollFlags::IN)], Some(&PATIENCE));
             }
             self.flush(&shared, &mut buffers);
         }
@@ -135,16 +147,29 @@ impl Worker {
     ) {
         let Some(buffer) = buffers.get_mut(index) else { return };
         let Ok(header) = Header::read(buffer.get(packet.clone()).unwrap_or_default()) else { return };
-        let pair = match view.routes.behind(header.destination) {
-            Some(Behind::Zone(to)) => shared.pairs.get(&(self.zone, to)),
-            Some(Behind::Elsewhere) => None,
+        let is_host = shared.layout.host == Some(self.zone);
+        if header.destination.is_multicast() && !is_host {
+            return self.multicast(shared, view, header, buffer.get(packet).unwrap_or_default());
+        }
+        let to = match (shared.layout.host, view.routes.behind(header.destination)) {
+            (Some(host), _) if !is_host && view.routes.is_own(header.destination) => {
+                // The copy lost a hop that the packet itself did not take.
+                add_hop(buffer.get_mut(packet.clone()).unwrap_or_default());
+                Some(host)
+            }
+            (_, Some(Behind::Zone(to))) => Some(to),
+            (_, Some(Behind::Elsewhere)) => None,
             // The main table knows no way, and another table of the host might take it past us.
-            None => return,
+            (_, None) => return,
         };
-        let Some((vpn, way)) = pair else { return self.port.host(index, packet, Trust::Verify) };
-        let (Some(member), Some(gspd)) = (shared.members.get(*vpn), view.gspds.get(*vpn)) else { return };
-        let case = Case { shared, view, vpn: *vpn, member, gspd, header };
-        match way {
+        let Some(case) = to.and_then(|to| Case::of(shared, view, self.zone, to, header)) else {
+            // What this machine sends comes here only on its way to a zone of a pair: the copy of the routes lags behind.
+            if !is_host {
+                self.port.host(index, packet, Onward { trust: Trust::Verify, zone: self.zone });
+            }
+            return;
+        };
+        match case.way {
             Way::Out => self.outbound(&case, buffers, index, packet),
             Way::In if case.is_fragment_of_esp() => {
                 // What came before leaves before: the whole is sent at once.
@@ -154,23 +179,105 @@ impl Worker {
             }
             Way::In => {
                 if let Some(clear) = self.inbound(&case, buffer, packet) {
-                    self.port.host(index, clear, Trust::Verify);
+                    self.port.host(index, clear, Onward { trust: Trust::Verify, zone: case.to });
                 }
             }
         }
     }
 
+    /// Multicast goes to every zone this one forms a pair with.
+    fn multicast(&mut self, shared: &Shared, view: &View, header: Header, whole: &[u8]) {
+        // The kernel took the hop when it made the copy.
+        if hops(whole) == 0 {
+            return;
+        }
+        let mut cast = std::mem::take(&mut self.cast);
+        let at = HEADROOM..HEADROOM + whole.len();
+        for (_, to) in shared.pairs.range((self.zone, 0)..=(self.zone, usize::MAX)).map(|(pair, _)| *pair) {
+            let (Some(case), Some(room)) =
+                (Case::of(shared, view, self.zone, to, header), cast.get_mut(at.clone()))
+            else {
+                continue;
+            };
+            // This machine joins no group on the device of `host`; ESP in UDP is for the host's routes.
+            if shared.layout.host == Some(to) || case.member.shape.carrier == Carrier::Udp {
+                continue;
+            }
+            room.copy_from_slice(whole);
+            match case.way {
+                Way::Out => self.outbound_now(&case, &mut cast, at.clone()),
+                Way::In if case.is_fragment_of_esp() => self.inbound_fragment(&case, whole),
+                Way::In => {
+                    if let Some(clear) = self.inbound(&case, &mut cast, at.clone()) {
+                        self.deliver_now(&case, cast.get_mut(clear).unwrap_or_default());
+                    }
+                }
+            }
+        }
+        self.cast = cast;
+    }
+
+    fn outbound_now(&mut self, case: &Case<'_>, buffer: &mut [u8], packet: Range<usize>) {
+        let Case { shared, view, member, gspd, .. } = *case;
+        let mut counters = lock(&member.outbound);
+        let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
+        drop(counters);
+        match result {
+            Ok(Passed { packet, how }) => {
+                let sent = self.send_now(case, buffer.get(packet).unwrap_or_default());
+                if let How::Esp(sa) = how {
+                    lock(&member.outbound).not_sent += u64::from(!sent);
+                    watch(shared, &sa);
+                    if sa.is_spent() {
+                        shared.tell_spent(member, view.when.now, sa.spi);
+                    }
+                }
+            }
+            Err(Dropped::TooBig { room }) => {
+                self.too_big(case, buffer.get(packet).unwrap_or_default(), room);
+            }
+            Err(Dropped::Spent(spi)) => shared.tell_spent(member, view.when.now, spi),
+            Err(_) => {}
+        }
+    }
+
+    /// Sends a packet past the steering; multicast by every interface of the zone it is for. False when the system did not.
+    fn send_now(&mut self, case: &Case<'_>, octets: &[u8]) -> bool {
+        let to = case.header.destination;
+        if !to.is_multicast() || case.shared.layout.host == Some(self.zone) {
+            return self.port.send_now(octets, to);
+        }
+        let interfaces = case.shared.layout.interfaces.get(case.to).map(Vec::as_slice).unwrap_or_default();
+        interfaces.iter().fold(true, |all, name| self.senders.send(octets, to, name) && all)
+    }
+
+    /// Delivers an opened packet, or one that came in clear.
+    fn deliver_now(&mut self, case: &Case<'_>, octets: &mut [u8]) {
+        if !case.header.destination.is_multicast() {
+            self.port.host_now(octets, case.to);
+        } else if take_hop(octets) {
+            // Unicast loses this hop when the host routes it on.
+            let _ = self.send_now(case, octets);
+        }
+    }
+
     fn outbound(&mut self, case: &Case<'_>, buffers: &mut [Vec<u8>], index: usize, packet: Range<usize>) {
-        let Case { shared, view, vpn, member, gspd, header } = *case;
+        let Case { shared, view, to, vpn, member, gspd, header, .. } = *case;
         let Some(buffer) = buffers.get_mut(index) else { return };
         let mut counters = lock(&member.outbound);
         let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
         match result {
-            Ok(Passed { packet, how: How::Clear(_) }) => self.port.host(index, packet, Trust::Verify),
+            // The kernel takes no packet with an address of its own from a device.
+            Ok(Passed { packet, how: How::Clear(_) }) if shared.layout.host == Some(self.zone) => {
+                self.port.raw(index, packet, header.destination, vpn);
+            }
+            Ok(Passed { packet, how: How::Clear(_) }) => {
+                self.port.host(index, packet, Onward { trust: Trust::Verify, zone: to });
+            }
             Ok(Passed { packet, how: How::Esp(sa) }) => {
                 match member.shape.carrier {
                     Carrier::Raw => self.port.raw(index, packet, header.destination, vpn),
-                    Carrier::Udp => self.port.host(index, packet, Trust::Own),
+                    Carrier::Udp => self.port.host(index, packet, Onward { trust: Trust::Own, zone: to }),
                 }
                 watch(shared, &sa);
                 if sa.is_spent() {
@@ -216,7 +323,7 @@ impl Worker {
             let sealed = path::outbound_fragment(sa, counters, when, shape, &mut scratch, at);
             if let Ok(Passed { packet, .. }) = sealed {
                 let sealed = scratch.get(packet).unwrap_or_default();
-                counters.not_sent += u64::from(!self.port.send_now(sealed, case.header.destination));
+                counters.not_sent += u64::from(!self.send_now(case, sealed));
             }
         }
         self.scratch = scratch;
@@ -270,7 +377,7 @@ impl Worker {
             Added::Whole(at) => {
                 lock(&member.inbound).fragmented += 1;
                 if let Some(clear) = self.inbound(case, &mut scratch, at) {
-                    self.port.host_now(scratch.get(clear).unwrap_or_default());
+                    self.deliver_now(case, scratch.get_mut(clear).unwrap_or_default());
                 }
             }
             Added::Waits(given_up) => {
@@ -292,7 +399,14 @@ impl View {
     }
 }
 
-impl Case<'_> {
+impl<'a> Case<'a> {
+    /// None when the zones form no pair.
+    fn of(shared: &'a Shared, view: &'a View, from: usize, to: usize, header: Header) -> Option<Case<'a>> {
+        let (vpn, way) = *shared.pairs.get(&(from, to))?;
+        let (member, gspd) = (shared.members.get(vpn)?, view.gspds.get(vpn)?);
+        Some(Case { shared, view, to, vpn, way, member, gspd, header })
+    }
+
     /// True for a part of ESP, which must be put together before it can be opened. Parts of UDP that may pass in clear pass as
     /// they are.
     fn is_fragment_of_esp(&self) -> bool {

@@ -39,6 +39,22 @@ pub fn write(path: &Path, datagrams: &[Passed]) -> Result<(), LabError> {
     Ok(())
 }
 
+/// Writes Ethernet frames to a file.
+///
+/// # Errors
+/// [`LabError`] when the file cannot be written.
+pub fn write_frames(path: &Path, frames: &[Vec<u8>]) -> Result<(), LabError> {
+    let wrong = |error: pcap_file::PcapError| LabError::Wrong(format!("{}: {error}", path.display()));
+    let file = std::fs::File::create(path).map_err(LabError::system(path.display().to_string()))?;
+    let header = PcapHeader { datalink: DataLink::ETHERNET, ..PcapHeader::default() };
+    let mut writer = PcapWriter::with_header(file, header).map_err(wrong)?;
+    for frame in frames {
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        writer.write_packet(&PcapPacket::new(Duration::ZERO, length, frame)).map_err(wrong)?;
+    }
+    Ok(())
+}
+
 /// IPv4 header, UDP header without checksum (RFC 768 allows that), payload.
 fn packet(datagram: &Passed) -> Option<Vec<u8>> {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (datagram.from.ip(), datagram.to.ip()) else { return None };

@@ -15,7 +15,7 @@ use crate::LabError;
 use crate::network::{MEMBERS, Network, run};
 
 /// The hosts, in the order of their members.
-pub const HOSTS: [&str; 2] = ["lan1", "lan2"];
+pub const HOSTS: [&str; 3] = ["lan1", "lan2", "lan3"];
 /// The far host as `lan1` sees it: IPv4 and IPv6.
 pub const FAR: [&str; 2] = ["172.16.2.2", "2001:db8:2::2"];
 
@@ -43,13 +43,20 @@ pub struct Pings {
 }
 
 impl Network {
-    /// Gives each member a `lan` with a host and routes to the other's.
+    /// Gives both members a `lan` with a host and routes to the other's.
     ///
     /// # Errors
     /// [`LabError`] that says which command was refused.
     pub fn add_lans(&self) -> Result<(), LabError> {
-        for (number, (host, member)) in (1..).zip(HOSTS.into_iter().zip(MEMBERS)) {
-            let other = 3 - number;
+        self.add_lans_behind(&MEMBERS)
+    }
+
+    /// The same for up to three members.
+    ///
+    /// # Errors
+    /// [`LabError`] that says which command was refused.
+    pub fn add_lans_behind(&self, members: &[&str]) -> Result<(), LabError> {
+        for (number, (host, member)) in (1..).zip(HOSTS.into_iter().zip(members)) {
             run(&format!("ip netns add {host}"))?;
             run(&format!("ip link add eth0 netns {host} type veth peer name lan netns {member}"))?;
             for (place, device, four, six) in [
@@ -66,8 +73,10 @@ impl Network {
             run(&format!("ip -n {host} link set lo up"))?;
             run(&format!("ip -n {host} route add default via 172.16.{number}.1"))?;
             run(&format!("ip -n {host} route add default via 2001:db8:{number}::1"))?;
-            run(&format!("ip -n {member} route add 172.16.{other}.0/24 via 192.0.2.1{other}"))?;
-            run(&format!("ip -n {member} route add 2001:db8:{other}::/64 via 2001:db8:9::1{other}"))?;
+            for other in (1..=members.len()).filter(|other| *other != number) {
+                run(&format!("ip -n {member} route add 172.16.{other}.0/24 via 192.0.2.1{other}"))?;
+                run(&format!("ip -n {member} route add 2001:db8:{other}::/64 via 2001:db8:9::1{other}"))?;
+            }
             for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 let write = format!("echo 1 > /proc/sys/net/{switch}");
                 let mut shell = self.command(member, Path::new("sh"));
@@ -81,16 +90,23 @@ impl Network {
         Ok(())
     }
 
-    /// The rules and routes a host has that are not the system's own: what a data plane left.
+    /// The rules, routes and filters a host has that are not the system's own: what a data plane left.
     ///
     /// # Errors
     /// [`LabError`] when `ip` is refused.
     pub fn steering(&self, host: &str) -> Result<Vec<String>, LabError> {
         let mut left = Vec::new();
-        for what in ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"] {
+        let ip = |what: &str| {
             let mut command = Command::new("ip");
-            command.args(["-n", host]).args(what.split(' ')).stdin(Stdio::null());
-            let output = command.output().map_err(LabError::system("ip cannot be run"))?;
+            command.args(["-n", host]).args(what.split(' '));
+            command
+        };
+        let routes = ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"].map(ip);
+        let mut filters = self.command(host, Path::new("nft"));
+        filters.args(["list", "tables"]);
+        for mut command in routes.into_iter().chain([filters]) {
+            let output =
+                command.stdin(Stdio::null()).output().map_err(LabError::system("ip, nft cannot be run"))?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let ours = |line: &&str| ["gdoi", "848", "6d0848"].iter().any(|word| line.contains(word));
             left.extend(text.lines().filter(ours).map(str::to_owned));
@@ -103,7 +119,15 @@ impl Network {
     /// # Errors
     /// [`LabError`] when `ping` cannot be run.
     pub fn ping(&self, to: &str, count: u32) -> Result<Pings, LabError> {
-        let mut ping = self.command(HOSTS[0], Path::new("ping"));
+        self.ping_from(HOSTS[0], to, count)
+    }
+
+    /// The same from any host.
+    ///
+    /// # Errors
+    /// [`LabError`] when `ping` cannot be run.
+    pub fn ping_from(&self, host: &str, to: &str, count: u32) -> Result<Pings, LabError> {
+        let mut ping = self.command(host, Path::new("ping"));
         ping.args(["-n", "-q", "-i", "0.1", "-W", "1", "-c", &count.to_string(), to]);
         let output = ping.stdin(Stdio::null()).output().map_err(LabError::system("ping cannot be run"))?;
         Pings::read(&String::from_utf8_lossy(&output.stdout))

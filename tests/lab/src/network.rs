@@ -1,14 +1,16 @@
 //! The machines of a lab.
 //!
 //! ```text
-//! namespaces   gcks 192.0.2.1   gm1 192.0.2.11   gm2 192.0.2.12   each `wan` a cable to the bridge `lab`, UDP 848
+//! namespaces   gcks 192.0.2.1   gm1 192.0.2.11   gm2 192.0.2.12 ...  each `wan` a cable to the bridge `lab`, UDP 848
 //! loopback     the same names on addresses of the loopback interface, UDP 8480 or the next free port
 //! ```
 //!
 //! Namespaces need a user, network and mount namespace of our own around them: see [`Network::namespaces`]. There each
 //! member can have a `lan` with a host beside its `wan`: [`crate::lans`]. Loopback hosts cannot.
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -20,8 +22,11 @@ pub const GCKS: &str = "gcks";
 /// The machines of the members.
 pub const MEMBERS: [&str; 2] = ["gm1", "gm2"];
 
+/// One more machine for a member, where two are not enough.
+pub const THIRD: &str = "gm3";
+
 /// Last octet of each machine's address.
-const HOSTS: [(&str, u8); 3] = [(GCKS, 1), (MEMBERS[0], 11), (MEMBERS[1], 12)];
+const HOSTS: [(&str, u8); 4] = [(GCKS, 1), (MEMBERS[0], 11), (MEMBERS[1], 12), (THIRD, 13)];
 /// The network of the namespaces: for documentation (RFC 5737), so it is nobody's.
 const NAMESPACES: [u8; 3] = [192, 0, 2];
 /// GDOI (RFC 6407 section 1.5).
@@ -132,6 +137,40 @@ impl Network {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{host}")).arg(program);
         command
+    }
+
+    /// Runs `work` on a thread that lives in the namespace of a host.
+    ///
+    /// # Errors
+    /// [`LabError`] without such a namespace, or when the work panics.
+    pub fn inside<T: Send>(&self, host: &str, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
+        let path = format!("/run/netns/{host}");
+        let namespace = std::fs::File::open(&path).map_err(LabError::system(path))?;
+        let kind = Some(rustix::thread::LinkNameSpaceType::Network);
+        let result = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                let moved = rustix::thread::move_into_link_name_space(namespace.as_fd(), kind);
+                moved.map_err(|error| LabError::Wrong(format!("{host}: {error}"))).map(|()| work())
+            });
+            thread.join()
+        });
+        result.unwrap_or_else(|_| Err(LabError::Wrong(format!("what ran on {host} did not end well"))))
+    }
+
+    /// Commands for `ip` on a host, one a line, in one process.
+    ///
+    /// # Errors
+    /// [`LabError`] when `ip` refuses one of them.
+    pub fn ip_batch(&self, host: &str, lines: &str) -> Result<(), LabError> {
+        let mut command = Command::new("ip");
+        command.args(["-n", host, "-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(LabError::system("ip cannot be run"))?;
+        if let Some(mut into) = child.stdin.take() {
+            into.write_all(lines.as_bytes()).map_err(LabError::system("what ip reads"))?;
+        }
+        let output = child.wait_with_output().map_err(LabError::system("ip"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.success() { Ok(()) } else { Err(LabError::Program(format!("ip: {}", said.trim()))) }
     }
 
     /// Pulls a host's cable: nothing passes any more. False on loopback, which has no cable.

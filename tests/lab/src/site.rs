@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::LabError;
 use crate::binaries::Binaries;
 use crate::daemon::{Daemon, Watcher};
-use crate::network::{GCKS, MEMBERS, Network};
+use crate::network::{GCKS, MEMBERS, Network, THIRD};
 
 /// The group of the lab, by name.
 pub const GROUP: &str = "lab";
@@ -66,6 +66,8 @@ pub struct ServerPlan {
     pub communication_type: &'static str,
     /// With a `state-key`.
     pub sealed: bool,
+    /// Appended to the file.
+    pub more: String,
 }
 
 impl ServerPlan {
@@ -82,6 +84,7 @@ impl ServerPlan {
             key_management: "flat",
             communication_type: "unicast",
             sealed: false,
+            more: String::new(),
         }
     }
 }
@@ -99,7 +102,9 @@ pub struct MemberPlan {
     pub traffic: bool,
     /// ESP in UDP.
     pub udp: bool,
-    /// More lines of its VPN.
+    /// More of its VPN: rules.
+    pub rules: String,
+    /// Appended to the file.
     pub more: String,
 }
 
@@ -151,7 +156,8 @@ impl Site {
             self.write_secret("state-key", STATE_KEY)?;
         }
         text.push_str(&self.common(GCKS));
-        for member in MEMBERS {
+        let third = plan.admitted.contains(&THIRD).then_some(THIRD);
+        for member in MEMBERS.into_iter().chain(third) {
             let address = self.network.ip(member).to_string();
             let _ =
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
@@ -203,6 +209,7 @@ proposal = "esp"
             let nets = "source = \"2001:db8::/44\"\ndestination = \"2001:db8::/44\"\n";
             text.push_str(&(policy + nets));
         }
+        text.push_str(&plan.more);
         self.write(GCKS, &text, PRE_SHARED_KEY)
     }
 
@@ -216,6 +223,7 @@ proposal = "esp"
         let server = plan.server.unwrap_or_else(|| self.network.address(GCKS)).to_string();
         let group = plan.group.unwrap_or(GROUP_NUMBER);
         let key = plan.pre_shared_key.unwrap_or(PRE_SHARED_KEY);
+        let rules = &plan.rules;
         let common = self.common(host);
         let zones = format!(
             r#"[zone.lan]
@@ -242,7 +250,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{carrier}{more}{zones}"#
+{carrier}{rules}{zones}{more}"#
         );
         self.write(host, &text, key)
     }

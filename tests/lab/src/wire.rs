@@ -35,10 +35,14 @@ pub struct Seen {
     pub other: u64,
 }
 
+/// Frames that are kept.
+const FRAMES: usize = 20_000;
+
 /// A thread that sees all frames of this namespace until it is dropped.
 #[derive(Debug)]
 pub struct Wire {
     seen: Arc<Mutex<Seen>>,
+    frames: Arc<Mutex<Vec<Vec<u8>>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,20 +60,33 @@ impl Wire {
         socket.set_recv_buffer_size(8 << 20).map_err(wanted())?;
         let (seen, stop) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
         let (into, ended) = (Arc::clone(&seen), Arc::clone(&stop));
+        let frames = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&frames);
         let thread = std::thread::spawn(move || {
             let mut frame = vec![0; 65536];
             while !ended.load(Ordering::Relaxed) {
                 match (&socket).read(&mut frame) {
                     Ok(length) => {
                         let mut seen = into.lock().unwrap_or_else(PoisonError::into_inner);
-                        seen.count(frame.get(..length).unwrap_or_default());
+                        let octets = frame.get(..length).unwrap_or_default();
+                        seen.count(octets);
+                        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                        if kept.len() < FRAMES {
+                            kept.push(octets.to_vec());
+                        }
                     }
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                     Err(_) => break,
                 }
             }
         });
-        Ok(Wire { seen, stop, thread: Some(thread) })
+        Ok(Wire { seen, frames, stop, thread: Some(thread) })
+    }
+
+    /// The first 20000 frames, link-layer headers included.
+    pub fn frames(&self) -> Vec<Vec<u8>> {
+        std::thread::sleep(PATIENCE);
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Everything since the beginning. What was sent before this call and is still on its way may be missing.

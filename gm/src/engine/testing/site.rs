@@ -203,6 +203,14 @@ impl KeyServer {
         Some(answer)
     }
 
+    /// It starts anew: no SA, and other keys.
+    pub fn restart(&mut self, first_spi: u32) {
+        self.half_open.clear();
+        self.sas.clear();
+        self.pulls.clear();
+        self.first_spi = first_spi;
+    }
+
     /// Ends every SA; the Deletes it says so with.
     pub fn delete_sas(&mut self) -> Vec<Bytes> {
         let sas = std::mem::take(&mut self.sas).into_values();

@@ -104,6 +104,22 @@ fn a_member_isolated_past_a_rekey_probes_after_10_s_and_gets_the_new_keys() {
 }
 
 #[test]
+fn a_key_server_that_restarts_with_new_keys_is_found_by_the_probe_under_a_new_phase_1() {
+    let mut site = Site::new(vec![probing()], &[HERE]);
+    let from = site.now.at;
+    site.servers[0].restart(500);
+    flood(&mut site, 630);
+    assert!(site.member.installed("v01").iter().any(|(spi, _)| *spi == Spi(501)), "{:?}", site.states());
+    assert_eq!(site.lines("phase1_established").len(), 2);
+    assert!(
+        registrations(&site, from).len() <= 7,
+        "the first, and six probes: {:?}",
+        registrations(&site, from)
+    );
+    assert_eq!((site.states(), site.lines("keys_expired").len()), (vec!["registered"], 0));
+}
+
+#[test]
 fn a_flood_of_unknown_spis_causes_at_most_six_registrations_in_630_s() {
     for manner in [HERE, AWAY] {
         let mut site = Site::new(vec![probing(), vpn(2)], &[HERE]);

@@ -137,7 +137,7 @@ fn ours(site: &Site, udp: bool, encryption: &'static str, rules: bool) -> Result
             );
         }
     }
-    let plan = MemberPlan { traffic: true, udp, more: text, ..MemberPlan::default() };
+    let plan = MemberPlan { traffic: true, udp, rules: text, ..MemberPlan::default() };
     let server = site.start(GCKS, None)?;
     server.wait_named(server.beginning(), SOON, "group_created")?;
     let mut running = Running::default();
