@@ -248,7 +248,8 @@ impl Worker {
             return self.port.send_now(octets, to);
         }
         let interfaces = case.shared.layout.interfaces.get(case.to).map(Vec::as_slice).unwrap_or_default();
-        interfaces.iter().fold(true, |all, name| self.senders.send(octets, to, name) && all)
+        // One that is down is no reason to leave the others out.
+        interfaces.iter().filter(|name| !self.senders.send(octets, to, name)).count() == 0
     }
 
     /// Delivers an opened packet, or one that came in clear.
