@@ -161,11 +161,6 @@ fn vpns_name_a_gateway_and_a_group_of_their_own() {
 fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
         (
-            "log-level = \"info\"",
-            "approved-only = true",
-            "2:1: member.approved-only: not supported yet: approved-only = true; nothing would enforce it",
-        ),
-        (
             "group = 1",
             "group = 1\n[data-plane]\nbackend = \"xfrm\"",
             "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",

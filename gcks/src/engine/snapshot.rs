@@ -49,6 +49,7 @@ impl KeyServer {
                 messages_dropped: counters.dropped,
                 ..ServerStatistics::default()
             },
+            approved_only: self.peers.approved_only,
         }
     }
 }
