@@ -159,13 +159,11 @@ fn vpns_name_a_gateway_and_a_group_of_their_own() {
 
 #[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
-    each(&[
-        (
-            "group = 1",
-            "group = 1\n[data-plane]\nbackend = \"xfrm\"",
-            "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",
-        ),
-    ]);
+    each(&[(
+        "group = 1",
+        "group = 1\n[data-plane]\nbackend = \"xfrm\"",
+        "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",
+    )]);
 }
 
 /// Two zones and a policy between them.
