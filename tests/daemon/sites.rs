@@ -452,6 +452,17 @@ fn own_traffic() {
         let pings = ground.network().ping_from(from, &to.to_string(), 3).unwrap();
         assert!(pings.all_answered(), "{from} to {to}: {pings:?} {}", ground.counters());
     }
+    // CAP_NET_BIND_SERVICE, CAP_NET_ADMIN and CAP_NET_RAW, and no way to more.
+    for (field, value) in [
+        ("CapEff", "0000000000003400"),
+        ("CapPrm", "0000000000003400"),
+        ("CapBnd", "0000000000003400"),
+        ("CapInh", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        assert_eq!(ground.members[0].status(field).unwrap(), value, "{field}");
+    }
     // Longer than the path takes: the sender is this machine, and learns it.
     over_tcp(ground.network(), MEMBERS[0], MEMBERS[1], gm2);
     let packets: Vec<Packet> = ground.wire.frames().iter().filter_map(|frame| packet(frame)).collect();

@@ -4,7 +4,7 @@
 //! arriving   multicast of a steered interface      -> a copy to the zone's TUN device: policy routing never sees it
 //!            to this machine, from a zone of `host` -> the TUN device instead of this machine, but for key management
 //! onward     gdoi<zone> or its interfaces, towards an interface of a zone it forms a pair with -> dropped
-//! leaving    of this machine, towards a zone of `host` -> [`HOST_MARK`]: routed again, into the TUN device of `host`
+//! leaving    of this machine, towards a zone of `host` -> HOST_MARK: routed again, into the TUN device of `host`
 //! ```
 //!
 //! `onward` is what no race of route changes passes: what was decided for a zone comes back from the TUN device of *that*

@@ -9,9 +9,9 @@
 //!
 //! What passes in clear goes back to the host too, through the device of the zone it was decided for; the host routes it on
 //! by its main table. The threads know that table ([`routes`]): it says which zone a packet is on its way to. Where the two
-//! disagree for a moment, [`filter`] drops the packet.
+//! disagree for a moment, `filter.rs` drops the packet.
 //!
-//! Multicast comes as a copy and goes to every zone its zone forms a pair with, on every interface ([`multicast`]).
+//! Multicast comes as a copy and goes to every zone its zone forms a pair with, on every interface (`multicast.rs`).
 //! The zone `host` is this machine: what it sends to a zone it forms a pair with, and what comes from there for it.
 
 mod filter;

@@ -8,7 +8,7 @@
 //! 8481  oif gdoi<zone>        lookup 84800 + zone  copies of multicast
 //! ```
 //!
-//! Beside them stand the packet filters of [`super::filter`]. Rules, blackholes and filters do not depend on the process:
+//! Beside them stand the packet filters of `filter.rs`. Rules, blackholes and filters do not depend on the process:
 //! when it dies its devices go, their routes with them, and the blackholes drop what is left, until [`release`]. A set-up
 //! found there is completed and what is stale in it goes.
 

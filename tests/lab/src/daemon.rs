@@ -279,6 +279,17 @@ impl Daemon {
         self.member()?.vpns.into_iter().next().ok_or_else(|| self.wrong(&"shows no vpn"))
     }
 
+    /// A field of `/proc/<pid>/status`.
+    ///
+    /// # Errors
+    /// [`LabError`] when it is not there.
+    pub fn status(&self, field: &str) -> Result<String, LabError> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(&path).map_err(LabError::system(path))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned()).ok_or_else(|| self.wrong(&format!("no {field}")))
+    }
+
     fn signal(&self, signal: Signal) -> Result<(), LabError> {
         kill_process(Pid::from_child(&self.child), signal)
             .map_err(|error| self.wrong(&format!("{signal:?} cannot be sent: {error}")))
