@@ -186,8 +186,8 @@ pub enum ServerShow {
     Groups,
     /// What traffic is protected
     Policy,
-    /// Expiry calendar of certificates (not supported yet)
-    Certificates(Later),
+    /// Expiry calendar of certificates, and which members chain to which anchor
+    Certificates,
     /// Who did what (not supported yet)
     Audit(Later),
 }
@@ -196,7 +196,6 @@ impl ServerShow {
     /// The name of what does not exist yet.
     pub fn later(&self) -> Option<&'static str> {
         match self {
-            ServerShow::Certificates(_) => Some("certificates"),
             ServerShow::Audit(_) => Some("audit"),
             ServerShow::RegisteredMembers { .. }
             | ServerShow::Kek(_)
@@ -205,7 +204,8 @@ impl ServerShow {
             | ServerShow::Statistics { .. }
             | ServerShow::ServerMemberCommunication
             | ServerShow::Groups
-            | ServerShow::Policy => None,
+            | ServerShow::Policy
+            | ServerShow::Certificates => None,
         }
     }
 }

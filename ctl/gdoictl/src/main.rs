@@ -5,6 +5,7 @@
 
 mod act;
 mod args;
+mod calendar;
 mod connect;
 mod load;
 mod member;
