@@ -36,7 +36,7 @@ pub use group::Group;
 pub use identity::IdentityPattern;
 pub use ipsec::{IpsecSa, MatchPolicy};
 pub use units::AddressPrefix;
-pub use vpn::{Accept, DfBit, Encryption, IpsecPolicy, RekeySignature, Rule, Vpn, Zone};
+pub use vpn::{Accept, DfBit, Encryption, EspEncapsulation, IpsecPolicy, RekeySignature, Rule, Vpn, Zone};
 
 use error::Report;
 use table::Table;

@@ -38,6 +38,8 @@ pub struct Vpn {
     pub df_bit: DfBit,
     /// Octets of the largest ESP packet with its outer header, 256-9192, default 1500.
     pub tunnel_mtu: u16,
+    /// What carries ESP.
+    pub esp_encapsulation: EspEncapsulation,
     /// Never encrypted, at most 10.
     pub exclude: Vec<Rule>,
     /// Clear while there is no valid TEK, at most 10.
@@ -64,6 +66,16 @@ pub enum DfBit {
     Set,
     /// As the inner packet says.
     Copy,
+}
+
+/// `esp-encapsulation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EspEncapsulation {
+    /// IP protocol 50.
+    #[default]
+    Raw,
+    /// UDP port 4500, addresses preserved all the same.
+    Udp,
 }
 
 /// `accept`: an empty list accepts everything of its kind.
@@ -191,10 +203,8 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
     let bits = [("clear", DfBit::Clear), ("set", DfBit::Set), ("copy", DfBit::Copy)];
     let df_bit = table.word("df-bit", &bits, Some(DfBit::Clear)).unwrap_or_default();
     let tunnel_mtu = u16::try_from(table.number("tunnel-mtu", (256, 9192), 1500)).unwrap_or(1500);
-    let encapsulations = [("raw", false), ("udp", true)];
-    if table.word("esp-encapsulation", &encapsulations, Some(false)) == Some(true) {
-        report.not_supported(&table.place_of("esp-encapsulation"), "= \"udp\"; \"raw\" is IP protocol 50");
-    }
+    let encapsulations = [("raw", EspEncapsulation::Raw), ("udp", EspEncapsulation::Udp)];
+    let esp_encapsulation = table.word("esp-encapsulation", &encapsulations, Some(EspEncapsulation::Raw));
     let accept = table.table("accept").map(|accept| read_accept(&accept));
     let allowed_flows = read_flows(table);
     let exclude = read_rules(table, "exclude");
@@ -211,6 +221,7 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
         allowed_flows,
         df_bit,
         tunnel_mtu,
+        esp_encapsulation: esp_encapsulation.unwrap_or_default(),
         exclude,
         fail_open,
         line: report.line(&table.place),

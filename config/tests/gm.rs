@@ -167,11 +167,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
         ),
         (
             "group = 1",
-            "group = 1\nesp-encapsulation = \"udp\"",
-            "17:1: vpn.V.esp-encapsulation: not supported yet: esp-encapsulation = \"udp\"; \"raw\" is IP protocol 50",
-        ),
-        (
-            "group = 1",
             "group = 1\n[data-plane]\nbackend = \"xfrm\"",
             "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",
         ),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::TekInstall;
-use dataplane::esp::{DfBit, HEADROOM, TAILROOM};
+use dataplane::esp::{Carrier, DfBit, HEADROOM, TAILROOM};
 use dataplane::path::{Counters, Shape, When, inbound, outbound};
 use dataplane::policy::{Gspd, Rules};
 use dataplane::sa::{SEED, Sa};
@@ -99,7 +99,7 @@ fn main() {
                     &gspd,
                     &mut counters,
                     when,
-                    Shape { df: DfBit::Clear, mtu: 1500 },
+                    Shape { df: DfBit::Clear, mtu: 1500, carrier: Carrier::Raw },
                     &mut buffer,
                     at.clone(),
                 );
@@ -110,7 +110,14 @@ fn main() {
             let mut buffer = sealed.clone();
             let open = nanoseconds(|| {
                 buffer.copy_from_slice(&sealed);
-                let passed = inbound(&gspd, &mut counters, When::default(), &mut buffer, 0..sealed.len());
+                let passed = inbound(
+                    &gspd,
+                    &mut counters,
+                    When::default(),
+                    Carrier::Raw,
+                    &mut buffer,
+                    0..sealed.len(),
+                );
                 assert!(black_box(passed).is_ok());
             });
             println!("{name:<30} {octets:>7} {seal:>9.0} {open:>9.0}");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use gdoi_proto::ids::Spi;
 
 use crate::d3p::{Skews, Timestamp};
-use crate::esp::{self, DfBit, OpenError, Opening, Replay, SealError, Sealing};
+use crate::esp::{self, Carrier, DfBit, OpenError, Opening, Peeked, Replay, SealError, Sealing};
 use crate::header::{Header, Malformed};
 use crate::policy::{Blocked, Clear, Gspd, Inbound, Outbound};
 use crate::sa::{Moment, Sa};
@@ -166,6 +166,8 @@ pub struct Shape {
     pub df: DfBit,
     /// Octets of the longest ESP packet, outer header included.
     pub mtu: usize,
+    /// What carries ESP that goes out. What comes in is taken from either.
+    pub carrier: Carrier,
 }
 
 impl Counters {
@@ -217,11 +219,12 @@ fn decide_and_seal(
         Outbound::Drop(why) => return Err(Dropped::Blocked(why)),
         Outbound::Seal(sa) => sa,
     };
-    let room = esp::room(sa.keys.shape(), sa.encapsulation, &header, sa.delay_detection.is_some(), shape.mtu);
+    let stamped = sa.delay_detection.is_some();
+    let room = esp::room(sa.keys.shape(), sa.encapsulation, shape.carrier, &header, stamped, shape.mtu);
     if header.total > room {
         return Err(Dropped::TooBig { room });
     }
-    seal(sa, when, shape.df, header.total, buffer, packet)
+    seal(sa, when, shape, header.total, buffer, packet)
 }
 
 /// Seals one fragment of a packet that was [`Dropped::TooBig`] with the SA of the whole.
@@ -232,18 +235,18 @@ pub fn outbound_fragment(
     sa: &Arc<Sa>,
     counters: &mut Counters,
     when: When,
-    df: DfBit,
+    shape: Shape,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let result = seal(sa, when, df, packet.len(), buffer, packet);
+    let result = seal(sa, when, shape, packet.len(), buffer, packet);
     counters.count(result)
 }
 
 fn seal(
     sa: &Arc<Sa>,
     when: When,
-    df: DfBit,
+    shape: Shape,
     octets: usize,
     buffer: &mut [u8],
     packet: Range<usize>,
@@ -254,16 +257,18 @@ fn seal(
         keys: &sa.keys,
         spi: sa.spi,
         encapsulation: sa.encapsulation,
+        carrier: shape.carrier,
         stamp,
         timestamp: sa.delay_detection.map(|_| when.wall),
-        df,
+        df: shape.df,
         identification: u16::from_be_bytes([high, low]),
     };
     let packet = esp::seal(&how, buffer, packet).map_err(Dropped::Seal)?;
     Ok(Passed { packet, how: How::Esp(Arc::clone(sa)) })
 }
 
-/// What comes in.
+/// What comes in. ESP with a known SPI is opened whatever carries it, so that members can be moved from one carrier to the
+/// other one by one; with an unknown SPI it is ESP of ours in the `expected` carrier only.
 ///
 /// # Errors
 /// [`Dropped`]; it is counted.
@@ -271,10 +276,11 @@ pub fn inbound(
     gspd: &Gspd,
     counters: &mut Counters,
     when: When,
+    expected: Carrier,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let result = open(gspd, counters, when, buffer, packet);
+    let result = open(gspd, counters, when, expected, buffer, packet);
     counters.count(result)
 }
 
@@ -282,18 +288,20 @@ fn open(
     gspd: &Gspd,
     counters: &mut Counters,
     when: When,
+    expected: Carrier,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
     let octets = buffer.get(packet.clone()).unwrap_or_default();
     let outer = Header::read(octets).map_err(Dropped::Malformed)?;
     let ours = esp::peek(octets, &outer);
-    let Some((sa, sequence)) = ours.and_then(|(spi, sequence)| Some((gspd.find(spi)?, sequence))) else {
-        return match (gspd.inbound(&outer, when.now), ours) {
+    let Some((sa, peeked)) = ours.and_then(|peeked| Some((gspd.find(peeked.spi)?, peeked))) else {
+        let stranger = ours.filter(|peeked| peeked.carrier == expected);
+        return match (gspd.inbound(&outer, when.now), stranger) {
             (Inbound::Clear(why), _) => Ok(Passed { packet, how: How::Clear(why) }),
             // ESP between hosts that our policy says nothing about is none of our keys.
-            (Inbound::Drop(Blocked::ClearText | Blocked::NoKey | Blocked::NoPolicy), Some((spi, _))) => {
-                Err(Dropped::UnknownSpi(spi))
+            (Inbound::Drop(Blocked::ClearText | Blocked::NoKey | Blocked::NoPolicy), Some(peeked)) => {
+                Err(Dropped::UnknownSpi(peeked.spi))
             }
             (Inbound::Drop(why), _) => Err(Dropped::Blocked(why)),
         };
@@ -301,10 +309,12 @@ fn open(
     if !sa.receives(when.now) {
         return Err(Dropped::NotReceiving(sa.spi));
     }
+    let Peeked { sequence, carrier, .. } = peeked;
     sa.check_sequence(sequence).map_err(Dropped::Replay)?;
     let how = Opening {
         keys: &sa.keys,
         encapsulation: sa.encapsulation,
+        carrier,
         window: sa.delay_detection,
         now: when.wall,
     };
@@ -340,7 +350,7 @@ mod tests {
 
     const PING: &str = "4500002000014000401126bc0a0100050a0200099c400009000c000067646f69";
 
-    const WIDE: Shape = Shape { df: DfBit::Copy, mtu: 1500 };
+    const WIDE: Shape = Shape { df: DfBit::Copy, mtu: 1500, carrier: Carrier::Raw };
 
     fn member(tek: &crate::TekInstall) -> Gspd {
         let mut gspd = Gspd::new(Rules::default());
@@ -352,17 +362,26 @@ mod tests {
     }
 
     fn sealed(gspd: &Gspd, counters: &mut Counters, inner: &[u8]) -> Result<Vec<u8>, Dropped> {
+        sealed_as(WIDE, gspd, counters, inner)
+    }
+
+    fn sealed_as(
+        shape: Shape,
+        gspd: &Gspd,
+        counters: &mut Counters,
+        inner: &[u8],
+    ) -> Result<Vec<u8>, Dropped> {
         let mut buffer = vec![0; esp::HEADROOM];
         buffer.extend_from_slice(inner);
         buffer.extend([0; esp::TAILROOM]);
         let packet = esp::HEADROOM..esp::HEADROOM + inner.len();
-        let passed = outbound(gspd, counters, When::default(), WIDE, &mut buffer, packet)?;
+        let passed = outbound(gspd, counters, When::default(), shape, &mut buffer, packet)?;
         Ok(buffer[passed.packet].to_vec())
     }
 
     fn opened(gspd: &Gspd, counters: &mut Counters, when: When, outer: &[u8]) -> Result<Vec<u8>, Dropped> {
         let mut buffer = outer.to_vec();
-        let passed = inbound(gspd, counters, when, &mut buffer, 0..outer.len())?;
+        let passed = inbound(gspd, counters, when, Carrier::Raw, &mut buffer, 0..outer.len())?;
         Ok(buffer[passed.packet].to_vec())
     }
 
@@ -425,6 +444,39 @@ mod tests {
             counters.dropped.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>(),
             ["clear_text 1", "malformed 1", "not_receiving 1", "unknown_spi 1"]
         );
+    }
+
+    #[test]
+    fn esp_in_udp_is_opened_whatever_is_expected_and_a_stranger_only_where_it_is() {
+        let ping = hex::decode(PING).unwrap();
+        let (here, there) = (member(&gcm(300)), member(&gcm(300)));
+        let udp = Shape { carrier: Carrier::Udp, ..WIDE };
+        let mut counters = Counters::default();
+        let mut esp = sealed_as(udp, &here, &mut counters, &ping).unwrap();
+        assert_eq!((esp[9], &esp[12..20], &esp[20..24]), (17, &ping[12..20], &[0x11, 0x94, 0x11, 0x94][..]));
+        assert_eq!(opened(&there, &mut counters, When::default(), &esp).unwrap(), ping);
+        let mut come = |expected, esp: &[u8]| {
+            let mut buffer = esp.to_vec();
+            inbound(&there, &mut counters, When::default(), expected, &mut buffer, 0..esp.len()).unwrap_err()
+        };
+        esp[31] ^= 1;
+        assert_eq!(come(Carrier::Udp, &esp), Dropped::UnknownSpi(Spi(301)));
+        assert_eq!(come(Carrier::Raw, &esp), Dropped::Blocked(Blocked::ClearText));
+        esp[28..32].fill(0);
+        assert_eq!(come(Carrier::Udp, &esp), Dropped::Blocked(Blocked::ClearText), "ISAKMP of somebody else");
+        let long = |octets: u16| {
+            let mut packet = hex::decode(PING).unwrap();
+            packet.resize(octets.into(), 0);
+            packet[2..4].copy_from_slice(&octets.to_be_bytes());
+            packet
+        };
+        let Err(Dropped::TooBig { room }) = sealed_as(udp, &here, &mut counters, &long(1500)) else {
+            panic!("1500 octets do not fit");
+        };
+        let room = u16::try_from(room).unwrap();
+        let longest = sealed_as(udp, &here, &mut counters, &long(room)).unwrap().len();
+        assert!((1497..=1500).contains(&longest), "{longest} octets");
+        assert!(sealed_as(udp, &here, &mut counters, &long(room + 1)).is_err());
     }
 
     #[test]

@@ -359,12 +359,16 @@ impl Daemon {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
+            Request::Apply { .. } => {
+                return refuse(reply, "not supported yet: member apply; restart to use a file");
+            }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
+            | Request::Plan { .. }
             | Request::Expel { .. }
             | Request::Revoke { .. }
             | Request::Unrevoke { .. } => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use config::{Backend, Gm};
 use ctl::event::Event;
 use ctl::traffic::{DirectionView, SaTrafficView, SkewView, TrafficView};
-use dataplane::esp::DfBit;
+use dataplane::esp::{Carrier, DfBit};
 use dataplane::path::{CAUSES, Counters};
 use dataplane::policy::{Rule, Rules};
 use dataplane::selector::Addresses;
@@ -42,6 +42,10 @@ pub fn settings(config: &Gm) -> Option<TunSettings> {
             config::DfBit::Clear => DfBit::Clear,
             config::DfBit::Set => DfBit::Set,
             config::DfBit::Copy => DfBit::Copy,
+        },
+        carrier: match vpn.esp_encapsulation {
+            config::EspEncapsulation::Raw => Carrier::Raw,
+            config::EspEncapsulation::Udp => Carrier::Udp,
         },
         rules: Rules {
             exclude: vpn.exclude.iter().map(rule).collect(),

@@ -10,6 +10,6 @@ mod window;
 
 pub use keys::{KeyError, Keys, MAX_ICV, Shape};
 pub use open::{OpenError, Opened, Opening, Refused, open};
-pub use packet::{DfBit, HEADROOM, TAILROOM, overhead, peek, room};
+pub use packet::{Carrier, DfBit, HEADROOM, Peeked, TAILROOM, UDP_PORT, overhead, peek, room};
 pub use seal::{SealError, Sealing, seal};
 pub use window::{Replay, Window};

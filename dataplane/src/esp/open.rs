@@ -7,7 +7,7 @@ use gdoi_proto::policy::Encapsulation;
 use thiserror::Error;
 
 use super::Keys;
-use super::packet::{ESP_HEADER, TRAILER, merge_ecn, rewrite, shifted};
+use super::packet::{Carrier, ESP_HEADER, TRAILER, merge_ecn, rewrite, shifted};
 use crate::d3p::{self, Refusal, Timestamp};
 use crate::header::{Fragment, Header, Malformed, protocol};
 
@@ -53,6 +53,8 @@ pub struct Opening<'a> {
     pub keys: &'a Keys,
     /// Tunnel, with both addresses preserved, or transport.
     pub encapsulation: Encapsulation,
+    /// What carries it, as [`super::peek`] says.
+    pub carrier: Carrier,
     /// Width of the window of IP-D3P timestamps, when the policy wants them.
     pub window: Option<Duration>,
     /// Our wall clock.
@@ -104,7 +106,7 @@ pub fn open(
     let whole = buffer.get_mut(packet.start..packet.start.saturating_add(outer.total));
     let whole = whole.ok_or(OpenError::Length)?;
     let text_at = ESP_HEADER + shape.iv;
-    let esp = outer.length;
+    let esp = outer.length + how.carrier.octets();
     let body_len = outer.total.checked_sub(esp + shape.icv).ok_or(OpenError::Length)?;
     let text_len = body_len.checked_sub(text_at).ok_or(OpenError::Length)?;
     if text_len < TRAILER || text_len % shape.align != 0 {

@@ -1,8 +1,8 @@
 //! Where things stand in an ESP packet, and the outer header of a tunnel (RFC 4301 section 5.1.2).
 //!
 //! ```text
-//! tunnel     outer IP | SPI SEQ | IV | [IP-D3P] | inner IP packet         | pad, length, next header | ICV
-//! transport  IP, ext. | SPI SEQ | IV | [IP-D3P] | upper protocol          | pad, length, next header | ICV
+//! tunnel     outer IP | [UDP] | SPI SEQ | IV | [IP-D3P] | inner IP packet | pad, length, next header | ICV
+//! transport  IP, ext. | [UDP] | SPI SEQ | IV | [IP-D3P] | upper protocol  | pad, length, next header | ICV
 //! ```
 
 use std::ops::Range;
@@ -18,10 +18,59 @@ use crate::header::{Fragment, Header, checksum, octets, protocol};
 pub const ESP_HEADER: usize = 8;
 /// Pad length and next header.
 pub const TRAILER: usize = 2;
-/// Octets a buffer needs before a packet to be sealed: IPv6, ESP, the longest IV, IP-D3P.
-pub const HEADROOM: usize = 40 + ESP_HEADER + 16 + d3p::LENGTH;
+/// A UDP header.
+const UDP_HEADER: usize = 8;
+/// Octets a buffer needs before a packet to be sealed: IPv6, UDP, ESP, the longest IV, IP-D3P.
+pub const HEADROOM: usize = 40 + UDP_HEADER + ESP_HEADER + 16 + d3p::LENGTH;
 /// Octets a buffer needs behind it: padding, trailer, the longest ICV.
 pub const TAILROOM: usize = 15 + TRAILER + super::MAX_ICV;
+
+/// What carries ESP over the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// IP protocol 50.
+    #[default]
+    Raw,
+    /// UDP from [`UDP_PORT`] to [`UDP_PORT`] (RFC 3948 section 2.1), addresses preserved all the same.
+    Udp,
+}
+
+/// The port of ESP in UDP, both ways.
+pub const UDP_PORT: u16 = 4500;
+
+impl Carrier {
+    /// Octets between the IP header and ESP.
+    pub fn octets(self) -> usize {
+        match self {
+            Carrier::Raw => 0,
+            Carrier::Udp => UDP_HEADER,
+        }
+    }
+
+    /// The protocol of the outer IP header.
+    pub(super) fn protocol(self) -> u8 {
+        match self {
+            Carrier::Raw => protocol::ESP,
+            Carrier::Udp => protocol::UDP,
+        }
+    }
+
+    /// What carries the ESP of a packet with this header, if it is ESP at all.
+    fn of(header: &Header) -> Option<Carrier> {
+        match (header.protocol, header.ports) {
+            (protocol::ESP, _) => Some(Carrier::Raw),
+            (protocol::UDP, Some((UDP_PORT, UDP_PORT))) => Some(Carrier::Udp),
+            _ => None,
+        }
+    }
+}
+
+/// The UDP header before `length` octets of ESP. Its checksum is zero (RFC 3948 section 2.1).
+pub(super) fn udp_header(length: usize) -> Option<[u8; UDP_HEADER]> {
+    let [high, low] = u16::try_from(UDP_HEADER + length).ok()?.to_be_bytes();
+    let [port_high, port_low] = UDP_PORT.to_be_bytes();
+    Some([port_high, port_low, port_high, port_low, high, low, 0, 0])
+}
 
 /// TTL of outer headers.
 const TTL: u8 = 64;
@@ -39,20 +88,27 @@ pub enum DfBit {
 }
 
 /// Most octets sealing adds to a packet.
-pub fn overhead(shape: Shape, encapsulation: Encapsulation, v4: bool, timestamp: bool) -> usize {
+pub fn overhead(
+    shape: Shape,
+    encapsulation: Encapsulation,
+    carrier: Carrier,
+    v4: bool,
+    timestamp: bool,
+) -> usize {
     let outer = match (encapsulation, v4) {
         (Encapsulation::Transport, _) => 0,
         (Encapsulation::Tunnel, true) => 20,
         (Encapsulation::Tunnel, false) => 40,
     };
     let stamp = if timestamp { d3p::LENGTH } else { 0 };
-    outer + ESP_HEADER + shape.iv + stamp + shape.align - 1 + TRAILER + shape.icv
+    outer + carrier.octets() + ESP_HEADER + shape.iv + stamp + shape.align - 1 + TRAILER + shape.icv
 }
 
 /// Octets of the longest packet that sealed is no longer than `mtu`.
 pub fn room(
     shape: Shape,
     encapsulation: Encapsulation,
+    carrier: Carrier,
     inner: &Header,
     timestamp: bool,
     mtu: usize,
@@ -63,20 +119,32 @@ pub fn room(
         (Encapsulation::Tunnel, false) => 40,
     };
     let stamp = if timestamp { d3p::LENGTH } else { 0 };
-    let text = mtu.saturating_sub(outer + ESP_HEADER + shape.iv + shape.icv);
+    let text = mtu.saturating_sub(outer + carrier.octets() + ESP_HEADER + shape.iv + shape.icv);
     let payload = (text - text % shape.align).saturating_sub(TRAILER + stamp);
     // In transport mode the header is not in the payload.
     if encapsulation == Encapsulation::Transport { payload + inner.length } else { payload }
 }
 
-/// SPI and sequence number of an ESP packet; none when it is none, or a later fragment of one.
-pub fn peek(packet: &[u8], header: &Header) -> Option<(Spi, u32)> {
-    if header.protocol != protocol::ESP || header.fragment == Fragment::Later {
-        return None;
-    }
-    let spi = octets(packet, header.length).map(u32::from_be_bytes)?;
-    let sequence = octets(packet, header.length + 4).map(u32::from_be_bytes)?;
-    Some((Spi(spi), sequence))
+/// What an ESP packet says of itself in clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peeked {
+    /// Its SPI.
+    pub spi: Spi,
+    /// Its sequence number.
+    pub sequence: u32,
+    /// What carries it.
+    pub carrier: Carrier,
+}
+
+/// Looks at an ESP packet; none when it is none, or a later fragment of one. ISAKMP has four zero octets where ESP has its
+/// SPI (RFC 3948 section 2.2).
+pub fn peek(packet: &[u8], header: &Header) -> Option<Peeked> {
+    let carrier = Carrier::of(header).filter(|_| header.fragment != Fragment::Later)?;
+    let esp = header.length + carrier.octets();
+    let spi = octets(packet, esp).map(u32::from_be_bytes)?;
+    let sequence = octets(packet, esp + 4).map(u32::from_be_bytes)?;
+    let isakmp = carrier == Carrier::Udp && spi == 0;
+    (!isakmp).then_some(Peeked { spi: Spi(spi), sequence, carrier })
 }
 
 /// Copies `from` over the octets of `to`; false when it does not fit.
@@ -92,7 +160,13 @@ pub(super) fn put(to: &mut [u8], at: usize, from: &[u8]) -> bool {
 }
 
 /// The outer header of a tunnel that carries `inner`, addresses, DSCP and ECN copied. `total` includes it.
-pub(super) fn outer_v4(inner: &Header, total: u16, df: DfBit, identification: u16) -> Option<[u8; 20]> {
+pub(super) fn outer_v4(
+    inner: &Header,
+    carrier: Carrier,
+    total: u16,
+    df: DfBit,
+    identification: u16,
+) -> Option<[u8; 20]> {
     let (std::net::IpAddr::V4(source), std::net::IpAddr::V4(destination)) = (inner.source, inner.destination)
     else {
         return None;
@@ -117,7 +191,7 @@ pub(super) fn outer_v4(inner: &Header, total: u16, df: DfBit, identification: u1
         flags,
         0,
         TTL,
-        protocol::ESP,
+        carrier.protocol(),
         0,
         0,
         s0,
@@ -136,10 +210,10 @@ pub(super) fn outer_v4(inner: &Header, total: u16, df: DfBit, identification: u1
 }
 
 /// The same for IPv6: the flow label is copied too, so that paths stay (RFC 6438 section 3). `payload` excludes it.
-pub(super) fn outer_v6(inner: &[u8], payload: u16) -> Option<[u8; 40]> {
+pub(super) fn outer_v6(inner: &[u8], carrier: Carrier, payload: u16) -> Option<[u8; 40]> {
     let mut outer: [u8; 40] = octets(inner, 0)?;
     [outer[4], outer[5]] = payload.to_be_bytes();
-    outer[6] = protocol::ESP;
+    outer[6] = carrier.protocol();
     outer[7] = TTL;
     Some(outer)
 }

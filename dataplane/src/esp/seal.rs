@@ -7,7 +7,7 @@ use gdoi_proto::policy::Encapsulation;
 use thiserror::Error;
 
 use super::Keys;
-use super::packet::{DfBit, ESP_HEADER, TRAILER, outer_v4, outer_v6, put, rewrite};
+use super::packet::{Carrier, DfBit, ESP_HEADER, TRAILER, outer_v4, outer_v6, put, rewrite, udp_header};
 use crate::d3p::{self, Timestamp};
 use crate::header::{Fragment, Header, Malformed, protocol};
 use crate::sa::Stamp;
@@ -41,6 +41,8 @@ pub struct Sealing<'a> {
     pub spi: Spi,
     /// Tunnel, with both addresses preserved, or transport.
     pub encapsulation: Encapsulation,
+    /// What carries it.
+    pub carrier: Carrier,
     /// Sequence number and IV, never used before under these keys.
     pub stamp: Stamp,
     /// IP-D3P.
@@ -79,13 +81,18 @@ pub fn seal(how: &Sealing<'_>, buffer: &mut [u8], packet: Range<usize>) -> Resul
     let start = match how.encapsulation {
         Encapsulation::Tunnel => put_outer(how, buffer, &inner, packet.start, esp, end)?,
         Encapsulation::Transport => {
-            let start = packet.start.checked_sub(front).ok_or(SealError::NoRoom)?;
+            let start = packet.start.checked_sub(front + how.carrier.octets()).ok_or(SealError::NoRoom)?;
             buffer.copy_within(packet.start..packet.start + inner.length, start);
             let sealed = buffer.get_mut(start..end).ok_or(SealError::NoRoom)?;
-            rewrite(sealed, &inner, protocol::ESP, end - start).ok_or(SealError::TooLong)?;
+            rewrite(sealed, &inner, how.carrier.protocol(), end - start).ok_or(SealError::TooLong)?;
             start
         }
     };
+    if how.carrier == Carrier::Udp {
+        let udp = udp_header(end - esp).ok_or(SealError::TooLong)?;
+        let at = esp.checked_sub(udp.len()).ok_or(SealError::NoRoom)?;
+        put(buffer, at, &udp).then_some(()).ok_or(SealError::NoRoom)?;
+    }
     let body = buffer.get_mut(esp..body_end).ok_or(SealError::NoRoom)?;
     let mut placed = put(body, 0, &how.spi.0.to_be_bytes());
     placed &= put(body, 4, &how.stamp.sequence.to_be_bytes());
@@ -119,15 +126,16 @@ fn put_outer(
     end: usize,
 ) -> Result<usize, SealError> {
     if inner.is_v4() {
-        let start = esp.checked_sub(20).ok_or(SealError::NoRoom)?;
+        let start = esp.checked_sub(20 + how.carrier.octets()).ok_or(SealError::NoRoom)?;
         let total = u16::try_from(end - start).map_err(|_| SealError::TooLong)?;
-        let outer = outer_v4(inner, total, how.df, how.identification).ok_or(SealError::NoRoom)?;
+        let outer =
+            outer_v4(inner, how.carrier, total, how.df, how.identification).ok_or(SealError::NoRoom)?;
         put(buffer, start, &outer).then_some(start).ok_or(SealError::NoRoom)
     } else {
-        let start = esp.checked_sub(40).ok_or(SealError::NoRoom)?;
-        let payload = u16::try_from(end - esp).map_err(|_| SealError::TooLong)?;
+        let start = esp.checked_sub(40 + how.carrier.octets()).ok_or(SealError::NoRoom)?;
+        let payload = u16::try_from(end - start - 40).map_err(|_| SealError::TooLong)?;
         let inner = buffer.get(inner_at..).ok_or(SealError::NoRoom)?;
-        let outer = outer_v6(inner, payload).ok_or(SealError::NoRoom)?;
+        let outer = outer_v6(inner, how.carrier, payload).ok_or(SealError::NoRoom)?;
         put(buffer, start, &outer).then_some(start).ok_or(SealError::NoRoom)
     }
 }

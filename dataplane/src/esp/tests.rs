@@ -37,6 +37,7 @@ fn sealing(keys: &Keys, encapsulation: Encapsulation, timestamp: Option<Timestam
         keys,
         spi: Spi(0x0001_0001),
         encapsulation,
+        carrier: Carrier::Raw,
         stamp: Stamp { sequence: 9, iv: [0xa5; 16] },
         timestamp,
         df: DfBit::Copy,
@@ -45,7 +46,7 @@ fn sealing(keys: &Keys, encapsulation: Encapsulation, timestamp: Option<Timestam
 }
 
 fn opening(keys: &Keys, encapsulation: Encapsulation, window: Option<Duration>) -> Opening<'_> {
-    Opening { keys, encapsulation, window, now: NOW }
+    Opening { keys, encapsulation, carrier: Carrier::Raw, window, now: NOW }
 }
 
 fn sealed(how: &Sealing<'_>, packet: &[u8]) -> Result<Vec<u8>, SealError> {
@@ -230,17 +231,22 @@ proptest! {
     #[test]
     fn what_is_sealed_opens_to_itself_within_the_stated_overhead(
         which in 0usize..6, v4 in any::<bool>(), transport in any::<bool>(), timed in any::<bool>(),
-        payload in proptest::collection::vec(any::<u8>(), 0..200), flip in any::<prop::sample::Index>(),
+        udp in any::<bool>(), payload in proptest::collection::vec(any::<u8>(), 0..200),
+        flip in any::<prop::sample::Index>(),
     ) {
+        let carrier = if udp { Carrier::Udp } else { Carrier::Raw };
         let keys = &ciphers()[which];
         let mode = if transport { Encapsulation::Transport } else { Encapsulation::Tunnel };
         let inner = packet(v4, 0xb8, &payload);
-        let outer = sealed(&sealing(keys, mode, timed.then_some(NOW)), &inner).unwrap();
-        prop_assert!(outer.len() <= inner.len() + overhead(keys.shape(), mode, v4, timed));
-        let how = opening(keys, mode, timed.then_some(WINDOW));
+        let how = Sealing { carrier, ..sealing(keys, mode, timed.then_some(NOW)) };
+        let outer = sealed(&how, &inner).unwrap();
+        prop_assert!(outer.len() <= inner.len() + overhead(keys.shape(), mode, carrier, v4, timed));
+        let peeked = peek(&outer, &Header::read(&outer).unwrap()).unwrap();
+        prop_assert_eq!(peeked, Peeked { spi: how.spi, sequence: 9, carrier });
+        let how = Opening { carrier, ..opening(keys, mode, timed.then_some(WINDOW)) };
         prop_assert_eq!(opened(&how, &outer).unwrap(), inner);
-        // Any changed octet behind the IP header is noticed.
-        let header = if v4 { 20 } else { 40 };
+        // Any changed octet behind the headers is noticed.
+        let header = if v4 { 20 } else { 40 } + carrier.octets();
         let mut changed = outer.clone();
         changed[header + flip.index(outer.len() - header)] ^= 0x10;
         prop_assert!(opened(&how, &changed).is_err());

@@ -1,7 +1,8 @@
 //! The userspace backend: ESP between TUN devices and raw sockets, one TUN device and one blocking thread per zone.
 //!
 //! ```text
-//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked
+//! interfaces of a zone -> gdoi<zone> -> to which zone? -> pair of a vpn, outbound   seal -> raw socket, marked; or
+//!                                                                                      in UDP: gdoi<zone>
 //!                                                      -> pair of a vpn, inbound    open -> gdoi<zone>, routed on by the host
 //!                                                      -> no pair                   gdoi<zone>, routed on by the host
 //! ```
@@ -10,6 +11,8 @@
 //! ([`routes`]): it says which zone a packet is on its way to. Multicast takes no part: the host's routing daemon forwards
 //! it, or nobody.
 
+mod merge;
+mod port;
 pub mod routes;
 pub mod steer;
 mod work;
@@ -28,7 +31,7 @@ use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tun_rs::{DeviceBuilder, SyncDevice};
 
-use crate::esp::DfBit;
+use crate::esp::{Carrier, DfBit};
 use crate::path::{Counters, Shape};
 use crate::policy::{Gspd, Rules};
 use crate::sa::{Moment, SEED, Sa};
@@ -69,13 +72,21 @@ pub struct VpnSettings {
     pub tunnel_mtu: u16,
     /// DF of outer headers.
     pub df: DfBit,
+    /// What carries ESP.
+    pub carrier: Carrier,
     /// The operator's rules.
     pub rules: Rules,
 }
 
 impl Default for VpnSettings {
     fn default() -> VpnSettings {
-        VpnSettings { name: String::new(), tunnel_mtu: 1500, df: DfBit::default(), rules: Rules::default() }
+        VpnSettings {
+            name: String::new(),
+            tunnel_mtu: 1500,
+            df: DfBit::default(),
+            carrier: Carrier::Raw,
+            rules: Rules::default(),
+        }
     }
 }
 
@@ -163,7 +174,11 @@ impl Member {
         Member {
             name: settings.name,
             gspd: RwLock::new(Arc::new(Gspd::new(settings.rules))),
-            shape: Shape { df: settings.df, mtu: usize::from(settings.tunnel_mtu) },
+            shape: Shape {
+                df: settings.df,
+                mtu: usize::from(settings.tunnel_mtu),
+                carrier: settings.carrier,
+            },
             outbound: Mutex::default(),
             inbound: Mutex::default(),
             told: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
@@ -276,7 +291,8 @@ impl TunPlane {
         let mut plane = TunPlane { shared, threads: Vec::new(), random, activations: 0 };
         for (zone, device) in devices.into_iter().enumerate() {
             let sockets = [raw_socket(Domain::IPV4)?, raw_socket(Domain::IPV6)?];
-            let worker = work::Worker::new(Arc::clone(&plane.shared), zone, device, sockets);
+            let port = port::Port::new(device, sockets, work::BATCH);
+            let worker = work::Worker::new(Arc::clone(&plane.shared), zone, port);
             let thread = std::thread::Builder::new().name(steer::device_name(zone));
             plane.threads.push(thread.spawn(move || worker.run()).map_err(failed("thread"))?);
         }

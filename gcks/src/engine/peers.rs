@@ -8,6 +8,7 @@ mod established;
 mod exchanges;
 mod half_open;
 mod notify_limit;
+mod reload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};

@@ -22,7 +22,12 @@ impl KeyServer {
     pub fn snapshot(&self, now: Now, show_keys: bool) -> GcksSnapshot {
         let counters = &self.peers.counters;
         GcksSnapshot {
-            groups: self.groups.values().map(|group| group.view(now, show_keys)).collect(),
+            groups: self
+                .groups
+                .values()
+                .filter(|group| !group.leaving)
+                .map(|group| group.view(now, show_keys))
+                .collect(),
             ike_sas: self
                 .peers
                 .established()

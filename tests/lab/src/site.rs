@@ -54,6 +54,8 @@ pub struct ServerPlan {
     pub admitted: Vec<&'static str>,
     /// A second policy, for the IPv6 LANs of [`crate::lans`].
     pub ipv6: bool,
+    /// `encryption-algorithm` of TEKs.
+    pub encryption: &'static str,
     /// `key-management`: `flat` or `lkh`.
     pub key_management: &'static str,
 }
@@ -62,7 +64,8 @@ impl ServerPlan {
     /// Everybody is admitted.
     pub fn new(timing: Timing) -> ServerPlan {
         let admitted = MEMBERS.to_vec();
-        ServerPlan { timing, threshold: None, admitted, ipv6: false, key_management: "flat" }
+        let encryption = "aes-256-gcm";
+        ServerPlan { timing, threshold: None, admitted, ipv6: false, encryption, key_management: "flat" }
     }
 }
 
@@ -77,6 +80,8 @@ pub struct MemberPlan {
     pub server: Option<SocketAddr>,
     /// Protects what goes from its `lan` to its `wan`; without: keys only.
     pub traffic: bool,
+    /// ESP in UDP.
+    pub udp: bool,
 }
 
 /// One lab.
@@ -129,12 +134,16 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
-        let (admitted, key_management) = (&plan.admitted, plan.key_management);
+        let (admitted, encryption, key_management) = (&plan.admitted, plan.encryption, plan.key_management);
+        let authentication = match encryption.ends_with("cbc") {
+            true => "authentication-algorithm = \"hmac-sha-256-128\"\n",
+            false => "",
+        };
         let _ = write!(
             text,
             r#"[ipsec.proposal.esp]
-encryption-algorithm = "aes-256-gcm"
-lifetime-seconds = {tek_life}
+encryption-algorithm = "{encryption}"
+{authentication}lifetime-seconds = {tek_life}
 [group.{GROUP}]
 group-id = {GROUP_NUMBER}
 ike-gateways = {admitted:?}
@@ -187,6 +196,7 @@ to-zone = "wan"
 vpn = "{GROUP}"
 "#
         );
+        let carrier = if plan.udp { "esp-encapsulation = \"udp\"\n" } else { "" };
         let zones = if plan.traffic { zones } else { String::new() };
         let text = format!(
             r#"[member]
@@ -199,7 +209,7 @@ remote-identity = {{ inet = {server_ip:?} }}
 [vpn.{GROUP}]
 ike-gateway = "servers"
 group = {group}
-{zones}"#
+{carrier}{zones}"#
         );
         self.write(host, &text, key)
     }
