@@ -186,10 +186,8 @@ fn weak_keys_and_old_hashes_are_refused() {
 
 #[test]
 fn approved_only_takes_no_rsa_key_from_the_anchor_down() {
-    let key = ike::crypto::provider::default_provider()
-        .generate_signing_key(gdoi_proto::policy::SignatureAlgorithm::Rsa, 2048)
-        .unwrap();
-    let rsa = || KeyPair::try_from(key.expose()).unwrap();
+    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let rsa = || KeyPair::try_from(key.serialize_der()).unwrap();
     let root = root("Root");
     let approved = || super::pki::trust(&[&root]).approved_only().unwrap();
     assert!(check(&approved(), &[issue(&member("gm1"), &root)]).is_ok());

@@ -8,6 +8,7 @@ mod certificates;
 mod gcks;
 mod gm;
 mod hand;
+mod identities;
 mod lifetime;
 mod member;
 mod member_pull;
