@@ -1,6 +1,5 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
-mod certificates;
 mod refusals;
 mod rekey;
 mod restart;

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(
             show(&snapshot(), false).unwrap(),
             "Until                 Left      Kind    Subject  Serial  Key                Serves\n\
-             2026-11-25T00:00:00Z  over      crl     CN=Old           3 revoked\n\
+             2026-11-25T00:00:00Z  over      crl     CN=Old           3 revoked          -\n\
              2027-01-31T00:00:00Z  365d00h   anchor  CN=Old   01      ECDSA of 256 bits  gw\n\
              2027-06-30T00:00:00Z  1d01h     member  CN=gm1   0101                       g1: gm1\n\
              2027-06-30T00:00:00Z  1d01h     member  CN=gm2   0101                       g1: gm2\n\

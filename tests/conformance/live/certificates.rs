@@ -153,7 +153,7 @@ fn cases() -> Vec<Case> {
         Some(NameConstraints { permitted_subtrees: vec![subtree], excluded_subtrees: vec![] });
     let only_org = below(only_org, &anchor);
     let mut many = own(&end(SHOWN), &anchor, &[]);
-    many.chain.extend(vec![vec![0; 10]; 8]);
+    many.chain.extend((0..8).map(|number| vec![number; 10]));
     let mut large = own(&end(SHOWN), &anchor, &[]);
     large.chain.push(vec![0; 33_000]);
     let foreign = |der: &[u8]| with_key(vec![der.to_vec()], &key());

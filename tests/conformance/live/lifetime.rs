@@ -21,7 +21,7 @@ fn when_phase_1_ends_the_keys_stay_in_use_and_the_next_registration_makes_a_new_
     let mut gcks = Gcks::with(settings);
     let mut settings = super::gm::settings();
     settings.gateways[0].policies = vec![policy];
-    let mut gm = Gm::with(settings, 1);
+    let mut gm = Gm::with(settings, 7);
     talk(&mut gcks, &mut gm);
     assert_eq!((gcks.peers(), gcks.members(), gm.installed), ((0, 1), 1, 1));
 
@@ -58,7 +58,7 @@ fn a_registration_near_the_end_of_phase_1_makes_the_new_one_before_and_ends_the_
     let mut gcks = Gcks::with(settings);
     let mut settings = super::gm::settings();
     settings.gateways[0].policies = vec![policy];
-    let mut gm = Gm::with(settings, 1);
+    let mut gm = Gm::with(settings, 7);
     talk(&mut gcks, &mut gm);
     for (seconds, negotiated) in [(25, 1), (7, 2)] {
         gcks.pass(Duration::from_secs(seconds));
