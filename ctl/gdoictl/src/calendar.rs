@@ -80,7 +80,7 @@ fn tables(snapshot: &GcksSnapshot, holders: &[Holder<'_>], anchors: &[&Certifica
         rows.push((&it.not_after, row));
     }
     // RFC 3339 in UTC sorts as time does.
-    rows.sort_by(|(one, _), (other, _)| one.cmp(other));
+    rows.sort_by_key(|(until, _)| *until);
     let mut calendar = Table::new(&["Until", "Left", "Kind", "Subject", "Serial", "Key", "Serves"]);
     for (_, row) in rows {
         calendar.row(row);
