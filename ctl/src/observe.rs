@@ -51,6 +51,55 @@ pub struct GcksSnapshot {
     pub statistics: ServerStatistics,
     /// Only approved algorithms are configured and negotiated.
     pub approved_only: bool,
+    /// Certificates and revocation lists of the configuration, what ends first at the head.
+    pub certificates: Vec<CertificateView>,
+}
+
+/// A certificate or revocation list of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertificateView {
+    /// `own`, `intermediate` (of ours), `anchor` or `crl`.
+    pub kind: String,
+    /// Subject; of a list its issuer.
+    pub subject: String,
+    /// Issuer.
+    pub issuer: String,
+    /// Serial number in hexadecimal; of a list nothing.
+    pub serial: String,
+    /// Kind and size of its key; of a list nothing.
+    pub key: String,
+    /// First moment of validity, or when a list was made; RFC 3339.
+    pub not_before: String,
+    /// Last moment of validity, or when the next list is due; RFC 3339.
+    pub not_after: String,
+    /// Until then; 0 when it is over.
+    pub remaining_seconds: u64,
+    /// `valid`, `expired` or `not yet valid`.
+    pub state: String,
+    /// Of a list: how many certificates it revokes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<u64>,
+    /// Gateways that it serves.
+    pub gateways: Vec<String>,
+}
+
+/// The certificate by which a member proved its identity at its last registration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemberCertificateView {
+    /// Subject.
+    pub subject: String,
+    /// Serial number in hexadecimal.
+    pub serial: String,
+    /// Last moment of validity, RFC 3339.
+    pub not_after: String,
+    /// Until then; 0 when it is over.
+    pub remaining_seconds: u64,
+    /// Subject of the anchor it chained to; none when a rehearsal accepted it without.
+    pub anchor: Option<String>,
+    /// Serial number of that anchor.
+    pub anchor_serial: Option<String>,
 }
 
 /// A group.
@@ -101,6 +150,9 @@ pub struct MemberView {
     pub pushes_sent: u64,
     /// Acknowledgements accepted.
     pub acks: u64,
+    /// What proved its identity; none with a pre-shared key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<MemberCertificateView>,
 }
 
 /// A rekey SA.

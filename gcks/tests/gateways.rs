@@ -226,7 +226,7 @@ struct Known(Vec<(Identification, Vec<u8>)>);
 impl PeerTrust for Known {
     fn check(&self, _: &[Vec<u8>], id: &Identification, _: u64) -> Result<CertifiedKey, String> {
         let found = self.0.iter().find(|(name, _)| name == id).ok_or("name: nobody's certificate")?;
-        Ok(CertifiedKey { public_key: found.1.clone(), remark: None })
+        Ok(CertifiedKey { public_key: found.1.clone(), remark: None, certificate: None })
     }
 
     fn anchors(&self) -> Vec<Vec<u8>> {

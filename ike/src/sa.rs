@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use gdoi_proto::ids::{CookiePair, MessageId};
 use gdoi_proto::message::Dialect;
@@ -15,6 +16,7 @@ use crate::crypto::skeyid::exchange_iv;
 use crate::dpd::Questions;
 use crate::io::{Entropy, Instant};
 use crate::phase1::nat::Behind;
+use crate::trust::PeerCertificate;
 
 /// Message IDs remembered per SA against replays.
 const REMEMBERED: usize = 256;
@@ -53,6 +55,8 @@ pub struct IkeSa {
     pub nat: Behind,
     /// The peer's R-U-THERE so far.
     pub questions: Questions,
+    /// The certificate that proved the peer's identity; none with a pre-shared key.
+    pub certificate: Option<Arc<PeerCertificate>>,
     skeyid_a: SecretBytes,
     key: CipherKey,
     last_phase1_block: [u8; 16],
@@ -98,6 +102,7 @@ impl IkeSa {
             fragments: false,
             nat: Behind::default(),
             questions: Questions::default(),
+            certificate: None,
             skeyid_a: keys.skeyid_a,
             key: keys.key,
             last_phase1_block: keys.last_phase1_block,

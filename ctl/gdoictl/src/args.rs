@@ -215,8 +215,8 @@ pub enum ServerShow {
     Groups,
     /// What traffic is protected
     Policy,
-    /// Expiry calendar of certificates (not supported yet)
-    Certificates(Later),
+    /// Expiry calendar of certificates, and which members chain to which anchor
+    Certificates,
     /// Who decided what about members and keys, and why
     Audit {
         /// Records
@@ -232,7 +232,6 @@ impl ServerShow {
     /// The name of what does not exist yet.
     pub fn later(&self) -> Option<&'static str> {
         match self {
-            ServerShow::Certificates(_) => Some("certificates"),
             ServerShow::Audit { .. }
             | ServerShow::RegisteredMembers { .. }
             | ServerShow::Kek(_)
@@ -241,7 +240,8 @@ impl ServerShow {
             | ServerShow::Statistics { .. }
             | ServerShow::ServerMemberCommunication
             | ServerShow::Groups
-            | ServerShow::Policy => None,
+            | ServerShow::Policy
+            | ServerShow::Certificates => None,
         }
     }
 }

@@ -6,6 +6,7 @@
 mod act;
 mod args;
 mod audit;
+mod calendar;
 mod check;
 mod connect;
 mod explain;

@@ -55,10 +55,9 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
             let groups = snapshot.groups.iter().map(|group| (group.name.as_str(), group.policy.as_slice()));
             Ok(approved_only(snapshot.approved_only) + &policy(groups))
         }
+        ServerShow::Certificates => crate::calendar::show(snapshot, json),
         // Answered before a snapshot is asked for.
-        ServerShow::Certificates(_) | ServerShow::Audit { .. } => {
-            Err(Failure::Refused("not supported yet".to_owned()))
-        }
+        ServerShow::Audit { .. } => Err(Failure::Refused("not supported yet".to_owned())),
     }
 }
 

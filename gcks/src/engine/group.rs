@@ -512,6 +512,7 @@ impl Group {
             peer: asker.peer,
             local: asker.local,
             behind_nat: asker.behind_nat,
+            certificate: asker.certificate.clone(),
             gateway,
             joined: terms.mark,
             leaf,

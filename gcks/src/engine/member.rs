@@ -7,6 +7,7 @@ use gdoi_proto::ids::{SenderId, SeqNumber};
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::IdType;
 use ike::io::Instant;
+use ike::trust::PeerCertificate;
 
 use super::push::Mark;
 
@@ -34,6 +35,8 @@ pub struct Member {
     pub behind_nat: bool,
     /// The gateway statement that admitted it.
     pub gateway: Arc<str>,
+    /// What proved its identity then; none with a pre-shared key.
+    pub certificate: Option<Arc<PeerCertificate>>,
     /// What its last PULL gave it: later PUSHes are news to it.
     pub joined: Mark,
     /// Its leaf of the key tree; none without a tree.

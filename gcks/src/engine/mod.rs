@@ -1,5 +1,6 @@
 //! The key server's engine: dispatch by exchange type, questions of peers to groups, timers. No I/O.
 
+mod calendar;
 mod change;
 mod complaints;
 pub mod durable;

@@ -30,6 +30,7 @@ use ike::io::{Entropy, Instant, Now, Wakeup};
 use ike::phase1::{Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
+use ike::trust::PeerCertificate;
 
 use super::complaints::Complaints;
 use super::group::Terms;
@@ -68,6 +69,8 @@ pub struct Asker {
     pub local: SocketAddr,
     /// A NAT is before it: its address is not the one it knows itself by.
     pub behind_nat: bool,
+    /// What proved its identity; none with a pre-shared key.
+    pub certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// A question to a group.
@@ -240,6 +243,11 @@ impl Peers {
     /// Somebody at this address was a member before the restart: the address keeps its part of the half-open table.
     pub fn acquaint(&mut self, address: IpAddr) {
         self.acquaintances.meet(address);
+    }
+
+    /// Who may talk to us.
+    pub fn gateways(&self) -> impl Iterator<Item = &GatewaySettings> {
+        self.gateways.iter().map(Arc::as_ref)
     }
 
     /// Negotiations under way.

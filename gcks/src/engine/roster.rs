@@ -227,6 +227,7 @@ mod tests {
             peer: peer.parse().unwrap(),
             local: "10.0.0.1:848".parse().unwrap(),
             behind_nat: false,
+            certificate: None,
             gateway: "gw".into(),
             joined: Default::default(),
             leaf: None,

@@ -2,6 +2,7 @@
 //! hexadecimal, times are Unix seconds.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gdoi_proto::ids::{KekSpi, SenderId, SeqNumber, Spi};
@@ -12,6 +13,7 @@ use gdoi_proto::registry::{IdType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 use ike::io::{Instant, Now};
 use ike::protect::push::Unsigned;
+use ike::trust::{CertificateName, PeerCertificate};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -123,6 +125,27 @@ struct MemberBody {
     joined: (u64, u32),
     #[serde(default)]
     leaf: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateBody>,
+}
+
+/// Subject, serial number, last second of validity; subject and serial number of the anchor.
+#[derive(Serialize, Deserialize)]
+struct CertificateBody(String, String, u64, Option<(String, String)>);
+
+impl From<&PeerCertificate> for CertificateBody {
+    fn from(certificate: &PeerCertificate) -> CertificateBody {
+        let CertificateName { subject, serial } = certificate.name.clone();
+        let anchor = certificate.anchor.clone().map(|anchor| (anchor.subject, anchor.serial));
+        CertificateBody(subject, serial, certificate.not_after, anchor)
+    }
+}
+
+impl From<CertificateBody> for PeerCertificate {
+    fn from(CertificateBody(subject, serial, not_after, anchor): CertificateBody) -> PeerCertificate {
+        let anchor = anchor.map(|(subject, serial)| CertificateName { subject, serial });
+        PeerCertificate { name: CertificateName { subject, serial }, not_after, anchor }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -337,6 +360,7 @@ impl Group {
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
             joined: (member.joined.generation, member.joined.seq),
             leaf: member.leaf,
+            certificate: member.certificate.as_deref().map(CertificateBody::from),
         };
         row(Kind::Member, self.member_key_name(key), &body)
     }
@@ -540,6 +564,7 @@ impl Group {
             gateway,
             joined: Mark { generation: body.joined.0, seq: body.joined.1 },
             leaf: body.leaf,
+            certificate: body.certificate.map(|certificate| Arc::new(certificate.into())),
             sender_ids: body.sids.into_iter().map(SenderId).collect(),
             registered: now.at,
             last_ack: None,

@@ -13,6 +13,7 @@ use ike::crypto::prf::hash;
 use ike::io::{Instant, Now};
 
 use super::KeyServer;
+use super::calendar;
 use super::group::{Group, Kek, Tek};
 use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Way};
 
@@ -25,7 +26,7 @@ impl KeyServer {
                 .groups
                 .values()
                 .filter(|group| !group.leaving)
-                .map(|group| group.view(now.at, show_keys))
+                .map(|group| group.view(now, show_keys))
                 .collect(),
             ike_sas: self
                 .peers
@@ -51,12 +52,14 @@ impl KeyServer {
                 ..ServerStatistics::default()
             },
             approved_only: self.peers.approved_only,
+            certificates: calendar::certificates(self.peers.gateways(), now.unix_seconds),
         }
     }
 }
 
 impl Group {
-    fn view(&self, at: Instant, show_keys: bool) -> GroupView {
+    fn view(&self, now: Now, show_keys: bool) -> GroupView {
+        let at = now.at;
         let counters = &self.counters;
         let pending = self.deliveries().first();
         GroupView {
@@ -74,6 +77,10 @@ impl Group {
                     sender_ids: member.sender_ids.iter().map(|sid| u64::from(sid.0)).collect(),
                     pushes_sent: member.pushes_sent,
                     acks: member.acks,
+                    certificate: member
+                        .certificate
+                        .as_deref()
+                        .map(|certificate| calendar::of_member(certificate, now.unix_seconds)),
                 })
                 .collect(),
             kek: self

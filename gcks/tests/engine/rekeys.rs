@@ -149,6 +149,22 @@ impl Entropy for Cycle {
 }
 
 #[test]
+fn a_member_that_never_acknowledged_stays_where_acknowledgements_are_only_requested() {
+    let mut settings = settings();
+    settings.groups[0].communication.as_mut().expect("rekeying").acknowledgement = Acknowledgement::Requested;
+    let mut bench = Bench::with(settings);
+    bench.drain();
+    let one = joined(&mut bench, 1);
+    for rekeys in 1..=4 {
+        bench.rekey(false);
+        bench.pass(Duration::from_secs(60));
+        assert!(!pushes(&mut bench, one.address).is_empty(), "it is still told");
+        assert_eq!((bench.count("rekey_completed"), bench.members()), (rekeys, 1));
+    }
+    assert_eq!(bench.count("member_expired"), 0);
+}
+
+#[test]
 fn no_two_groups_of_a_server_share_the_spi_of_a_tek() {
     let mut settings = settings();
     let mut second = settings.groups[0].clone();

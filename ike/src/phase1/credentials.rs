@@ -9,7 +9,7 @@ use gdoi_proto::secret::SecretBytes;
 use super::auth::Basis;
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CertifiedKey, PeerTrust, ProofSigner};
-use crate::trust::{Trust, same_name, subject};
+use crate::trust::{Calendar, PeerCertificate, Trust, same_name, subject};
 
 /// A certificate of ours with its private key.
 #[derive(Debug, Clone)]
@@ -127,10 +127,19 @@ impl PeerTrust for Trust {
         let checked = Trust::check(self, chain, id, unix_seconds).map_err(|error| error.to_string())?;
         let refused: Vec<String> = checked.would_refuse.iter().map(ToString::to_string).collect();
         let remark = (!refused.is_empty()).then(|| refused.join("; "));
-        Ok(CertifiedKey { public_key: checked.public_key, remark })
+        let certificate = PeerCertificate {
+            name: checked.certificate.name(),
+            not_after: checked.certificate.not_after,
+            anchor: checked.anchor,
+        };
+        Ok(CertifiedKey { public_key: checked.public_key, remark, certificate: Some(Arc::new(certificate)) })
     }
 
     fn anchors(&self) -> Vec<Vec<u8>> {
         Trust::anchors(self)
+    }
+
+    fn calendar(&self) -> Calendar {
+        Trust::calendar(self)
     }
 }

@@ -384,11 +384,12 @@ impl Initiator {
     /// The peer proved its identity; is it the one we want (RFC 6407 section 3.1)?
     fn establish(
         &mut self,
-        sa: IkeSa,
+        mut sa: IkeSa,
         proved: Proved,
         answered: Option<Answered>,
     ) -> Result<Vec<Step>, Refusal> {
         self.state = State::Over;
+        sa.certificate = proved.certificate;
         if !self.policy.admits(&sa.peer_identity, self.ends.peer.ip()) {
             let id = &sa.peer_identity;
             return Err(Refusal::failed(format!("the peer is {id}, not the configured key server")));

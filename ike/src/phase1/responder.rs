@@ -570,7 +570,8 @@ impl Responder {
         last_block: Option<[u8; 16]>,
     ) -> Step {
         self.state = State::Over;
-        let sa = self.sa(now, proof, &claim.id, last_block.unwrap_or(claim.last_block));
+        let mut sa = self.sa(now, proof, &claim.id, last_block.unwrap_or(claim.last_block));
+        sa.certificate = proved.certificate;
         Step::Established(Box::new(Established {
             sa,
             initial_contact: claim.initial_contact,

@@ -19,6 +19,7 @@
 //! identity must also be the packet's source (RFC 4945 section 3.1.1): that is [`crate::identity`].
 
 mod algorithms;
+mod calendar;
 mod error;
 mod facts;
 mod lists;
@@ -35,6 +36,7 @@ use x509_cert::der::asn1::AnyRef;
 use x509_cert::der::{Encode, Tag};
 
 use self::algorithms::{ALGORITHMS, signed_by};
+pub use self::calendar::{Calendar, PeerCertificate};
 pub use self::error::{At, CertificateName, Half, Rule, TrustError};
 pub use self::facts::{CertificateFacts, KeyKind, facts, public_key, subject};
 use self::facts::{Parsed, Role};
@@ -247,6 +249,14 @@ impl Trust {
     /// The revocation lists, newest first.
     pub fn revocation_lists(&self) -> impl Iterator<Item = &ListFacts> {
         self.lists.iter().map(|list| &list.facts)
+    }
+
+    /// When all of it ends.
+    pub fn calendar(&self) -> Calendar {
+        Calendar {
+            anchors: self.anchor_facts().cloned().collect(),
+            lists: self.revocation_lists().cloned().collect(),
+        }
     }
 
     /// The anchor whose key signed the top of a chain, whatever the time and the other rules say; none when there is

@@ -56,6 +56,22 @@ fn main_mode_through_a_nat_announces_hashes_and_floats_before_message_5() {
 }
 
 #[test]
+fn identities_behind_a_nat_have_port_0_in_both_modes() {
+    for mode in [Mode::Main, Mode::Aggressive] {
+        let (ours, theirs) = policies(mode);
+        let pair = Pair::through(OUTSIDE.parse().unwrap(), ours, theirs, 1);
+        let (member, server) = behind(&pair);
+        assert!(member.ours && server.theirs, "{mode:?}: {}", pair.said());
+        // As received: both HASHes cover protocol and port.
+        let claimed = |side: &Option<Box<ike::phase1::Established>>| {
+            let id = side.as_ref().expect("established").sa.peer_identity.clone();
+            (id.protocol, id.port)
+        };
+        assert_eq!((claimed(&pair.server_sa), claimed(&pair.member_sa)), ((0, 0), (0, 0)), "{mode:?}");
+    }
+}
+
+#[test]
 fn aggressive_mode_through_a_nat_floats_before_message_3() {
     let (ours, theirs) = policies(Mode::Aggressive);
     let mut pair = Pair::through(OUTSIDE.parse().unwrap(), ours, theirs, 1);

@@ -88,7 +88,9 @@ impl PeerTrust for Known {
         match found {
             None => Err("chain: no trust anchor".to_owned()),
             Some((_, name, _)) if name != id => Err("name: the certificate is of another".to_owned()),
-            Some((_, _, key)) => Ok(CertifiedKey { public_key: key.clone(), remark: None }),
+            Some((_, _, key)) => {
+                Ok(CertifiedKey { public_key: key.clone(), remark: None, certificate: None })
+            }
         }
     }
 

@@ -212,7 +212,7 @@ fn a_rehearsal_lets_in_whom_it_would_refuse_and_says_so() {
             let known = self.0.0.iter().find(|(known, _, _)| Some(known) == chain.first());
             let (_, _, key) = known.ok_or("chain: no key in this")?;
             let remark = Some("name: the certificate is of another".to_owned());
-            Ok(ike::phase1::CertifiedKey { public_key: key.clone(), remark })
+            Ok(ike::phase1::CertifiedKey { public_key: key.clone(), remark, certificate: None })
         }
         fn anchors(&self) -> Vec<Vec<u8>> {
             self.0.anchors()

@@ -4,9 +4,12 @@
 //! may do everything wrong.
 
 mod approved;
+mod certificates;
 mod gcks;
 mod gm;
 mod hand;
+mod identities;
+mod lifetime;
 mod member;
 mod member_pull;
 mod server_half_open;

@@ -311,6 +311,14 @@ impl Daemon {
         self.signal(Signal::CONT)
     }
 
+    /// Lets it read its configuration again (SIGHUP).
+    ///
+    /// # Errors
+    /// [`LabError::Wrong`] when it is gone.
+    pub fn reload(&self) -> Result<(), LabError> {
+        self.signal(Signal::HUP)
+    }
+
     /// Ends it at once (SIGKILL): nothing is closed, flushed or told.
     pub fn kill(&mut self) {
         self.end();

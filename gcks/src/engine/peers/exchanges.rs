@@ -111,6 +111,7 @@ impl Peers {
             peer,
             local: if moved { local } else { known.local },
             behind_nat: known.sa.nat.theirs,
+            certificate: known.sa.certificate.clone(),
         };
         let name = PullName { sa: header.cookies, message_id: header.message_id };
         let has_room = known.has_room();

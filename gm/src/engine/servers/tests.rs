@@ -139,3 +139,55 @@ fn a_server_deaf_to_message_5_makes_the_member_name_key_and_identity() {
     assert_eq!(event.level(), ctl::event::Level::Warn);
     assert!(site.now.at.since(site.knocks[0].0) >= Duration::from_secs(82));
 }
+
+#[test]
+fn a_responder_lifetime_shortens_phase_1_and_never_lengthens_it() {
+    for (told, negotiated) in [(&[30][..], 2), (&[30, 3000], 2), (&[3000], 1), (&[], 1)] {
+        let mut site = Site::new(vec![vpn(1)], &[Manner::Serves]);
+        for seconds in told {
+            for octets in site.servers[0].tell_life(*seconds) {
+                site.hear(0, octets);
+            }
+        }
+        site.pass(15);
+        register(&mut site);
+        assert_eq!((site.knocks.len(), site.servers[0].served.len()), (1, 2), "{told:?}: the same SA serves");
+        site.pass(20);
+        assert_eq!(site.lines("phase1_deleted").len(), negotiated - 1, "{told:?}");
+        register(&mut site);
+        assert_eq!((site.knocks.len(), site.servers[0].served.len()), (negotiated, 3), "{told:?}");
+        assert!(site.lines("registration_failed").is_empty());
+    }
+}
+
+#[test]
+fn over_the_life_of_phase_1_a_member_negotiates_anew_and_is_never_without_its_keys() {
+    let mut site = Site::new(vec![vpn(1)], &[Manner::Serves]);
+    // A group without pushes: it comes again before each TEK of an hour ends, under the SA of a day.
+    for _ in 0..=25 * 6 {
+        site.pass(600);
+        assert_eq!(site.states(), ["registered"]);
+    }
+    assert!(site.servers[0].served.len() > 20);
+    assert_eq!(site.knocks.len(), 2, "one phase 1 for a day, then another");
+    assert!(site.lines("registration_failed").is_empty());
+}
+
+#[test]
+fn a_server_that_stops_answering_is_asked_three_times_and_its_phase_1_goes_while_the_keys_stay() {
+    let watch = ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 };
+    let mut site = Site::watched(vec![vpn(1)], &[Manner::Serves], |_| (), Some(watch));
+    site.pass(60);
+    let answered = site.servers[0].asked;
+    assert!(answered >= 3, "a member that watches at all watches all the time: {answered}");
+    assert!(site.lines("phase1_deleted").is_empty());
+    site.servers[0].manner = Manner::Silent;
+    site.pass(60);
+    let [ended] = &site.lines("phase1_deleted")[..] else { panic!("{:?}", site.events) };
+    assert!(ended.ends_with("dead: no answer to dead-peer detection"), "{ended}");
+    assert_eq!((site.servers[0].asked - answered, site.states()), (3, vec!["registered"]));
+    // The next registration does not rely on what is dead.
+    site.servers[0].manner = Manner::Serves;
+    register(&mut site);
+    assert_eq!((site.knocks.len(), site.servers[0].served.len()), (2, 2));
+}

@@ -17,7 +17,7 @@ use ike::crypto::provider::{Provider, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
 use ike::phase1::{Ends, Offer, PeerPolicy, Responder, Step};
-use ike::protect::notify;
+use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
@@ -69,6 +69,8 @@ pub struct KeyServer {
     pub served: Vec<u32>,
     /// Most PULLs that were open at a time.
     pub most_open: usize,
+    /// Questions whether it is there, answered or not.
+    pub asked: usize,
     address: SocketAddr,
     half_open: BTreeMap<CookiePair, Responder>,
     sas: BTreeMap<CookiePair, IkeSa>,
@@ -109,6 +111,7 @@ impl KeyServer {
             life: 3600,
             served: Vec::new(),
             most_open: 0,
+            asked: 0,
             address,
             half_open: BTreeMap::new(),
             sas: BTreeMap::new(),
@@ -120,6 +123,7 @@ impl KeyServer {
     fn on_datagram(&mut self, now: Now, octets: &Bytes, provider: &dyn Provider) -> Vec<Bytes> {
         let header = Header::decode(octets).expect("a header");
         match (header.exchange, self.manner) {
+            (ExchangeType::Informational, _) => self.on_informational(&header, octets),
             (_, Manner::Silent) => Vec::new(),
             (ExchangeType::MainMode, Manner::NoProposal) => vec![no_proposal(&header)],
             (ExchangeType::MainMode, Manner::DeafToProofs) if header.flags.encrypted() => Vec::new(),
@@ -211,6 +215,34 @@ impl KeyServer {
         self.first_spi = first_spi;
     }
 
+    /// Dead-peer detection: a silent server hears the question and says nothing.
+    fn on_informational(&mut self, header: &Header, octets: &Bytes) -> Vec<Bytes> {
+        let Some(sa) = self.sas.get_mut(&header.cookies) else { return Vec::new() };
+        let said = notify::open(sa, header, octets).expect("protected").into_inner();
+        let mut answers = Vec::new();
+        for said in said {
+            let Informational::RUThere(number) = said else { continue };
+            self.asked += 1;
+            if self.manner == Manner::Serves {
+                let answer = notify::dpd(sa.cookies, NotifyType::RUThereAck, number);
+                answers.push(notify::seal(sa, &[answer], &mut self.entropy));
+            }
+        }
+        answers
+    }
+
+    /// RESPONDER-LIFETIME under every SA.
+    pub fn tell_life(&mut self, seconds: u16) -> Vec<Bytes> {
+        let tell = |sa: &mut IkeSa| {
+            let told = notify::notification(sa.cookies, NotifyType::ResponderLifetime);
+            let Payload::Notify(mut told) = told else { panic!("a notification") };
+            let [high, low] = seconds.to_be_bytes();
+            told.data = vec![0x80, 11, 0, 1, 0x80, 12, high, low];
+            notify::seal(sa, &[Payload::Notify(told)], &mut self.entropy)
+        };
+        self.sas.values_mut().map(tell).collect()
+    }
+
     /// Ends every SA; the Deletes it says so with.
     pub fn delete_sas(&mut self) -> Vec<Bytes> {
         let sas = std::mem::take(&mut self.sas).into_values();
@@ -282,6 +314,16 @@ impl Site {
         manners: &[Manner],
         prepare: impl FnOnce(&mut Vec<KeyServer>),
     ) -> Site {
+        Site::watched(vpns, manners, prepare, None)
+    }
+
+    /// The same; the member asks whether its servers are there.
+    pub fn watched(
+        vpns: Vec<VpnSettings>,
+        manners: &[Manner],
+        prepare: impl FnOnce(&mut Vec<KeyServer>),
+        dead_peer_detection: Option<ike::dpd::Settings>,
+    ) -> Site {
         let servers = manners.iter().enumerate();
         let mut servers: Vec<KeyServer> =
             servers.map(|(index, manner)| KeyServer::new(server_address(index), *manner)).collect();
@@ -291,6 +333,7 @@ impl Site {
             servers: servers.iter().map(|server| server.address).collect(),
             ask_route: true,
             policies: vec![working_policy()],
+            dead_peer_detection,
             ..GatewaySettings::default()
         };
         let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::{CryptoError, Provider};
 use crate::crypto::AuthMethod;
+use crate::trust::{Calendar, PeerCertificate};
 
 /// Certificates of a message tried as the end entity: peers send it first, but the order is free (RFC 4945 section
 /// 3.3.10).
@@ -54,6 +55,11 @@ pub trait PeerTrust: Send + Sync + fmt::Debug {
 
     /// DER distinguished names of the trust anchors, for CERTREQ payloads.
     fn anchors(&self) -> Vec<Vec<u8>>;
+
+    /// When anchors and revocation lists end; empty where nobody keeps such a calendar.
+    fn calendar(&self) -> Calendar {
+        Calendar::default()
+    }
 }
 
 /// The key a chain certifies.
@@ -63,6 +69,8 @@ pub struct CertifiedKey {
     pub public_key: Vec<u8>,
     /// What would have been refused but for a rehearsal (`verification = "rehearse"`); for the log.
     pub remark: Option<String>,
+    /// The end entity, for the operator's calendar; none where nobody keeps one.
+    pub certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// A peer's signature to check, with the certificates it came with.
@@ -94,6 +102,8 @@ impl fmt::Debug for ProofCheck {
 pub struct Proved {
     /// What would have been refused but for a rehearsal.
     pub remark: Option<String>,
+    /// The certificate that did it; none with a pre-shared key.
+    pub certificate: Option<Arc<PeerCertificate>>,
 }
 
 /// Why a peer did not prove its identity.
@@ -110,9 +120,9 @@ pub enum ProofError {
 impl ProofCheck {
     /// Chain and name first, then the signature with the key of the end entity (RFC 4945 section 3.1).
     pub(super) fn run(&self, provider: &dyn Provider) -> Result<Proved, ProofError> {
-        let CertifiedKey { public_key, remark } = self.certified_key()?;
+        let CertifiedKey { public_key, remark, certificate } = self.certified_key()?;
         provider.verify_proof(self.method, &public_key, self.digest.expose(), &self.signature)?;
-        Ok(Proved { remark })
+        Ok(Proved { remark, certificate })
     }
 
     /// The certificate that passes without a remark, else what was said of the first.
