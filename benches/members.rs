@@ -5,12 +5,12 @@ mod support;
 
 use std::sync::Arc;
 
-use ike::crypto::provider::default_provider;
+use ike::crypto::provider::{Random, default_provider};
 use runtime::clock::Clock;
 
 use gcks::engine::KeyServer;
 use gcks::engine::durable::Row;
-use support::{NOW, Random, Server};
+use support::{NOW, Server};
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");

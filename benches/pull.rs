@@ -16,12 +16,12 @@ use gdoi_proto::policy::{Carriage, SignatureAlgorithm};
 use gm::engine::pull as member;
 use gm::engine::settings::VpnSettings;
 use ike::crypto::DhGroup;
-use ike::crypto::provider::{default_provider, run};
+use ike::crypto::provider::{Random, default_provider, run};
 use ike::io::Datagram;
 use ike::phase1::{Ends, Initiator, Step};
 use ike::sa::IkeSa;
 
-use support::{MainMode, NOW, Random, SERVER, Server};
+use support::{MainMode, NOW, SERVER, Server};
 
 fn main() {
     divan::main();
@@ -50,7 +50,7 @@ struct Pair {
 impl Pair {
     fn new() -> Pair {
         let (_, ours, theirs) = MainMode::whole(DhGroup::Curve25519);
-        Pair { random: Random::new(), terms: terms(), ours, theirs }
+        Pair { random: Random(default_provider()), terms: terms(), ours, theirs }
     }
 
     fn ask(&mut self) -> (member::Pull, Bytes) {

@@ -23,10 +23,10 @@ use gdoi_proto::policy::{
 };
 use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider, run};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
+use ike::io::{Datagram, Instant, JobResult, Machine, Now};
 use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Responder, Step};
 use ike::sa::IkeSa;
 
@@ -34,22 +34,6 @@ use ike::sa::IkeSa;
 pub const NOW: Now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
 /// Where the key server is.
 pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1)), 848);
-
-/// Random octets of the crypto library.
-pub struct Random(pub Arc<dyn Provider>);
-
-impl Random {
-    /// Of the default provider.
-    pub fn new() -> Random {
-        Random(default_provider())
-    }
-}
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 /// The address of member `index`.
 pub fn address(index: u32) -> SocketAddr {

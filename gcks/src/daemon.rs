@@ -22,8 +22,8 @@ use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GcksSnapshot, Snapshot};
 use ctl::plan::Plan;
-use ike::crypto::provider::{Provider, default_provider};
-use ike::io::{Datagram, Entropy, JobResult, Machine};
+use ike::crypto::provider::{Random, default_provider};
+use ike::io::{Datagram, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
@@ -187,15 +187,6 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
         let _ = local.await;
     }
     result
-}
-
-/// Random octets of the crypto library.
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 /// Where inputs come from.
@@ -455,15 +446,15 @@ impl Daemon {
                     let plan = self.plans.remove(&ticket);
                     if let Some(reply) = self.waiting.remove(&ticket) {
                         // Who asked may be gone.
-                        let _ = reply.send(match result {
-                            Ok(_) if plan.is_some() => Reply::Plan(Box::new(plan.unwrap_or_default())),
-                            Ok(Outcome { text, rekey, push }) => Reply::Done {
+                        let _ = reply.send(match (result, plan) {
+                            (Ok(_), Some(plan)) => Reply::Plan(Box::new(plan)),
+                            (Ok(Outcome { text, rekey, push }), None) => Reply::Done {
                                 text,
                                 seq: push.map(|(_, seq)| seq.0),
                                 kek_spi: push.map(|(spi, _)| spi.to_string()),
                                 rekey,
                             },
-                            Err(reason) => Reply::Refused { reason },
+                            (Err(reason), _) => Reply::Refused { reason },
                         });
                     }
                 }

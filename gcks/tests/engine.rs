@@ -36,7 +36,7 @@ use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{CryptoError, Done, Job, Provider, Verification, default_provider, run};
+use ike::crypto::provider::{CryptoError, Done, Job, Provider, Random, Verification, default_provider, run};
 use ike::io::{Datagram, Entropy, Instant, JobRequest, JobResult, Machine, Now};
 use ike::phase1::{Ends, Initiator, NONCE_LEN, Step};
 use ike::protect::ack::AckKey;
@@ -45,7 +45,7 @@ use ike::protect::phase2::Exchange;
 use ike::protect::push::{self, KekCipherKey};
 use ike::sa::IkeSa;
 
-use common::{Random, SERVER, peer_policy, settings};
+use common::{SERVER, peer_policy, settings};
 
 /// The server with its stored rows and the datagrams it sent.
 struct Bench {

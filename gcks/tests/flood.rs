@@ -6,7 +6,6 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -14,10 +13,10 @@ use gdoi_proto::header::Header;
 use gdoi_proto::message::Dialect;
 use gdoi_proto::registry::ExchangeType;
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider};
+use ike::crypto::provider::{Random, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant};
+use ike::io::{Datagram, Instant};
 use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use runtime::clock::Clock;
 use runtime::udp::{Listen, Sockets};
@@ -51,14 +50,6 @@ const MEMORY: u64 = 64 << 20;
 const HALF_OPEN: u64 = 4096;
 /// An answer is at most so much larger than its question.
 const GROWTH: usize = 64;
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 /// A first message as members send it.
 fn first_message() -> Vec<u8> {

@@ -13,23 +13,15 @@ use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::policy::SignatureAlgorithm;
 use gdoi_proto::registry::{ExchangeType, IdType};
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider, run};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant, Now};
+use ike::io::{Instant, Now};
 use ike::phase1::{
     CertifiedKey, Credentials, Ends, Initiator, Mode, Offer, OwnCertificate, PeerPolicy, PeerTrust, Step,
 };
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address")

@@ -8,7 +8,6 @@ mod support;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::time::Duration;
 
 use gdoi_proto::header::Header;
@@ -19,11 +18,11 @@ use gdoi_proto::registry::{ExchangeType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
 use ike::crypto::prf::prf;
-use ike::crypto::provider::{Done, Provider, default_provider, run};
+use ike::crypto::provider::{Done, Random, default_provider, run};
 use ike::crypto::skeyid::exchange_iv;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant, Now};
+use ike::io::{Instant, Now};
 use ike::phase1::auth::{Basis, Facts, Proof};
 use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use serde_json::Value;
@@ -146,14 +145,6 @@ struct Insider {
     skeyid_a: SecretBytes,
     key: CipherKey,
     last_block: [u8; 16],
-}
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 /// KE and nonce of message 3 or 4.

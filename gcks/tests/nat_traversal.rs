@@ -12,10 +12,10 @@ use gdoi_proto::message::Dialect;
 use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider, run};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant, Now};
+use ike::io::{Instant, Now};
 use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use ike::protect::notify;
 use ike::protect::phase2::Exchange;
@@ -24,14 +24,6 @@ use ike::sa::IkeSa;
 const NOW: Now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
 /// Where the NAT lets the member's ports 848 and 4500 out at first, and where it does later.
 const OUTSIDE: [&str; 3] = ["198.51.100.7:1024", "198.51.100.7:1025", "198.51.100.8:2000"];
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address")

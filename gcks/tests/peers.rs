@@ -19,7 +19,7 @@ use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider, run};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
 use ike::identity::IdentityRule;
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
 use ike::phase1::{Ends, Initiator, NONCE_LEN, PeerPolicy, Step};
@@ -27,7 +27,7 @@ use ike::protect::notify::{self, Informational};
 use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
-use common::{Random, SERVER, peer_policy};
+use common::{SERVER, peer_policy};
 
 /// Peers that are never asked whether they are there.
 fn settings() -> Settings {

@@ -19,8 +19,8 @@ use ctl::event::Event;
 use ctl::observe::{GmSnapshot, Snapshot};
 use dataplane::tun::{Random as Octets, TunPlane};
 use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
-use ike::crypto::provider::{Provider, default_provider};
-use ike::io::{Datagram, Entropy, Instant, JobResult, Machine};
+use ike::crypto::provider::{Random, default_provider};
+use ike::io::{Datagram, Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::Asked;
 use runtime::hub::Hub;
@@ -159,15 +159,6 @@ fn data_plane(
     let random: Octets = Box::new(move |out: &mut [u8]| provider.fill(out));
     let pairs = plane::describe(&wanted);
     Ok((Box::new(TunPlane::start(wanted, random, plane::teller(faults))?), pairs))
-}
-
-/// Random octets of the crypto library.
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 /// Where inputs come from.

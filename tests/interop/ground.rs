@@ -14,10 +14,9 @@ use gdoi_proto::header::Header;
 use gdoi_proto::message::Dialect;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::{IdType, NotifyType};
-use ike::crypto::provider::{self, Provider, default_provider};
+use ike::crypto::provider::{self, Provider, Random, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::Entropy;
 use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
@@ -372,14 +371,6 @@ pub fn credentials(directory: &Path, cells: &[Cell]) -> Vec<(Cell, Credentials)>
         (*cell, loaded.config.gateways.first().expect("one").credentials.clone())
     };
     cells.iter().map(one).collect()
-}
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 /// Our initiator on a socket.

@@ -101,10 +101,11 @@ impl KeyServer {
                 plan.groups.extend(changed);
             } else {
                 plan.groups.push(added(&settings));
-                self.groups.insert(name.clone(), Group::new(settings));
+                let mut group = Group::new(settings);
                 if self.store_failing {
-                    self.groups.values_mut().for_each(|group| group.on_store(now.at, true));
+                    group.on_store(now.at, true);
                 }
+                self.groups.insert(name.clone(), group);
                 self.lend(&name, |group, entropy| group.start(now, entropy));
             }
         }

@@ -13,23 +13,12 @@ use gdoi_proto::payload::Endpoint;
 use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekCipher};
 use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::Provider;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::Entropy;
 use ike::phase1::{Credentials, Mode, Offer, PeerPolicy};
 
 /// Where the server listens.
 pub const SERVER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 848);
-
-/// Random octets of a provider.
-pub struct Random(pub Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 /// Phase 1 of every peer.
 pub fn peer_policy() -> PeerPolicy {

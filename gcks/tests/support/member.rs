@@ -16,7 +16,7 @@ use gdoi_proto::policy::{Carriage, GroupPolicy, KekKey, KekPolicy, KeySet};
 use gdoi_proto::registry::ExchangeType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::cipher::CipherKey;
-use ike::crypto::provider::{Provider, Verification, default_provider, run};
+use ike::crypto::provider::{Provider, Random, Verification, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
 use ike::io::{Entropy, Instant, Now};
@@ -35,14 +35,6 @@ const LOOK: Duration = Duration::from_millis(5);
 pub fn patience() -> impl Fn() -> bool {
     let left = Cell::new(2000_u32);
     move || left.replace(left.get().saturating_sub(1)) > 0
-}
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 /// Why a registration stopped.

@@ -1,8 +1,9 @@
 //! Aggressive mode with pre-shared keys: what it negotiates, what it refuses, and its third message lost.
 
-use super::pair::{KEY, NOW, Pair, Random, fqdn, shared, suite};
+use super::pair::{KEY, NOW, Pair, fqdn, shared, suite};
 use gdoi_proto::header::Header;
 use gdoi_proto::registry::ExchangeType;
+use ike::crypto::provider::Random;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 use ike::identity::IdentityRule;
 use ike::io::Instant;

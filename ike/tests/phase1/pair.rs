@@ -13,24 +13,15 @@ use gdoi_proto::payload::Identification;
 use gdoi_proto::policy::SignatureAlgorithm;
 use gdoi_proto::registry::{ExchangeType, IdType};
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, default_provider, run};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
 use ike::identity::IdentityRule;
-use ike::io::{Entropy, Instant, Now};
+use ike::io::{Instant, Now};
 use ike::phase1::{
     CertifiedKey, Credentials, Ends, Established, FirstAggressive, Initiator, Mode, Offer, OwnCertificate,
     PeerPolicy, PeerTrust, Refusal, Responder, Step,
 };
 use ike::protect::notify::{self, Informational};
-
-/// Randomness of the provider.
-pub struct Random(pub Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
-}
 
 pub const NOW: Now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
 pub const KEY: &str = "a shared secret of some length";

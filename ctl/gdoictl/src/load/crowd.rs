@@ -18,8 +18,8 @@ use gdoi_proto::ids::GroupId;
 use gdoi_proto::registry::ExchangeType;
 use gm::engine::pull::{Progress, Pull, PullError, Repeat};
 use gm::engine::settings::VpnSettings;
-use ike::crypto::provider::{Provider, default_provider, run};
-use ike::io::{Datagram, Entropy, Instant};
+use ike::crypto::provider::{Provider, Random, default_provider, run};
+use ike::io::{Datagram, Instant};
 use ike::phase1::{Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
@@ -91,14 +91,6 @@ pub struct Crowd {
     window: usize,
     keys: Keys,
     tally: Tally,
-}
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
-    }
 }
 
 impl Crowd {

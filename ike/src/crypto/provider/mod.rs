@@ -18,6 +18,7 @@ use gdoi_proto::secret::SecretBytes;
 use thiserror::Error;
 
 use super::{AuthMethod, DhGroup};
+use crate::io::Entropy;
 
 pub use proof::{CertifiedKey, PeerTrust, ProofCheck, ProofError, ProofSigner, Proved};
 
@@ -339,6 +340,15 @@ pub fn run(provider: &dyn Provider, job: Job) -> Done {
         Job::LoadSigner { algorithm, pkcs8 } => {
             Done::Signer(provider.signer(algorithm, &pkcs8).map(|signer| (signer, pkcs8)))
         }
+    }
+}
+
+/// The random octets of a provider, for engines that run with the real one.
+pub struct Random(pub Arc<dyn Provider>);
+
+impl Entropy for Random {
+    fn fill(&mut self, out: &mut [u8]) {
+        self.0.fill(out);
     }
 }
 
