@@ -23,15 +23,19 @@ fn audit(daemon: &Daemon, verify: bool) -> Result<(Vec<Value>, Option<String>), 
 
 /// Waits until a record is there; nothing waits for the log, so that it comes a moment after its event.
 fn until(daemon: &Daemon, event: &str) -> Vec<Value> {
+    until_there_are(daemon, 1, event)
+}
+
+fn until_there_are(daemon: &Daemon, count: usize, event: &str) -> Vec<Value> {
     for _ in 0..600 {
         // The log may not be there yet.
         let records = audit(daemon, false).map(|(records, _)| records).unwrap_or_default();
-        if records.iter().any(|record| record["event"] == event) {
+        if records.iter().filter(|record| record["event"] == event).count() >= count {
             return records;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    panic!("no {event} within 30 s")
+    panic!("not {count} {event} within 30 s")
 }
 
 fn named<'a>(records: &'a [Value], event: &str) -> &'a Value {
@@ -67,8 +71,6 @@ fn a_decision_is_recorded_with_who_why_and_the_lines_it_rests_on() {
     assert_eq!(named(&records, "rekey_started")["why"], "operator");
     assert!(named(&records, "pull_completed")["sender_ids"].is_array());
 
-    let revoke = Request::Revoke { group: "g1".to_owned(), member: "nobody".to_owned() };
-    assert!(matches!(daemon.ask(&revoke), Reply::Done { .. } | Reply::Refused { .. }));
     let revoke = Request::Revoke { group: "g1".to_owned(), member: identity.clone() };
     assert!(matches!(daemon.ask(&revoke), Reply::Done { .. }));
     let records = until(&daemon, "member_revoked");
@@ -90,24 +92,20 @@ fn a_killed_server_names_the_gap_and_the_chain_goes_on() {
     let site = Site::new();
     for start in 0..4 {
         let daemon = site.start(&[]);
-        let records = until(&daemon, if start == 0 { "group_created" } else { "state_restored" });
+        let records = until_there_are(&daemon, start + 1, "started");
         let gaps = records.iter().filter(|record| record["event"] == "audit_gap").count();
         assert_eq!(gaps, start, "one for each time it was killed");
         daemon.rekey(false);
         daemon.kill();
     }
     let daemon = site.start(&[]);
-    until(&daemon, "state_restored");
+    until_there_are(&daemon, 5, "started");
     let (_, verified) = audit(&daemon, true).unwrap();
     assert!(verified.unwrap().starts_with("good: lines 1 to "));
     daemon.stop();
     // In order: no gap.
     let daemon = site.start(&[]);
-    let started = |records: &[Value]| records.iter().filter(|record| record["event"] == "started").count();
-    while started(&until(&daemon, "state_restored")) < 6 {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
-    let (records, _) = audit(&daemon, false).unwrap();
+    let records = until_there_are(&daemon, 6, "started");
     assert_eq!(records.iter().filter(|record| record["event"] == "audit_gap").count(), 4);
 }
 
