@@ -111,6 +111,7 @@ pub fn settings() -> Settings {
                 ip_protocol: 0,
                 source: any(),
                 destination: any(),
+                delay_window: None,
             }],
         }],
         half_open_limit: 4096,
@@ -149,6 +150,7 @@ pub fn policy(signature: SignatureAlgorithm, key_bits: u16, public_key: Vec<u8>)
         encapsulation: Encapsulation::Tunnel,
         address_preservation: AddressPreservation::Both,
         direction: Direction::Symmetric,
+        delay_window: None,
     };
     let key =
         TekKey { encryption: SecretBytes::copy(&[3; 32]), integrity: Some(SecretBytes::copy(&[4; 32])) };

@@ -25,7 +25,7 @@ pub struct Group {
     pub gateways: Vec<String>,
     /// Most members; none: no limit.
     pub member_threshold: Option<u32>,
-    /// Window of IP-D3P in milliseconds. Always none in this build.
+    /// Window of IP-D3P in milliseconds.
     pub anti_replay_time_window_ms: Option<u32>,
     /// 8, 12 or 16 (default).
     pub sender_id_bits: u8,
@@ -131,9 +131,9 @@ fn read_group(
     refuse_mixed_pushes(&resolved, table);
     let threshold =
         table.get("member-threshold").and_then(|item| item.number(report, (1, u64::from(u32::MAX))));
-    if table.milliseconds("anti-replay-time-window", (1, 60_000)).is_some() {
-        report.not_supported(&table.place_of("anti-replay-time-window"), "needs IP-D3P in the data plane");
-    }
+    let anti_replay_time_window_ms = table
+        .milliseconds("anti-replay-time-window", (1, 60_000))
+        .and_then(|width| u32::try_from(width).ok());
     let sender_id_bits = match table.get("sender-id-bits").map(|item| item.number(report, (8, 16))) {
         Some(Some(bits @ (8 | 12 | 16))) => bits,
         Some(Some(bits)) => {
@@ -167,7 +167,7 @@ fn read_group(
         address,
         gateways,
         member_threshold: threshold.map(narrow),
-        anti_replay_time_window_ms: None,
+        anti_replay_time_window_ms,
         sender_id_bits: u8::try_from(sender_id_bits).unwrap_or(16),
         rekey_on_leave,
         rekey_on_join,

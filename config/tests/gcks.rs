@@ -638,11 +638,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "group-oid = \"1.0.62351.1\"",
             "17:1: group.G.group-oid: not supported yet: group-oid names a group of RFC 8052; group-id takes a number",
         ),
-        (
-            "group-id = 1",
-            "group-id = 1\nanti-replay-time-window = 1000",
-            "18:1: group.G.anti-replay-time-window: not supported yet: anti-replay-time-window needs IP-D3P in the data plane",
-        ),
     ]);
 }
 

@@ -37,6 +37,7 @@ fn member(cipher: TekCipher) -> Gspd {
             encapsulation: Encapsulation::Tunnel,
             address_preservation: AddressPreservation::Both,
             direction: Direction::Symmetric,
+            delay_window: None,
         },
         key: TekKey { encryption: SecretBytes::new(vec![1; cipher.encryption_octets()]), integrity },
         sender_ids: Some(SenderIds { bits: 16, values: vec![SenderId(7)] }),

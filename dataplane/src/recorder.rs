@@ -112,6 +112,7 @@ mod tests {
                 encapsulation: Encapsulation::Tunnel,
                 address_preservation: AddressPreservation::Both,
                 direction: Direction::Symmetric,
+                delay_window: None,
             },
             key: TekKey { encryption: SecretBytes::copy(&[0x5a; 20]), integrity: None },
             sender_ids: None,

@@ -405,6 +405,7 @@ pub(crate) mod tests {
                 encapsulation: Encapsulation::Tunnel,
                 address_preservation: AddressPreservation::Both,
                 direction: Direction::Symmetric,
+                delay_window: None,
             },
             key: TekKey { encryption: SecretBytes::copy(&[0x5a; 20]), integrity: None },
             sender_ids: Some(SenderIds { bits: 16, values: vec![SenderId(0x203)] }),

@@ -251,6 +251,7 @@ fn tek(spi: u32, sid: u32, net: &[u8], octets: usize) -> TekInstall {
             encapsulation: Encapsulation::Tunnel,
             address_preservation: AddressPreservation::Both,
             direction: Direction::Symmetric,
+            delay_window: None,
         },
         key: TekKey { encryption: SecretBytes::copy(&[0x5a; 36]), integrity: None },
         sender_ids: Some(SenderIds { bits: 16, values: vec![SenderId(sid)] }),

@@ -67,6 +67,7 @@ fn gateway(gateway: &Gateway, nat_traversal: bool, server: &Server) -> GatewaySe
 
 fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
     // The configuration made sure that its gateways agree.
+    let window = group.anti_replay_time_window_ms.map(|width| Duration::from_millis(u64::from(width)));
     let member = gateways.iter().find(|gateway| group.gateways.contains(&gateway.name));
     GroupSettings {
         name: group.name.clone(),
@@ -82,7 +83,7 @@ fn group(group: &Group, gateways: &[Gateway]) -> GroupSettings {
         sas: group
             .sas
             .iter()
-            .flat_map(|sa| sa.policies.iter().map(move |policy| self::sa(sa, policy)))
+            .flat_map(|sa| sa.policies.iter().map(move |policy| self::sa(sa, policy, window)))
             .collect(),
         line: group.line,
     }
@@ -121,7 +122,7 @@ fn communication(communication: &config::Communication) -> CommunicationSettings
     }
 }
 
-fn sa(sa: &IpsecSa, policy: &MatchPolicy) -> SaSettings {
+fn sa(sa: &IpsecSa, policy: &MatchPolicy, delay_window: Option<Duration>) -> SaSettings {
     SaSettings {
         name: format!("{}/{}", sa.name, policy.name),
         cipher: sa.cipher,
@@ -131,6 +132,7 @@ fn sa(sa: &IpsecSa, policy: &MatchPolicy) -> SaSettings {
         ip_protocol: policy.protocol,
         source: selector(policy.source, policy.source_port),
         destination: selector(policy.destination, policy.destination_port),
+        delay_window,
     }
 }
 

@@ -411,6 +411,7 @@ authentication-algorithm = "hmac-sha-256-128"
 encapsulation = "transport"
 [group.own]
 group-id = 2
+anti-replay-time-window = 5000
 ike-gateways = ["gm1", "gm2"]
 [group.own.server-member-communication]
 encryption-algorithm = "aes-256-cbc"
@@ -472,6 +473,15 @@ fn own_traffic() {
         .filter(|packet| packet.destination != ground.network().ip(GCKS))
         .collect();
     assert!(mine.len() > 100 && mine.iter().all(|packet| packet.protocol == 50), "{mine:#?}");
+
+    // Packets carry the time, and the clock of the sender is shown before anything is dropped for it.
+    let own = ground.members[0].member().unwrap().vpns.into_iter().find(|vpn| vpn.name == "own").unwrap();
+    let traffic = own.traffic.unwrap();
+    let skew = traffic.skews.iter().find(|skew| skew.sender == gm2.to_string());
+    assert!(
+        skew.is_some_and(|skew| skew.refused == 0 && skew.most_microseconds.abs() < 2_500_000),
+        "{traffic:#?}"
+    );
 
     // A dead member says nothing in clear, and hears nothing.
     let before = ground.wire.frames().len();

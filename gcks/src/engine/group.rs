@@ -634,6 +634,7 @@ pub(super) fn policy_of(sa: &SaSettings, spi: Spi) -> TekPolicy {
         encapsulation: sa.encapsulation,
         address_preservation: AddressPreservation::Both,
         direction: Direction::Symmetric,
+        delay_window: sa.delay_window,
     }
 }
 

@@ -215,4 +215,6 @@ pub struct SaSettings {
     pub source: Endpoint,
     /// Destination selector.
     pub destination: Endpoint,
+    /// Width of the window of IP-D3P timestamps; none: no timestamps.
+    pub delay_window: Option<Duration>,
 }

@@ -94,6 +94,7 @@ pub fn settings() -> Settings {
                 ip_protocol: 0,
                 source: subnet.clone(),
                 destination: subnet,
+                delay_window: None,
             }],
         }],
         half_open_limit: 64,

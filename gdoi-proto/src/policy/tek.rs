@@ -1,5 +1,7 @@
 //! The data-security SA: an ESP SAT and what it means (RFC 6407 section 5.5).
 
+use std::time::Duration;
+
 use super::{TekAuthentication, TekCipher, aes_octets, bits, number, refuse_repeats};
 use crate::attribute::Attribute;
 use crate::error::PolicyError;
@@ -71,6 +73,8 @@ pub struct TekPolicy {
     pub address_preservation: AddressPreservation,
     /// Who sends.
     pub direction: Direction,
+    /// Width of the window of IP-D3P timestamps, when packets carry them. It stands in the GAP, for all SATs of an SA payload.
+    pub delay_window: Option<Duration>,
 }
 
 impl TekPolicy {
@@ -293,6 +297,7 @@ impl Found {
             encapsulation: self.encapsulation.unwrap_or(Encapsulation::Tunnel),
             address_preservation: self.address_preservation.unwrap_or(AddressPreservation::Both),
             direction: self.direction.unwrap_or(Direction::Symmetric),
+            delay_window: None,
         })
     }
 

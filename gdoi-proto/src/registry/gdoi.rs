@@ -75,6 +75,8 @@ registry! {
         ActivationTimeDelay = 1 => "ACTIVATION_TIME_DELAY",
         DeactivationTimeDelay = 2 => "DEACTIVATION_TIME_DELAY",
         SenderIdRequest = 3 => "SENDER_ID_REQUEST",
+        DelayDetectionType = 240 => "D3P-TYPE (private use)",
+        DelayDetectionWindow = 241 => "D3P-WINDOWSIZE (private use)",
     }
 }
 

@@ -218,7 +218,7 @@ mod tests {
             SigHashAlgorithm: [1, 2, 3, 4, 5];
             SigAlgorithm: [1, 2, 3, 4, 5, 6];
             AckType: [1, 2, 3, 4];
-            GapAttribute: [1, 2, 3];
+            GapAttribute: [1, 2, 3, 240, 241];
             IpsecAttribute: (1..=15).collect::<Vec<u64>>();
             LifeType: [1, 2];
             EncapsulationMode: [1, 2, 3, 4];

@@ -378,7 +378,7 @@ impl Keyring {
             key: key.clone(),
             sender_ids: self.sender_ids.clone().filter(|_| policy.needs_sender_id()),
             activate_after,
-            delay_detection: None,
+            delay_detection: policy.delay_window,
         }));
         cx.out.event(Event::TekInstalled {
             vpn: self.vpn.clone(),

@@ -83,6 +83,7 @@ pub fn tek(spi: u32, lifetime_seconds: u32) -> TekPolicy {
         encapsulation: Encapsulation::Tunnel,
         address_preservation: AddressPreservation::Both,
         direction: Direction::Symmetric,
+        delay_window: None,
     }
 }
 

@@ -205,6 +205,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
                 ip_protocol: 0,
                 source: subnet(),
                 destination: subnet(),
+                delay_window: None,
             }],
         }],
         half_open_limit: 4096,
