@@ -710,7 +710,12 @@ mod tests {
         member.join(group, Some("lo"), own).unwrap();
         member.join(group, Some("lo"), own).unwrap();
         assert_eq!(member.joined().collect::<Vec<_>>(), [group]);
-        server.send_multicast(b"push", group, "lo").unwrap();
+        if let Err(error) = server.send_multicast(b"push", group, "lo") {
+            // Most machines have no route for IPv6 multicast on their loopback interface.
+            assert!(group.is_ipv6() && error.kind() == io::ErrorKind::NetworkUnreachable, "{error}");
+            println!("skipped: {group}: {error}");
+            return;
+        }
         let datagram = next(&mut receiver);
         assert_eq!((datagram.local, datagram.octets.as_ref()), (group, b"push".as_slice()));
         // What answers it leaves from our address and the port of the group.
