@@ -462,7 +462,7 @@ mod tests {
         let mut lines = hub.subscribe();
         let vpn = VpnSettings { name: "v".to_owned(), group: GroupId::number(1), ..VpnSettings::default() };
         let gateway = crate::engine::settings::GatewaySettings::default();
-        let settings = Settings { gateways: vec![gateway], vpns: vec![vpn] };
+        let settings = Settings { gateways: vec![gateway], vpns: vec![vpn], ..Settings::default() };
         let options = Options { path: PathBuf::from("/nonexistent/gm.toml"), lab: false, show_keys: false };
         let (daemon, mut inlets) =
             Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub).unwrap();

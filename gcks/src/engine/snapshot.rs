@@ -50,6 +50,7 @@ impl KeyServer {
                 acks_unknown_sa: counters.acks_unknown,
                 ..ServerStatistics::default()
             },
+            approved_only: self.peers.approved_only,
         }
     }
 }

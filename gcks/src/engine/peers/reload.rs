@@ -19,6 +19,7 @@ impl Peers {
     pub fn reload(&mut self, settings: &Settings, entropy: &mut dyn Entropy) {
         self.gateways = settings.gateways.iter().cloned().map(Arc::new).collect();
         self.dynamic = joint(&settings.gateways).map(Arc::new);
+        self.approved_only = settings.approved_only;
         self.half_open.set_limits(settings);
         let known = |name: &str| settings.gateways.iter().any(|gateway| gateway.name == name);
         for cookies in self.half_open.where_gateway(|name| !known(name)) {
