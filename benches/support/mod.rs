@@ -130,6 +130,7 @@ pub fn settings() -> Settings {
         half_open_limit: 4096,
         half_open_limit_per_address: 16,
         half_open_timeout: Duration::from_secs(30),
+        approved_only: false,
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use gdoi_proto::payload::Identification;
+use ike::approved;
 use ike::crypto::AuthMethod;
 use ike::crypto::provider::default_provider;
 use ike::phase1::OwnCertificate;
@@ -43,7 +44,7 @@ pub(crate) fn read(table: &Table<'_>) -> Option<Certificates> {
     let modes = [("enforce", Verification::Enforce), ("rehearse", Verification::Rehearse)];
     let mode = table.word("verification", &modes, Some(Verification::Enforce));
     if mode == Some(Verification::Rehearse) {
-        report.warning(
+        report.weak(
             &table.place_of("verification"),
             "any certificate is accepted: refusals are logged and not carried out",
             "enforce, when the log shows none",
@@ -62,7 +63,12 @@ pub(crate) fn read(table: &Table<'_>) -> Option<Certificates> {
         }
         return Some(Certificates { own, trust: None, mirror: None });
     }
-    let made = |lists: Vec<Vec<u8>>, mode| match Trust::new(anchors.clone(), lists, mode) {
+    let approved_only = report.is_approved_only();
+    let new = |lists, mode| {
+        let trust = Trust::new(anchors.clone(), lists, mode)?;
+        if approved_only { trust.approved_only() } else { Ok(trust) }
+    };
+    let made = |lists: Vec<Vec<u8>>, mode| match new(lists, mode) {
         Ok(trust) => Some(Arc::new(trust)),
         Err(error) => {
             report.problem(&table.place_of("trust-anchors"), error.to_string(), "");
@@ -187,6 +193,10 @@ fn read_certificate<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Option<OwnCe
         let what = format!("{} has a key of {} bits on {}", facts.name(), facts.bits, facts.key);
         return refuse(&file.place, what, "RSA of 2048 bits or more, or ECDSA on P-256, P-384 or P-521");
     };
+    if !approved::method(method) {
+        let what = format!("{} with a key of {}", facts.name(), facts.key_name());
+        report.unapproved(&file.place, what, "ECDSA on P-256, P-384 or P-521");
+    }
     let der = match signing_key::der(&secret) {
         Ok(der) => der,
         Err((what, hint)) => return refuse(&key_item.place, what, &hint),

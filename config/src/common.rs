@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use gdoi_proto::Dialect;
 use gdoi_proto::payload::Identification;
+use ike::approved;
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 use ike::phase1::{Credentials, Mode, PeerTrust};
 
@@ -115,7 +116,24 @@ fn read_proposal(name: &str, table: &Table<'_>, options: Options) -> Option<Phas
             "sha1 is a legacy algorithm",
             "sha-256, or allow-legacy = true",
         );
+    } else if hash == Some(Hash::Sha1) && !report.is_approved_only() {
+        report.warning(
+            &table.place_of("authentication-algorithm"),
+            "sha1 is a legacy algorithm, and each use of it is logged",
+            "sha-256, as soon as every peer has it",
+        );
     }
+    let outside = |name: &str, is_approved: Option<bool>, hint: &str| {
+        if is_approved == Some(false)
+            && let Some(word) = table.get(name).and_then(|item| item.value.as_str())
+        {
+            report.unapproved(&table.place_of(name), word, hint);
+        }
+    };
+    let methods = "pre-shared-keys | ecdsa-signatures-256 | ecdsa-signatures-384 | ecdsa-signatures-521";
+    outside("authentication-method", method.map(approved::method), methods);
+    outside("dh-group", group.map(approved::group), "group14 to group21");
+    outside("authentication-algorithm", hash.map(approved::hash), "sha-256 | sha-384 | sha-512");
     table.finish();
     Some(Phase1Proposal {
         name: name.to_owned(),
@@ -350,12 +368,13 @@ pub(crate) fn read_nat_traversal(table: &Table<'_>, listen: &[SocketAddr]) -> (b
     (on, floated)
 }
 
-/// Reads `approved-only`, which is off in this build. Returns false.
+/// Reads `approved-only`, default false; true makes every reader after this one strict.
 pub(crate) fn read_approved_only(table: &Table<'_>) -> bool {
-    if table.boolean("approved-only", false) {
-        table.report().not_supported(&table.place_of("approved-only"), "= true; nothing would enforce it");
+    let stated = table.boolean("approved-only", false);
+    if stated {
+        table.report().approve_only();
     }
-    false
+    stated
 }
 
 /// Reads `log-level`, default `info`.

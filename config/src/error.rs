@@ -1,6 +1,6 @@
 //! What is wrong with a file, where, and what would be right. Nothing here ever holds a secret.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -140,6 +140,8 @@ pub struct Report<'a> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Warning>>,
     notices: RefCell<Vec<String>>,
+    /// `approved-only`.
+    approved_only: Cell<bool>,
 }
 
 impl<'a> Report<'a> {
@@ -151,6 +153,7 @@ impl<'a> Report<'a> {
             problems: RefCell::default(),
             warnings: RefCell::default(),
             notices: RefCell::default(),
+            approved_only: Cell::default(),
         }
     }
 
@@ -202,6 +205,31 @@ impl<'a> Report<'a> {
             what: what.into(),
             hint: hint.into(),
         });
+    }
+
+    /// The file says `approved-only`: from now on weakness is a problem.
+    pub fn approve_only(&self) {
+        self.approved_only.set(true);
+    }
+
+    /// True when the file says `approved-only`.
+    pub fn is_approved_only(&self) -> bool {
+        self.approved_only.get()
+    }
+
+    /// Notes a weak choice: a warning, or with `approved-only` a problem; `hint` may be empty.
+    pub fn weak(&self, place: &Place, what: impl Into<String>, hint: impl Into<String>) {
+        match self.is_approved_only() {
+            true => self.problem(place, what, hint),
+            false => self.warning(place, what, hint),
+        }
+    }
+
+    /// Notes a choice that is good enough except with `approved-only`; `hint` says what is approved.
+    pub fn unapproved(&self, place: &Place, what: impl std::fmt::Display, hint: &str) {
+        if self.is_approved_only() {
+            self.problem(place, format!("{what} is outside approved-only"), hint);
+        }
     }
 
     /// Notes something for `--check` alone.

@@ -44,7 +44,7 @@ pub struct Server {
     pub control_socket: PathBuf,
     /// Group that may open the observe socket; empty: root only.
     pub socket_group: String,
-    /// Always false in this build.
+    /// Nothing but approved algorithms is configured, negotiated or taken (see `ike::approved`), default false.
     pub approved_only: bool,
     /// Phase 1 negotiations not yet authenticated, in all: 1-1000000, default 4096.
     pub half_open_limit: u32,

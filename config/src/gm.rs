@@ -52,7 +52,7 @@ pub struct Member {
     pub notify_socket: Option<PathBuf>,
     /// Group that may open the observe socket; empty: root only.
     pub socket_group: String,
-    /// Always false in this build.
+    /// Nothing but approved algorithms is configured, negotiated or taken (see `ike::approved`), default false.
     pub approved_only: bool,
     /// `error`, `warn`, `info` (default), `debug` or `trace`.
     pub log_level: String,

@@ -213,7 +213,7 @@ fn warn_weak_phase1(group: &Group, gateways: &[&Gateway], table: &Table<'_>) {
     let strongest = keys.chain(kek).max().unwrap_or(0);
     for gateway in gateways {
         for proposal in gateway.proposals.iter().filter(|proposal| proposal.cipher.key_len() < strongest) {
-            table.report().warning(
+            table.report().weak(
                 &table.place_of("ike-gateways"),
                 format!(
                     "ike.gateway.{} may use ike.proposal.{}, whose cipher of {} bits carries keys of {} bits",

@@ -173,11 +173,11 @@ pub(crate) fn decode_hex(digits: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Reads a pre-shared key; one below 16 octets is a warning.
+/// Reads a pre-shared key; one below 16 octets is weak.
 pub(crate) fn read_shared_key<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Option<SecretBytes> {
     let key = read(item, report)?;
     if key.len() < WEAK_KEY {
-        report.warning(
+        report.weak(
             &item.place,
             format!("a pre-shared key of {} octets can be guessed", key.len()),
             format!("at least {WEAK_KEY} octets: openssl rand -hex 32"),

@@ -3,9 +3,12 @@
 mod support;
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use config::{Errors, Gcks, IdentityPattern, Loaded, Options};
+use gdoi_proto::policy::SignatureAlgorithm;
 use ike::crypto::AuthMethod;
+use ike::crypto::provider::default_provider;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
@@ -43,20 +46,33 @@ source = "10.0.0.0/8"
 destination = "10.0.0.0/8"
 "#;
 
-fn issuer() -> CertifiedIssuer<'static, KeyPair> {
+fn issuer(key: KeyPair) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, "Root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    CertifiedIssuer::self_signed(params, key).unwrap()
+}
+
+/// An RSA key of 2048 bits, which rcgen does not make by itself; one for all tests, since it takes long.
+fn rsa() -> KeyPair {
+    static KEY: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let key = default_provider().generate_signing_key(SignatureAlgorithm::Rsa, 2048).unwrap();
+        key.expose().to_vec()
+    });
+    KeyPair::try_from(KEY.as_slice()).unwrap()
 }
 
 /// Root, two certificates of the server and their keys, in `directory`.
 fn pki(directory: &Path) {
-    let root = issuer();
+    let root = issuer(KeyPair::generate().unwrap());
     std::fs::write(directory.join("root.pem"), root.pem()).unwrap();
-    for (name, algorithm) in [("256", &PKCS_ECDSA_P256_SHA256), ("384", &PKCS_ECDSA_P384_SHA384)] {
-        let key = KeyPair::generate_for(algorithm).unwrap();
+    std::fs::write(directory.join("rsa-root.pem"), issuer(rsa()).pem()).unwrap();
+    for (name, key) in [
+        ("256", KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()),
+        ("384", KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap()),
+        ("rsa", rsa()),
+    ] {
         let params = CertificateParams::new(vec!["gcks.example".to_owned()]).unwrap();
         let certificate = params.signed_by(&key, &root).unwrap();
         std::fs::write(directory.join(format!("{name}.pem")), certificate.pem()).unwrap();
@@ -151,6 +167,48 @@ fn files_that_are_not_what_they_should_be_are_named() {
     ] {
         let errors = load(&change(GOOD, from, to)).map(drop).unwrap_err();
         assert!(errors.to_string().contains(expected), "{to}: {errors}");
+    }
+}
+
+#[test]
+fn approved_only_takes_ecdsa_certificates_alone_and_never_rehearses() {
+    let strict = format!("[server]\napproved-only = true\n{GOOD}");
+    load(&strict).map(drop).unwrap_or_else(|errors| panic!("{errors}"));
+    let rehearse = change(&strict, "[\"root.pem\"]", "[\"root.pem\"]\nverification = \"rehearse\"");
+    let errors = load(&rehearse).map(drop).unwrap_err();
+    assert_eq!(
+        lines(&errors.to_string()),
+        [
+            "17:1: ike.policy.pol.verification: any certificate is accepted: refusals are logged and not carried out (enforce, when the log shows none)"
+        ]
+    );
+    for (from, to, expected) in [
+        (
+            "{ certificate = \"384.pem\", private-key = { file = \"384.key\" } }",
+            "{ certificate = \"rsa.pem\", private-key = { file = \"rsa.key\" } }",
+            "15:98: ike.policy.pol.certificates.certificate: certificate \"CN=rcgen self signed cert\" serial ",
+        ),
+        (
+            "[\"root.pem\"]",
+            "[\"rsa-root.pem\"]",
+            "16:1: ike.policy.pol.trust-anchors: file refused: certificate \"CN=Root\" serial ",
+        ),
+    ] {
+        let text = change(&strict, from, to);
+        let errors = load(&text).map(drop).unwrap_err();
+        let said = lines(&errors.to_string());
+        let found = said.iter().find(|line| line.starts_with(expected));
+        let found = found.unwrap_or_else(|| panic!("{to}: {said:?}"));
+        if to.contains("root") {
+            let what = "key is RSA of 2048 bits; approved-only takes ECDSA on P-256, P-384, P-521";
+            assert!(found.ends_with(what), "{said:?}");
+            let loose = change(&text, "approved-only = true", "approved-only = false");
+            load(&loose).map(drop).unwrap_or_else(|errors| panic!("{errors}"));
+        } else {
+            let what =
+                "with a key of RSA of 2048 bits is outside approved-only (ECDSA on P-256, P-384 or P-521)";
+            assert!(found.ends_with(what), "{said:?}");
+        }
     }
 }
 

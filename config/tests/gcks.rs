@@ -223,6 +223,56 @@ fn phase_1_words_are_checked_and_sha1_needs_allow_legacy() {
         "authentication-algorithm = \"sha1\"\nallow-legacy = true",
     );
     assert!(problems(&legacy).is_empty());
+    assert_eq!(
+        warnings(&legacy),
+        [
+            "6:1: ike.proposal.p.authentication-algorithm: sha1 is a legacy algorithm, and each use of it is logged (sha-256, as soon as every peer has it)"
+        ]
+    );
+}
+
+#[test]
+fn approved_only_refuses_every_statement_outside_its_list_with_its_place() {
+    let strict = change(GOOD, "log-level = \"info\"", "approved-only = true");
+    assert_eq!(problems(&strict), [""; 0]);
+    assert!(gcks(&strict, Options::default()).unwrap().config.server.approved_only);
+    let methods = "(pre-shared-keys | ecdsa-signatures-256 | ecdsa-signatures-384 | ecdsa-signatures-521)";
+    let all = [
+        ("\"pre-shared-keys\"", "\"rsa-signatures\""),
+        ("group19", "group31"),
+        (
+            "authentication-algorithm = \"sha-256\"",
+            "authentication-algorithm = \"sha1\"\nallow-legacy = true",
+        ),
+        ("file = \"key\"", "file = \"short\""),
+    ];
+    let text = all.iter().fold(strict.clone(), |text, (from, to)| change(&text, from, to));
+    assert_eq!(
+        problems(&text),
+        [
+            &format!(
+                "4:1: ike.proposal.p.authentication-method: rsa-signatures is outside approved-only {methods}"
+            ),
+            "5:1: ike.proposal.p.dh-group: group31 is outside approved-only (group14 to group21)",
+            "6:1: ike.proposal.p.authentication-algorithm: sha1 is outside approved-only (sha-256 | sha-384 | sha-512)",
+            "9:13: ike.policy.pol: certificates is missing ([{ certificate = \"pki/own.pem\", private-key = { file = \"pki/own.key\" } }])",
+            "9:13: ike.policy.pol: trust-anchors is missing ([\"pki/root.pem\"])",
+            "11:18: ike.policy.pol.pre-shared-key: a pre-shared key of 9 octets can be guessed (at least 16 octets: openssl rand -hex 32)",
+        ]
+    );
+    let weaker = change(&strict, "\"aes-256-cbc\"\n[ike.policy", "\"aes-128-cbc\"\n[ike.policy");
+    assert_eq!(
+        problems(&weaker),
+        [
+            "18:1: group.G.ike-gateways: ike.gateway.gw may use ike.proposal.p, whose cipher of 128 bits carries keys of 256 bits (a stronger phase 1 cipher)"
+        ]
+    );
+    // The same choices without it are warnings at most.
+    let loose = |text: &str| problems(&change(text, "approved-only = true", "approved-only = false"));
+    assert_eq!(loose(&weaker), [""; 0]);
+    for (from, to) in &all[1..] {
+        assert_eq!(loose(&change(&strict, from, to)), [""; 0], "{to}");
+    }
 }
 
 #[test]
@@ -563,11 +613,6 @@ fn a_socket_of_nat_traversal_is_not_one_of_the_others() {
 #[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
     each(&[
-        (
-            "log-level = \"info\"",
-            "approved-only = true",
-            "2:1: server.approved-only: not supported yet: approved-only = true; nothing would enforce it",
-        ),
         (
             "log-level = \"info\"",
             "state-key = { env = \"K\" }",

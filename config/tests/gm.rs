@@ -166,11 +166,6 @@ fn statements_of_later_versions_are_refused_and_never_ignored() {
             "2:1: member.notify-socket: not supported yet: notify-socket would get no line; gdoictl watch shows key changes",
         ),
         (
-            "log-level = \"info\"",
-            "approved-only = true",
-            "2:1: member.approved-only: not supported yet: approved-only = true; nothing would enforce it",
-        ),
-        (
             "group = 1",
             "group = 1\n[data-plane]\nbackend = \"xfrm\"",
             "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",

@@ -72,7 +72,7 @@ impl Client {
         match self.ask(&Request::Watch)? {
             Reply::Done { .. } => {}
             Reply::Refused { reason } => return Err(ClientError::Refused(reason)),
-            Reply::Snapshot(_) => {
+            Reply::Snapshot(_) | Reply::Plan(_) => {
                 return Err(ClientError::NotUnderstood("a snapshot instead of events".to_owned()));
             }
         }

@@ -14,6 +14,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 pub use crate::observe::Snapshot;
+pub use crate::plan::Plan;
 
 /// Longest request a daemon reads, in octets with its line end.
 pub const MAX_REQUEST: usize = 64 * 1024;
@@ -74,6 +75,16 @@ pub enum Request {
         /// Name.
         vpn: Option<String>,
     },
+    /// Key server: what a configuration would change, answered by [`Reply::Plan`].
+    Plan {
+        /// Absolute path of the file, read by the daemon.
+        file: String,
+    },
+    /// Use a configuration; a key server answers by [`Reply::Plan`], a member by [`Reply::Done`].
+    Apply {
+        /// Absolute path of the file; none: the one the daemon was started with.
+        file: Option<String>,
+    },
     /// [`Reply::Done`], then events from that moment on, one [`crate::event::Stamped`] per line, until the client closes.
     Watch,
     /// Name and version of the daemon: answered by [`Reply::Done`].
@@ -86,6 +97,8 @@ pub enum Request {
 pub enum Reply {
     /// To [`Request::Snapshot`].
     Snapshot(Box<Snapshot>),
+    /// To [`Request::Plan`] and [`Request::Apply`].
+    Plan(Box<Plan>),
     /// It is done, or on its way.
     Done {
         /// A line for the operator.
@@ -150,6 +163,8 @@ mod tests {
             Request::Revoke { group: text("g1"), member: text("gm7.example") },
             Request::Unrevoke { group: text("g1"), member: text("gm7.example") },
             Request::Register { vpn: Some(text("v")) },
+            Request::Plan { file: text("/a/b") },
+            Request::Apply { file: None },
             Request::Watch,
             Request::Version,
         ] {
@@ -163,6 +178,7 @@ mod tests {
     fn every_reply_survives_its_line() {
         for reply in [
             Reply::Snapshot(Box::new(Snapshot::Gm(GmSnapshot::default()))),
+            Reply::Plan(Box::new(Plan { applied: true, ..Plan::default() })),
             Reply::Done {
                 text: "done".to_owned(),
                 seq: Some(4),

@@ -154,6 +154,15 @@ events! {
         /// Which half would fail, and why.
         reason: String,
     } => ("certificate of {identity} at {peer} would be refused: {reason}");
+    /// A phase 1 uses what `allow-legacy` lets in; told at each.
+    LegacyAlgorithm "legacy_algorithm" Warn {
+        /// Address and port of the peer.
+        peer: String,
+        /// Its identity.
+        identity: String,
+        /// Cipher, hash, group, method.
+        suite: String,
+    } => ("phase 1 with {identity} at {peer} uses a legacy algorithm (allow-legacy): {suite}");
     /// A NAT is on the way to the other side of a phase 1.
     NatFound "nat_found" Info {
         /// Address and port of the peer, floated.

@@ -9,5 +9,6 @@ pub mod client;
 pub mod control;
 pub mod event;
 pub mod observe;
+pub mod plan;
 pub mod time;
 pub mod traffic;

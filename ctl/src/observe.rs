@@ -49,6 +49,8 @@ pub struct GcksSnapshot {
     pub ike_sas: Vec<IkeSaView>,
     /// Counters of the whole server.
     pub statistics: ServerStatistics,
+    /// Only approved algorithms are configured and negotiated.
+    pub approved_only: bool,
 }
 
 /// A group.
@@ -314,6 +316,8 @@ pub struct GmSnapshot {
     pub ike_sas: Vec<IkeSaView>,
     /// Counters of the whole daemon.
     pub statistics: MemberStatistics,
+    /// Only approved algorithms are offered and accepted.
+    pub approved_only: bool,
 }
 
 /// One joined group.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{AddressPrefix, Gateway, Gcks, Group, IpsecSa, MatchPolicy};
+use config::{AddressPrefix, Gateway, Gcks, Group, IpsecSa, MatchPolicy, Server};
 use gdoi_proto::Dialect;
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::Endpoint;
@@ -21,19 +21,16 @@ use crate::engine::settings::{
 pub fn settings(config: &Gcks, nat_traversal: bool) -> Settings {
     let octets = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     Settings {
-        gateways: config
-            .gateways
-            .iter()
-            .map(|it| gateway(it, nat_traversal, config.server.ike_fragmentation))
-            .collect(),
+        gateways: config.gateways.iter().map(|it| gateway(it, nat_traversal, &config.server)).collect(),
         groups: config.groups.iter().map(|it| group(it, &config.gateways)).collect(),
         half_open_limit: octets(config.server.half_open_limit),
         half_open_limit_per_address: octets(config.server.half_open_limit_per_address),
         half_open_timeout: Duration::from_secs(config.server.half_open_timeout_seconds),
+        approved_only: config.server.approved_only,
     }
 }
 
-fn gateway(gateway: &Gateway, nat_traversal: bool, fragmentation: bool) -> GatewaySettings {
+fn gateway(gateway: &Gateway, nat_traversal: bool, server: &Server) -> GatewaySettings {
     let offers = gateway.proposals.iter().map(|proposal| Offer {
         suite: Suite {
             cipher: proposal.cipher,
@@ -51,9 +48,10 @@ fn gateway(gateway: &Gateway, nat_traversal: bool, fragmentation: bool) -> Gatew
         local_identity: gateway.local_identity.clone(),
         remote: vec![remote],
         nat_traversal,
-        fragmentation,
+        fragmentation: server.ike_fragmentation,
         dialect: gateway.compat,
     };
+    let policy = if server.approved_only { policy.approved_only() } else { policy };
     GatewaySettings {
         name: gateway.name.clone(),
         address: gateway.address.map(|it| (it.address, it.prefix_len)),

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use config::Gcks;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GcksSnapshot, Snapshot};
+use ctl::plan::Plan;
 use ike::crypto::provider::{Provider, default_provider};
 use ike::io::{Datagram, Entropy, JobResult, Machine};
 use runtime::clock::Clock;
@@ -40,6 +41,7 @@ use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
 use crate::inbox::Inbox;
 use crate::pace::Pace;
+use crate::reload;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
 use crate::store::writer::{Report, Writer};
@@ -144,8 +146,10 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
-    let settings = convert::settings(config, !sockets.nat_traversal().is_empty());
-    let (daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    let nat_bound = !sockets.nat_traversal().is_empty();
+    let settings = convert::settings(config, nat_bound);
+    let (mut daemon, mut inlets) = Daemon::start(settings, options, store, sockets, hub.clone())?;
+    daemon.started = Some((server.clone(), nat_bound));
     if let Some(error) = taken {
         daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
     }
@@ -203,6 +207,10 @@ struct Daemon {
     /// Who waits for which ticket.
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
+    /// What was applied, until it is on disk and its operator is told.
+    plans: BTreeMap<u64, Plan>,
+    /// `[server]` as it was at the start, and whether NAT traversal has a socket.
+    started: Option<(config::Server, bool)>,
     /// What the store says while it refuses writes.
     store_failing: Option<String>,
     options: Options,
@@ -247,6 +255,8 @@ impl Daemon {
             hub,
             waiting: BTreeMap::new(),
             last_ticket: 0,
+            plans: BTreeMap::new(),
+            started: None,
             store_failing: None,
             options,
         };
@@ -407,9 +417,11 @@ impl Daemon {
                 Output::Job(request) => self.workers.submit(request),
                 Output::Event(event) => self.publish(&event),
                 Output::Reply { ticket, result } => {
+                    let plan = self.plans.remove(&ticket);
                     if let Some(reply) = self.waiting.remove(&ticket) {
                         // Who asked may be gone.
                         let _ = reply.send(match result {
+                            Ok(_) if plan.is_some() => Reply::Plan(Box::new(plan.unwrap_or_default())),
                             Ok(Outcome { text, rekey, push }) => Reply::Done {
                                 text,
                                 seq: push.map(|(_, seq)| seq.0),
@@ -446,12 +458,47 @@ impl Daemon {
     }
 
     fn on_reload(&mut self) {
-        let options = config::Options { lab: self.options.lab };
-        let reason = match config::load_gcks(&self.options.path, options) {
-            Ok(_) => "not supported yet: reload (the file is good; restart to use it)".to_owned(),
-            Err(errors) => errors.to_string().replace('\n', "; "),
-        };
-        self.publish(&Event::ConfigurationRefused { reason });
+        let path = self.options.path.clone();
+        if let Err(reason) = self.change(&path, true) {
+            self.publish(&Event::ConfigurationRefused { reason: reason.replace('\n', "; ") });
+        }
+    }
+
+    /// Reads a file whole and says what it changes, or changes it. A file that is not good changes nothing.
+    fn change(&mut self, path: &Path, apply: bool) -> Result<Plan, String> {
+        let config = reload::read(path, config::Options { lab: self.options.lab })?;
+        let nat_bound = self.started.as_ref().is_some_and(|(_, nat_bound)| *nat_bound);
+        let settings = convert::settings(&config, nat_bound);
+        let mut plan = self.engine.plan(self.clock.now(), &settings);
+        plan.restart =
+            self.started.as_ref().map(|(old, _)| reload::restart(old, &config.server)).unwrap_or_default();
+        if apply {
+            if let Some(reason) = &self.store_failing {
+                return Err(format!("the state cannot be written: {reason}"));
+            }
+            plan.applied = true;
+            self.tell(Input::Apply(Box::new(settings)));
+            for needs in &plan.restart {
+                tracing::warn!(target: "configuration", "only a restart takes {needs}");
+            }
+        }
+        Ok(plan)
+    }
+
+    fn on_change(&mut self, path: &Path, apply: bool, reply: oneshot::Sender<Reply>) {
+        match self.change(path, apply) {
+            Ok(plan) if apply => {
+                self.last_ticket += 1;
+                let ticket = self.last_ticket;
+                self.waiting.insert(ticket, reply);
+                self.plans.insert(ticket, plan);
+                // Behind what the change wrote: who is told that it is done can rely on it.
+                self.gate.push(Output::Reply { ticket, result: Ok(String::new().into()) });
+                self.release();
+            }
+            Ok(plan) => drop(reply.send(Reply::Plan(Box::new(plan)))),
+            Err(reason) => refuse(reply, &reason),
+        }
     }
 
     fn on_asked(&mut self, Asked { request, reply }: Asked) {
@@ -465,6 +512,11 @@ impl Daemon {
                 return drop(reply.send(Reply::done(text)));
             }
             Request::Register { .. } => return refuse(reply, "this is a key server; a member registers"),
+            Request::Plan { file } => return self.on_change(Path::new(&file), false, reply),
+            Request::Apply { file } => {
+                let path = file.map_or_else(|| self.options.path.clone(), PathBuf::from);
+                return self.on_change(&path, true, reply);
+            }
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
             Request::ClearStatistics { group } => {

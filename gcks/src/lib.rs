@@ -13,4 +13,6 @@ mod inbox;
 #[cfg(feature = "daemon")]
 pub mod pace;
 #[cfg(feature = "daemon")]
+mod reload;
+#[cfg(feature = "daemon")]
 pub mod store;

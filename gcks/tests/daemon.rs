@@ -87,6 +87,24 @@ fn a_hang_up_names_what_is_wrong_with_the_file_and_keeps_running() {
 }
 
 #[test]
+fn approved_only_is_shown_and_a_file_with_anything_else_does_not_start() {
+    let site = Site::new();
+    assert!(!site.start(&[]).snapshot().approved_only);
+    site.configure("[server]\n", "[server]\napproved-only = true\n");
+    let daemon = site.start(&[]);
+    Member::new(daemon.address()).register();
+    assert!(daemon.snapshot().approved_only);
+    daemon.stop();
+    site.configure("group19", "group31");
+    let (code, text) = site.ends(&[]);
+    assert_eq!(code, Some(1));
+    assert!(
+        text.contains("gcks.toml:11:1: ike.proposal.p.dh-group: group31 is outside approved-only"),
+        "{text}"
+    );
+}
+
+#[test]
 fn every_reason_not_to_run_has_its_exit_code() {
     let site = Site::new();
     let (code, text) = site.ends(&["--check"]);

@@ -1,6 +1,8 @@
 //! The key server's engine against a member played by hand: registration, rekeys, acknowledgements, expiry, refusals,
 //! and a server that dies between any two writes.
 
+#[path = "engine/changes.rs"]
+mod changes;
 mod common;
 #[path = "engine/rekeys.rs"]
 mod rekeys;

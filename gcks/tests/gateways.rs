@@ -92,6 +92,7 @@ impl Bench {
             half_open_limit: 8,
             half_open_limit_per_address: 2,
             half_open_timeout: Duration::from_secs(30),
+            approved_only: false,
         };
         let peers = Peers::new(&settings, &mut Random(provider.clone()));
         Bench { provider, now: Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 }, peers }

@@ -38,13 +38,17 @@ pub enum ConvertError {
 
 /// The whole configuration as the engine takes it. `nat_traversal`: there are sockets for it.
 pub fn settings(config: &Gm, nat_traversal: bool) -> Settings {
-    let gateways = config.gateways.iter().map(|it| gateway(it, nat_traversal)).collect();
-    let vpns = config.vpns.iter().map(|it| vpn(it, &config.gateways)).collect();
-    Settings { gateways, vpns }
+    let approved_only = config.member.approved_only;
+    let gateways = config.gateways.iter().map(|it| gateway(it, nat_traversal, approved_only)).collect();
+    let vpns = config.vpns.iter();
+    let vpns = vpns.map(|it| VpnSettings { approved_only, ..vpn(it, &config.gateways) }).collect();
+    Settings { gateways, vpns, approved_only }
 }
 
-fn gateway(gateway: &GmGateway, nat_traversal: bool) -> GatewaySettings {
-    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index, nat_traversal)).collect();
+fn gateway(gateway: &GmGateway, nat_traversal: bool, approved_only: bool) -> GatewaySettings {
+    let policies = (0..gateway.servers.len()).map(|index| policy(gateway, index, nat_traversal));
+    let policies =
+        policies.map(|policy| if approved_only { policy.approved_only() } else { policy }).collect();
     GatewaySettings {
         name: gateway.name.clone(),
         servers: gateway.servers.clone(),
@@ -149,6 +153,7 @@ fn vpn(vpn: &Vpn, gateways: &[GmGateway]) -> VpnSettings {
             .collect(),
         accept: vpn.accept.as_ref().map(accept).unwrap_or_default(),
         recovery_probe: vpn.recovery_probe,
+        approved_only: false,
     }
 }
 

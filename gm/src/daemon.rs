@@ -359,12 +359,16 @@ impl Daemon {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
+            Request::Apply { .. } => {
+                return refuse(reply, "not supported yet: member apply; restart to use a file");
+            }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.
             Request::Watch => return refuse(reply, "not on this way"),
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }
+            | Request::Plan { .. }
             | Request::Expel { .. }
             | Request::Revoke { .. }
             | Request::Unrevoke { .. } => {
@@ -414,7 +418,7 @@ mod tests {
         let mut lines = hub.subscribe();
         let vpn = VpnSettings { name: "v".to_owned(), group: GroupId::number(1), ..VpnSettings::default() };
         let gateway = crate::engine::settings::GatewaySettings::default();
-        let settings = Settings { gateways: vec![gateway], vpns: vec![vpn] };
+        let settings = Settings { gateways: vec![gateway], vpns: vec![vpn], ..Settings::default() };
         let options = Options { path: PathBuf::from("/nonexistent/gm.toml"), lab: false, show_keys: false };
         let (daemon, mut inlets) =
             Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub).unwrap();

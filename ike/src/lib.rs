@@ -13,10 +13,11 @@
 //!
 //! Where to look: [`phase1`] the six messages, [`sa`] what they leave behind, [`protect`] sealing and opening of
 //! everything after them (PULL, PUSH, acknowledgement, informational), [`trust`] certificates and the names in them,
-//! [`dpd`] when a silent peer is given up, [`crypto`] the suite and its providers. The ladder is main mode with pre-shared
+//! [`dpd`] when a silent peer is given up, [`crypto`] the suite and its providers, [`approved`] what `approved-only` leaves of it. The ladder is main mode with pre-shared
 //! keys; [`phase1`] has the others.
 #![deny(unsafe_code)]
 
+pub mod approved;
 pub mod crypto;
 pub mod dpd;
 pub mod fragment;

@@ -68,7 +68,9 @@ fn simple(daemon: &Daemon, request: &Request, json: bool) -> Result<(), Failure>
     match reply {
         Reply::Done { text, .. } => say(&format!("{}\n", ctl::event::printable(&text))),
         Reply::Refused { reason } => Err(Failure::Refused(reason)),
-        Reply::Snapshot(_) => Err(Failure::Refused("the daemon answered something else".to_owned())),
+        Reply::Snapshot(_) | Reply::Plan(_) => {
+            Err(Failure::Refused("the daemon answered something else".to_owned()))
+        }
     }
 }
 

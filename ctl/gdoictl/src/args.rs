@@ -123,10 +123,16 @@ pub enum ServerCommand {
     },
     /// Verify, back up or reseal the stored state (not supported yet)
     State(Later),
-    /// What a configuration would change (not supported yet)
-    Plan(Later),
-    /// Use a configuration with one rekey (not supported yet)
-    Apply(Later),
+    /// What a configuration would change: nothing changes
+    Plan {
+        /// Read by the daemon
+        file: PathBuf,
+    },
+    /// Use a configuration, with one rekey per group
+    Apply {
+        /// Read by the daemon [default: the file it was started with]
+        file: Option<PathBuf>,
+    },
     /// Why a member may or may not register (not supported yet)
     Explain(Later),
     /// One member's protocol events (not supported yet)
@@ -349,6 +355,8 @@ mod tests {
             "gdoictl server clear members --group g1",
             "gdoictl server clear statistics",
             "gdoictl server plan file",
+            "gdoictl server apply",
+            "gdoictl server apply file",
             "gdoictl server explain --member m --group g",
             "gdoictl server trace --member m --pcap f",
             "gdoictl member show kek security-associations detail",

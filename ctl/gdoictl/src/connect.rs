@@ -62,7 +62,9 @@ impl Daemon {
         match Client::connect(&self.socket).and_then(|mut client| client.ask(&Request::Snapshot)) {
             Ok(Reply::Snapshot(snapshot)) => Ok(*snapshot),
             Ok(Reply::Refused { reason }) => Err(Failure::Refused(reason)),
-            Ok(Reply::Done { .. }) => Err(Failure::Refused("the daemon sent no snapshot".to_owned())),
+            Ok(Reply::Done { .. } | Reply::Plan(_)) => {
+                Err(Failure::Refused("the daemon sent no snapshot".to_owned()))
+            }
             Err(error) => Ok(self.observe(error)?.0),
         }
     }

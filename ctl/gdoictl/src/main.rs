@@ -8,6 +8,7 @@ mod args;
 mod connect;
 mod load;
 mod member;
+mod plan;
 mod server;
 mod table;
 mod watch;
@@ -92,8 +93,8 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
         ServerCommand::Revoke { group, member } => act::revoke(daemon, &group, member, json),
         ServerCommand::Unrevoke { group, member } => act::unrevoke(daemon, group, member, json),
         ServerCommand::State(_) => later("server state"),
-        ServerCommand::Plan(_) => later("server plan"),
-        ServerCommand::Apply(_) => later("server apply"),
+        ServerCommand::Plan { file } => plan::plan(daemon, &file, json),
+        ServerCommand::Apply { file } => plan::apply(daemon, file.as_deref(), json),
         ServerCommand::Explain(_) => later("server explain"),
         ServerCommand::Trace(_) => later("server trace"),
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::args::{Associations, IpsecShow, MemberShow};
-use crate::server::{counters, ike, kek_table, policy, teks};
+use crate::server::{approved_only, counters, ike, kek_table, policy, teks};
 use crate::table::{self, Table, dash, list};
 
 /// What `what` asks for, as a table or JSON.
@@ -64,7 +64,8 @@ pub fn show(snapshot: &GmSnapshot, what: &MemberShow, json: bool) -> Result<Stri
             if json {
                 return each(&select(snapshot, None)?, |vpn| json!({"vpn": vpn.name, "policy": vpn.policy}));
             }
-            Ok(policy(snapshot.vpns.iter().map(|vpn| (vpn.name.as_str(), vpn.policy.as_slice()))))
+            let vpns = snapshot.vpns.iter().map(|vpn| (vpn.name.as_str(), vpn.policy.as_slice()));
+            Ok(approved_only(snapshot.approved_only) + &policy(vpns))
         }
         MemberShow::Statistics => statistics(snapshot, json),
         // Answered before a snapshot is asked for.
@@ -108,9 +109,13 @@ fn statistics(snapshot: &GmSnapshot, json: bool) -> Result<String, Failure> {
     if json {
         let of = |vpn: &VpnView| json!({"vpn": vpn.name, "group": vpn.group, "statistics": vpn.statistics});
         let vpns: Vec<Value> = snapshot.vpns.iter().map(of).collect();
-        return table::json(&json!({"member": snapshot.statistics, "vpns": vpns}));
+        return table::json(&json!({
+            "approved_only": snapshot.approved_only,
+            "member": snapshot.statistics,
+            "vpns": vpns,
+        }));
     }
-    let mut out = counters("Member", &snapshot.statistics)?;
+    let mut out = approved_only(snapshot.approved_only) + &counters("Member", &snapshot.statistics)?;
     for vpn in &snapshot.vpns {
         out.push_str(&counters(&format!("VPN: {}, Group: {}", vpn.name, vpn.group), &vpn.statistics)?);
     }

@@ -52,7 +52,8 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
                     .collect();
                 return table::json(&all);
             }
-            Ok(policy(snapshot.groups.iter().map(|group| (group.name.as_str(), group.policy.as_slice()))))
+            let groups = snapshot.groups.iter().map(|group| (group.name.as_str(), group.policy.as_slice()));
+            Ok(approved_only(snapshot.approved_only) + &policy(groups))
         }
         // Answered before a snapshot is asked for.
         ServerShow::Certificates(_) | ServerShow::Audit(_) => {
@@ -274,10 +275,15 @@ fn statistics(snapshot: &GcksSnapshot, group: Option<&str>, json: bool) -> Resul
     if json {
         let of = |group: &&GroupView| json!({"group": group.name, "group_id": group.id, "statistics": group.statistics});
         let groups: Vec<Value> = groups.iter().map(of).collect();
-        return table::json(&json!({"server": snapshot.statistics, "groups": groups}));
+        return table::json(&json!({
+            "approved_only": snapshot.approved_only,
+            "server": snapshot.statistics,
+            "groups": groups,
+        }));
     }
     let mut out = String::new();
     if group.is_none() {
+        out.push_str(&approved_only(snapshot.approved_only));
         out.push_str(&counters("Server", &snapshot.statistics)?);
     }
     for group in groups {
@@ -367,6 +373,11 @@ fn groups(snapshot: &GcksSnapshot, json: bool) -> Result<String, Failure> {
         ]);
     }
     Ok(table.or("no groups"))
+}
+
+/// The line on `approved-only`, of either daemon.
+pub fn approved_only(on: bool) -> String {
+    format!("Approved algorithms only: {}\n", if on { "yes" } else { "no" })
 }
 
 /// What traffic is protected, of either daemon.
@@ -460,6 +471,16 @@ mod tests {
         assert!(
             matches!(shown("registered-members --group 2"), Err(Failure::Refused(reason)) if reason.contains("g1"))
         );
+    }
+
+    #[test]
+    fn policy_and_statistics_say_whether_only_approved_algorithms_count() {
+        for what in ["policy", "statistics"] {
+            assert!(shown(what).unwrap().starts_with("Approved algorithms only: no\n"), "{what}");
+        }
+        let statistics: Value = serde_json::from_str(&shown("statistics --json").unwrap()).unwrap();
+        assert_eq!(statistics["approved_only"], false);
+        assert_eq!(approved_only(true), "Approved algorithms only: yes\n");
     }
 
     #[test]

@@ -177,7 +177,7 @@ pub struct Group {
     /// Identities that may not register, and since when, in Unix seconds.
     pub(super) revoked: BTreeMap<MemberKey, u64>,
     /// `settings.gateways`, shared by the records of their members.
-    gateways: BTreeSet<Arc<str>>,
+    pub(super) gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
     pub(super) deliveries: Vec<Delivery>,
     /// PUSHes that are delivered, for members that registered with older terms meanwhile.
@@ -196,6 +196,8 @@ pub struct Group {
     /// Jobs of the signing key that failed in a row, and when it is tried again.
     pub(super) failures: u32,
     pub(super) retry: Option<Instant>,
+    /// It is gone from the configuration and tells its members so.
+    pub(super) leaving: bool,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -234,6 +236,7 @@ impl Group {
             spis: BTreeSet::new(),
             failures: 0,
             retry: None,
+            leaving: false,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }
@@ -345,7 +348,9 @@ impl Group {
         let newcomer = self.is_kept_from_old_keys(&asker.identity);
         let fresh = self.fresh_teks(at).filter(|_| newcomer);
         let may_know = |tek: &Tek| fresh.is_none_or(|fresh| fresh.contains(&tek.spi));
-        let live = |tek: &&Tek| tek.life(at) > Duration::ZERO && may_know(tek);
+        // What members are told to drop is nothing to begin with.
+        let wanted = |tek: &Tek| self.sa_settings(&tek.sa).is_some();
+        let live = |tek: &&Tek| tek.life(at) > Duration::ZERO && may_know(tek) && wanted(tek);
         let teks: Vec<&Tek> = self.teks.iter().filter(live).collect();
         if teks.is_empty() {
             return None;

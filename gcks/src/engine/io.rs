@@ -9,6 +9,7 @@ use gdoi_proto::ids::{KekSpi, SeqNumber};
 use ike::io::{Datagram, JobRequest, JobResult};
 
 use super::durable::Change;
+use super::settings::Settings;
 
 /// What the key server is told.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub enum Input {
         /// The wish.
         command: Command,
     },
+    /// Another configuration; what it does is known by [`super::KeyServer::plan`].
+    Apply(Box<Settings>),
     /// The store refuses writes (`true`) or takes them again (`false`): registrations wait meanwhile.
     StoreFailing(bool),
     /// The daemon ends: peers are told that their IKE SAs do. Memberships and keys live on.

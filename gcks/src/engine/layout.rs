@@ -10,6 +10,15 @@ use ike::protect::push::{PushContent, Unsigned};
 use super::group::{Group, Kek, Tek, unspecified_endpoint};
 use super::settings::CommunicationSettings;
 
+/// What a rekey says besides new keys.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Besides {
+    /// At the head of its first PUSH.
+    pub(super) deletes: Vec<Delete>,
+    /// DTD, when it is not the configured one.
+    pub(super) deactivation: Option<u16>,
+}
+
 /// One PUSH of a rekey, laid out.
 pub(super) struct Part {
     pub(super) seq: SeqNumber,
@@ -44,15 +53,18 @@ impl Group {
         protecting: &Kek,
         teks: &[Tek],
         successor: Option<(&Kek, &[LkhUpdate])>,
+        besides: &Besides,
     ) -> Vec<Part> {
         let Some(communication) = &self.settings.communication else { return Vec::new() };
         let small = |part: &Part| part.unsigned.datagram_len() <= communication.max_push_size;
         let (mut parts, mut rest, mut last) = (Vec::new(), teks, protecting.seq);
         let mut successor = successor;
+        // Only the first one deletes.
+        let mut besides = besides.clone();
         loop {
             let Some(seq) = last.next() else { return Vec::new() };
             last = seq;
-            let Some(all) = self.lay_out_part(now, protecting, seq, rest, successor) else {
+            let Some(all) = self.lay_out_part(now, protecting, seq, (rest, successor), &besides) else {
                 return Vec::new();
             };
             let arrays = successor.map_or(0, |(_, arrays)| arrays.len());
@@ -62,16 +74,20 @@ impl Group {
             }
             if let (true, Some((kek, arrays))) = (rest.is_empty(), successor) {
                 let part = |count: usize| {
-                    self.lay_out_part(now, protecting, seq, &[], Some((kek, arrays.get(..count)?)))
+                    let arrays = Some((kek, arrays.get(..count)?));
+                    self.lay_out_part(now, protecting, seq, (&[], arrays), &besides)
                 };
                 let (best, count) = most_that_fit(part, small);
                 parts.extend(best);
+                besides.deletes.clear();
                 successor = arrays.get(count..).map(|left| (kek, left));
                 continue;
             }
-            let part = |count: usize| self.lay_out_part(now, protecting, seq, rest.get(..count)?, None);
+            let part =
+                |count: usize| self.lay_out_part(now, protecting, seq, (rest.get(..count)?, None), &besides);
             let (best, count) = most_that_fit(part, small);
             parts.extend(best);
+            besides.deletes.clear();
             rest = rest.get(count..).unwrap_or_default();
             if rest.is_empty() && successor.is_none() {
                 return parts;
@@ -84,8 +100,8 @@ impl Group {
         now: Now,
         protecting: &Kek,
         seq: SeqNumber,
-        teks: &[Tek],
-        successor: Option<(&Kek, &[LkhUpdate])>,
+        (teks, successor): (&[Tek], Option<(&Kek, &[LkhUpdate])>),
+        besides: &Besides,
     ) -> Option<Part> {
         let communication = self.settings.communication.as_ref()?;
         let (successor, arrays) = successor.map_or((None, &[][..]), |(kek, arrays)| (Some(kek), arrays));
@@ -95,7 +111,7 @@ impl Group {
                 self.kek_policy(communication, kek, now.at, unspecified_endpoint(), unspecified_endpoint())
             }),
             activation_delay: communication.activation_delay,
-            deactivation_delay: Some(communication.deactivation_delay),
+            deactivation_delay: Some(besides.deactivation.unwrap_or(communication.deactivation_delay)),
             teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
@@ -105,13 +121,17 @@ impl Group {
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
         };
+        // A PUSH that brings no key has no SA and no KD.
+        let keyed = !teks.is_empty() || successor.is_some();
         let content = PushContent {
             seq,
-            deletes: Vec::new(),
-            keys: Some((
-                dialect.sa_to_peer(policy.write(Carriage::Push)),
-                dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
-            )),
+            deletes: besides.deletes.clone(),
+            keys: keyed.then(|| {
+                (
+                    dialect.sa_to_peer(policy.write(Carriage::Push)),
+                    dialect.kd_to_peer(keys.write(&policy), Some(protecting.spi)),
+                )
+            }),
         };
         let signature_len = communication.signature.octets(communication.signature_key_bits);
         Some(Part {

@@ -163,6 +163,16 @@ impl Tree {
         Node { level: self.depth, index: 0 }
     }
 
+    /// Places that have keys.
+    pub fn nodes(&self) -> impl Iterator<Item = Node> + '_ {
+        self.nodes.keys().copied()
+    }
+
+    /// Octets of each key.
+    pub fn key_octets(&self) -> usize {
+        self.key_octets
+    }
+
     /// The key of a node.
     pub fn key(&self, node: Node) -> Option<&NodeKey> {
         self.nodes.get(&node)

@@ -1,5 +1,6 @@
 //! The key server's engine: dispatch by exchange type, questions of peers to groups, timers. No I/O.
 
+mod change;
 mod complaints;
 pub mod durable;
 pub mod group;
@@ -8,6 +9,7 @@ mod layout;
 pub mod lkh;
 pub mod member;
 pub mod peers;
+mod plan;
 pub mod pull;
 pub mod push;
 pub mod rekey;
@@ -91,13 +93,7 @@ impl KeyServer {
             }
         }
         groups.values().flat_map(Group::members).for_each(|(_, member)| peers.acquaint(member.peer.ip()));
-        let by_id = groups
-            .values()
-            .flat_map(|group| {
-                let names = std::iter::once(&group.settings.id).chain(&group.settings.address);
-                names.map(|id| (id.clone(), group.settings.name.clone()))
-            })
-            .collect();
+        let by_id = by_id(&groups);
         let members = groups.values().map(|group| group.members().count() as u64).sum();
         let mut server = KeyServer {
             peers,
@@ -384,6 +380,17 @@ impl KeyServer {
     }
 }
 
+/// Names on the wire to names of groups; who leaves has none.
+fn by_id(groups: &BTreeMap<String, Group>) -> BTreeMap<GroupId, String> {
+    let living = groups.values().filter(|group| !group.leaving);
+    living
+        .flat_map(|group| {
+            let names = std::iter::once(&group.settings.id).chain(&group.settings.address);
+            names.map(|id| (id.clone(), group.settings.name.clone()))
+        })
+        .collect()
+}
+
 fn clocks(now: Now) -> i64 {
     let seconds = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     seconds(now.unix_seconds) - seconds(now.at.0 / 1_000_000)
@@ -394,7 +401,8 @@ fn find<'a>(groups: &'a mut BTreeMap<String, Group>, name: &str) -> Result<&'a m
         .values()
         .find(|group| group.settings.id.to_string() == name)
         .map(|group| group.settings.name.clone());
-    groups.get_mut(by_number.as_deref().unwrap_or(name)).ok_or_else(|| format!("no group {name}"))
+    let group = groups.get_mut(by_number.as_deref().unwrap_or(name)).filter(|group| !group.leaving);
+    group.ok_or_else(|| format!("no group {name}"))
 }
 
 impl Machine for KeyServer {
@@ -431,9 +439,13 @@ impl Machine for KeyServer {
                     group.on_store(now.at, failing);
                 }
             }
+            Input::Apply(settings) => {
+                self.apply(now, *settings);
+            }
             Input::Stop => self.peers.delete_all("the key server stops", self.entropy.as_mut()),
         }
         self.settle(now);
+        self.groups.retain(|_, group| !group.is_over());
     }
 
     fn poll(&mut self) -> Option<Output> {

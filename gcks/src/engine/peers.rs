@@ -8,6 +8,7 @@ mod established;
 mod exchanges;
 mod half_open;
 mod notify_limit;
+mod reload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -133,6 +134,8 @@ pub struct Peers {
     gateways: Vec<Arc<GatewaySettings>>,
     /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
     dynamic: Option<Arc<GatewaySettings>>,
+    /// To be shown.
+    pub approved_only: bool,
     secret: [u8; 32],
     counter: u64,
     half_open: HalfOpenTable,
@@ -166,6 +169,7 @@ impl Peers {
         Peers {
             gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
             dynamic: joint(&settings.gateways).map(Arc::new),
+            approved_only: settings.approved_only,
             secret,
             counter: 0,
             half_open: HalfOpenTable::new(settings),
@@ -510,6 +514,13 @@ impl Peers {
             suite: sa.suite.to_string(),
             role: "responder".to_owned(),
         }));
+        if sa.suite.is_legacy() {
+            self.out.push_back(PeerOutput::Event(Event::LegacyAlgorithm {
+                peer: peer.to_string(),
+                identity: sa.peer_identity.to_string(),
+                suite: sa.suite.to_string(),
+            }));
+        }
         let gateway = self.gateway_proved(&half.gateway, &sa, half.first.ip());
         // From here on an identity is a name to look up by: one form for one peer.
         sa.peer_identity = member_key(sa.peer_identity);

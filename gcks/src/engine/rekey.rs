@@ -25,7 +25,7 @@ use ike::protect::ack::AckKey;
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Kek, Tek, fresh_secret, kek_cipher, policy_of};
 use super::io::Outcome;
-use super::layout::{Part, delete_everything};
+use super::layout::{Besides, Part, delete_everything};
 use super::member::MemberKey;
 use super::pull;
 use super::push::{Delivery, Mark};
@@ -48,14 +48,14 @@ pub struct Wanted {
 }
 
 /// What an event of a PUSH says of its rekey.
-struct Cause {
-    rekey: u64,
-    pushes: u64,
-    why: &'static str,
+pub(super) struct Cause {
+    pub(super) rekey: u64,
+    pub(super) pushes: u64,
+    pub(super) why: &'static str,
 }
 
 /// Who a PUSH is for: members, and addresses that are no members any more.
-type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
+pub(super) type Audience = (NumberSet, Vec<(SocketAddr, SocketAddr)>);
 
 impl Group {
     /// True when the next rekey waits for a signature. One that fails holds nothing up: keys get their successors, and
@@ -71,6 +71,8 @@ impl Group {
             // Flat keys lead to no tree, nor the other way round: whoever holds them comes again.
             self.clear_members(now, "key-management changed", entropy);
         }
+        // Whoever can be told gets what is missing by a rekey, which is due at once.
+        let told = self.kek.is_some() && !self.members.is_empty();
         if self.settings.communication.is_some()
             && self.kek.is_none()
             && let Some((kek, _)) = self.new_kek(now, false, entropy, &mut changes)
@@ -83,7 +85,7 @@ impl Group {
             self.kek = Some(kek);
         }
         for sa in self.settings.sas.clone() {
-            if !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
+            if !told && !self.teks.iter().any(|tek| tek.sa == sa.name && tek.retires.is_none()) {
                 let tek = self.new_tek(now, &sa, Duration::ZERO, entropy);
                 changes.push(self.tek_row(&tek));
                 self.teks.push(tek);
@@ -133,16 +135,16 @@ impl Group {
     }
 
     /// SAs whose current TEK must be replaced by `at`.
-    fn due_sas(&self, at: Instant) -> BTreeSet<String> {
+    pub(super) fn due_sas(&self, at: Instant) -> BTreeSet<String> {
         self.settings.sas.iter().filter(|sa| self.tek_due(sa) <= at).map(|sa| sa.name.clone()).collect()
     }
 
-    fn current_tek(&self, sa: &str) -> Option<&Tek> {
+    pub(super) fn current_tek(&self, sa: &str) -> Option<&Tek> {
         self.teks.iter().filter(|tek| tek.sa == sa && tek.retires.is_none()).max_by_key(|tek| tek.ends)
     }
 
     /// When the KEK must be replaced, like [`Group::tek_due`].
-    fn kek_due(&self) -> Option<Instant> {
+    pub(super) fn kek_due(&self) -> Option<Instant> {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
         let fits = kek.key.len() == communication.cipher.key_len()
             && kek.ack == communication.ack_request()
@@ -153,7 +155,7 @@ impl Group {
     }
 
     /// True when the next registration might get no Sender-ID of its own.
-    fn sids_end(&self) -> bool {
+    pub(super) fn sids_end(&self) -> bool {
         let counted = self.teks.iter().any(|tek| tek.made_for.needs_sender_id());
         counted && (self.foreign_sids || self.sids.left() < u32::from(pull::MAX_SENDER_IDS))
     }
@@ -168,6 +170,7 @@ impl Group {
             .iter()
             .map(|sa| self.tek_due(sa))
             .chain(self.kek_due())
+            .chain(self.departed().next().map(|_| Instant::default()))
             .chain((self.sids_end() || self.join_waits).then(Instant::default))
             .min()
             .filter(|_| ready && !signing)
@@ -225,7 +228,7 @@ impl Group {
             });
             let due = self.due_sas(now.at);
             let kek_due = |at| self.kek_due().is_some_and(|due| due <= at);
-            if !due.is_empty() || kek_due(now.at) {
+            if !due.is_empty() || kek_due(now.at) || self.departed().next().is_some() {
                 let teks = self.due_sas(now.at + span);
                 let kek = kek_due(now.at + span);
                 let rekey = self.next_rekey();
@@ -251,20 +254,32 @@ impl Group {
         let sas =
             if tek { self.settings.sas.iter().map(|sa| sa.name.clone()).collect() } else { BTreeSet::new() };
         let kek = kek && self.settings.communication.is_some();
+        Ok(self.rekey_soon(now, sas, kek, why, entropy))
+    }
+
+    /// Now, or behind the rekey that is being signed.
+    pub(super) fn rekey_soon(
+        &mut self,
+        now: Now,
+        sas: BTreeSet<String>,
+        kek: bool,
+        why: &'static str,
+        entropy: &mut dyn Entropy,
+    ) -> Outcome {
         if self.deliveries.iter().any(Delivery::is_unsigned) {
             self.wanted.tek.extend(sas);
             self.wanted.kek |= kek;
             if self.wanted.why.replace(why).is_none() {
                 self.wanted.rekey = self.next_rekey();
             }
-            return Ok(Outcome {
+            return Outcome {
                 text: "queued behind the rekey that is being signed".to_owned(),
                 rekey: Some(self.wanted.rekey),
                 push: None,
-            });
+            };
         }
         let rekey = self.next_rekey();
-        Ok(self.rekey(now, sas, kek, (rekey, why), Vec::new(), entropy))
+        self.rekey(now, sas, kek, (rekey, why), Vec::new(), entropy)
     }
 
     pub(super) fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
@@ -299,13 +314,16 @@ impl Group {
         let mute = !self.members.is_empty() && numbers <= sas.len() as u64;
         let tell = communication.is_some() && !self.members.is_empty() && !mute;
         let new_kek_wanted = new_kek_wanted || seq >= LAST_NUMBERS;
+        let besides = self.leave_behind(now.at, &sas, &mut changes);
         let mut teks = Vec::new();
         for sa in self.settings.sas.clone().iter().filter(|sa| sas.contains(&sa.name)) {
             let old = self.current_tek(&sa.name).map(|tek| tek.ends);
             let (activates_in, overlap) = match (communication.as_ref().filter(|_| !mute), old) {
                 (Some(communication), _) => (
                     Duration::from_secs(u64::from(communication.activation_delay)),
-                    Duration::from_secs(u64::from(communication.deactivation_delay)),
+                    Duration::from_secs(u64::from(
+                        besides.deactivation.unwrap_or(communication.deactivation_delay),
+                    )),
                 ),
                 // Nobody can be told: members fetch the successor before the old one ends, each at its own time, and may
                 // send on it when the last one has it.
@@ -333,12 +351,13 @@ impl Group {
             let successor = successor.as_ref().map(|successor| (successor, arrays.as_slice()));
             match successor.filter(|_| apart) {
                 Some((next, arrays)) => {
-                    parts = self.lay_out(now, kek, &[], Some((next, arrays)));
+                    parts = self.lay_out(now, kek, &[], Some((next, arrays)), &besides);
                     if !teks.is_empty() && !parts.is_empty() {
-                        after = self.lay_out(now, next, &teks, None);
+                        let besides = Besides { deletes: Vec::new(), ..besides.clone() };
+                        after = self.lay_out(now, next, &teks, None, &besides);
                     }
                 }
-                None => parts = self.lay_out(now, kek, &teks, successor),
+                None => parts = self.lay_out(now, kek, &teks, successor, &besides),
             }
         }
         let keys = format!(
@@ -415,7 +434,7 @@ impl Group {
     }
 
     /// A PUSH begins its way: its number and content are among `changes`.
-    fn dispatch(
+    pub(super) fn dispatch(
         &mut self,
         now: Now,
         part: Part,
@@ -423,7 +442,7 @@ impl Group {
         (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
-        let Part { seq, unsigned, teks, new_kek } = part;
+        let Part { seq, unsigned, teks, new_kek, .. } = part;
         let Some(protecting) = self.kek.as_mut() else { return };
         protecting.seq = seq;
         let protecting = protecting.clone();

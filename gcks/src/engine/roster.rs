@@ -12,7 +12,7 @@ use super::member::{Member, MemberKey};
 pub struct MemberNumber(u32);
 
 /// Registered members.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Roster {
     records: Vec<Option<Record>>,
     free: Vec<MemberNumber>,
@@ -20,7 +20,7 @@ pub struct Roster {
     by_address: BTreeMap<SocketAddr, MemberNumber>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Record {
     key: Arc<MemberKey>,
     member: Member,

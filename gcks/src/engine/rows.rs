@@ -15,6 +15,7 @@ use ike::protect::push::Unsigned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::change::EARLIEST_END;
 use super::durable::{Change, Kind, Row};
 use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
 use super::lkh::{Changed, Node, NodeKey, Tree};
@@ -222,6 +223,10 @@ impl Group {
         row(Kind::Group, self.settings.name.clone(), &body)
     }
 
+    pub(super) fn group_gone(&self) -> Change {
+        Change::Remove { kind: Kind::Group, key: self.settings.name.clone() }
+    }
+
     pub(super) fn kek_row(&self, kek: &Kek) -> Change {
         let body = KekBody {
             version: VERSION,
@@ -414,20 +419,28 @@ impl Group {
         let spi = row.key.rsplit('/').next().and_then(parse_hex::<4>).ok_or_else(|| refuse(row, "no SPI"))?;
         let live =
             body.ends > now.unix_seconds && body.retires.is_none_or(|retires| retires > now.unix_seconds);
-        let Some(sa) = self.sa_settings(&body.sa).filter(|_| live) else {
+        let sa = self.sa_settings(&body.sa);
+        // Of an SA that is gone from the configuration, members were told when it retires.
+        if !live || (sa.is_none() && (body.retires.is_some() || self.settings.communication.is_none())) {
             self.stale.push(gone(row));
             return Ok(());
-        };
-        let ends_unix = end(now, body.ends, sa.lifetime, sa.margin);
+        }
+        let left = Duration::from_secs(body.ends.saturating_sub(now.unix_seconds));
+        let (lifetime, margin) = sa.map_or((left, Duration::ZERO), |sa| (sa.lifetime, sa.margin));
+        let ends_unix = end(now, body.ends, lifetime, margin);
         let delays = self.settings.communication.as_ref();
-        let (activation, deactivation) = delays.map_or((sa.lifetime, sa.lifetime), |delays| {
+        let (activation, deactivation) = delays.map_or((lifetime, lifetime), |delays| {
             let seconds = |delay| Duration::from_secs(u64::from(delay));
-            (seconds(delays.activation_delay), seconds(delays.deactivation_delay))
+            // A change of policy has a longer one than the configured.
+            (seconds(delays.activation_delay), seconds(delays.deactivation_delay).max(EARLIEST_END.1))
         });
         let spi = Spi(u32::from_be_bytes(spi));
         let made_for = match &body.made_for {
             Some(octets) => sa_policy(octets.0.expose()).ok_or_else(|| refuse(row, "no SAT"))?,
-            None => policy_of(sa, spi),
+            None => match sa {
+                Some(sa) => policy_of(sa, spi),
+                None => return Err(refuse(row, "no SAT")),
+            },
         };
         self.teks.push(Tek {
             sa: body.sa,

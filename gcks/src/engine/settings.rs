@@ -26,6 +26,8 @@ pub struct Settings {
     pub half_open_limit_per_address: usize,
     /// Life of a negotiation not yet authenticated.
     pub half_open_timeout: Duration,
+    /// `approved-only`, to be shown; the policies of the gateways carry what it means.
+    pub approved_only: bool,
 }
 
 /// A gateway statement.

@@ -25,7 +25,7 @@ impl Group {
         self.ask_for_signer();
     }
 
-    fn ask_for_signer(&mut self) {
+    pub(super) fn ask_for_signer(&mut self) {
         let Some(communication) = &self.settings.communication else { return };
         let algorithm = communication.signature;
         // One of our own that cannot be read again and again is given up for a new one.
@@ -140,7 +140,7 @@ impl Group {
     }
 
     /// Drops every rekey SA without a word: the signing key changed under them.
-    fn drop_keks(&mut self) {
+    pub(super) fn drop_keks(&mut self) {
         let gone: Vec<KekSpi> = self.kek_spis().collect();
         let keks = gone.iter().map(|spi| self.kek_gone(*spi));
         let changes = keks.chain(self.deliveries.iter().map(|delivery| self.push_gone(delivery))).collect();

@@ -21,7 +21,12 @@ impl KeyServer {
     pub fn snapshot(&self, now: Now, show_keys: bool) -> GcksSnapshot {
         let counters = &self.peers.counters;
         GcksSnapshot {
-            groups: self.groups.values().map(|group| group.view(now.at, show_keys)).collect(),
+            groups: self
+                .groups
+                .values()
+                .filter(|group| !group.leaving)
+                .map(|group| group.view(now.at, show_keys))
+                .collect(),
             ike_sas: self
                 .peers
                 .established()
@@ -44,6 +49,7 @@ impl KeyServer {
                 messages_dropped: counters.dropped,
                 ..ServerStatistics::default()
             },
+            approved_only: self.peers.approved_only,
         }
     }
 }

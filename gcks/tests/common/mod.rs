@@ -108,5 +108,6 @@ pub fn settings() -> Settings {
         half_open_limit: 64,
         half_open_limit_per_address: 4,
         half_open_timeout: Duration::from_secs(30),
+        approved_only: false,
     }
 }

@@ -5,8 +5,12 @@ use std::net::IpAddr;
 
 use gdoi_proto::ids::Spi;
 use gdoi_proto::payload::Endpoint;
-use gdoi_proto::policy::{GroupPolicy, KekCipher, KekPolicy, SignatureAlgorithm, SignatureHash, TekPolicy};
+use gdoi_proto::policy::{
+    GroupPolicy, KekCipher, KekPolicy, SignatureAlgorithm, SignatureHash, TekCipher, TekPolicy,
+};
 use gdoi_proto::registry::IdType;
+use ike::approved;
+use ike::crypto::Cipher;
 
 use super::settings::{Flow, VpnSettings};
 use super::snapshot::cipher_name;
@@ -33,6 +37,9 @@ pub fn check(settings: &VpnSettings, policy: &GroupPolicy) -> Result<(), String>
             return Err(format!("rekey signature {} is not in accept", kek.signature.registry()));
         }
     }
+    if settings.approved_only {
+        check_approved(policy)?;
+    }
     for tek in &policy.teks {
         if !settings.accept.encryption(tek.cipher) {
             return Err(format!("encryption {} of SA {} is not in accept", cipher_name(tek.cipher), tek.spi));
@@ -45,6 +52,41 @@ pub fn check(settings: &VpnSettings, policy: &GroupPolicy) -> Result<(), String>
         }
     }
     Ok(())
+}
+
+/// `approved-only`: everything in the policy is in [`ike::approved`].
+fn check_approved(policy: &GroupPolicy) -> Result<(), String> {
+    let outside = |what: &str| format!("{what} is outside approved-only");
+    if let Some(kek) = &policy.kek {
+        approved::kek(kek).map_err(outside)?;
+    }
+    for tek in &policy.teks {
+        approved::tek(tek.cipher).map_err(|what| format!("{} (SA {})", outside(what), tek.spi))?;
+    }
+    Ok(())
+}
+
+/// `approved-only`: no key travels under a phase 1 cipher weaker than itself (RFC 6407 section 7.1.2).
+///
+/// # Errors
+/// The reason.
+pub fn check_carrier(settings: &VpnSettings, carrier: Cipher, policy: &GroupPolicy) -> Result<(), String> {
+    let kek = policy.kek.iter().map(|kek| match kek.cipher {
+        KekCipher::AesCbc { key_octets } => key_octets,
+        KekCipher::TripleDesCbc => 0,
+    });
+    let teks = policy.teks.iter().map(|tek| match tek.cipher {
+        TekCipher::AesCbc { key_octets, .. }
+        | TekCipher::AesGcm { key_octets, .. }
+        | TekCipher::AesGmac { key_octets } => key_octets,
+        TekCipher::Null { .. } => 0,
+    });
+    let strongest = kek.chain(teks).max().unwrap_or(0);
+    if !settings.approved_only || carrier.key_len() >= strongest {
+        return Ok(());
+    }
+    let (carrier, keys) = (carrier.key_len() * 8, strongest * 8);
+    Err(format!("keys of {keys} bits under a phase 1 cipher of {carrier} bits are outside approved-only"))
 }
 
 /// Checks the size of an RSA key that verifies pushes: SIG_KEY_LENGTH is not to be trusted, peers count differently.
@@ -64,6 +106,9 @@ pub fn check_signing_key(
     let accept = &settings.accept.rekey_signature;
     if !(2000..=8200).contains(&bits) {
         return Err(format!("an RSA key of about {bits} bits"));
+    }
+    if settings.approved_only && bits < approved::SMALLEST_RSA {
+        return Err(format!("an RSA key of about {bits} bits is outside approved-only"));
     }
     let close = |listed: u16| bits.abs_diff(usize::from(listed)) < 64;
     if accept.is_empty()
@@ -124,7 +169,7 @@ fn span(selector: &Endpoint) -> Option<(u128, u128, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use gdoi_proto::policy::{TekAuthentication, TekCipher};
+    use gdoi_proto::policy::TekAuthentication;
 
     use super::super::settings::{Accept, Encryption};
     use super::super::testing::{kek, policy, tek};
@@ -184,6 +229,49 @@ mod tests {
         let mut two = with(gcm(32));
         two.teks.push(tek(301, 3600));
         assert!(check(&only_gcm, &two).is_err(), "one SA outside refuses the whole policy");
+    }
+
+    #[test]
+    fn approved_only_refuses_every_key_outside_its_list() {
+        let approved = VpnSettings { approved_only: true, ..VpnSettings::default() };
+        let gcm = TekCipher::AesGcm { key_octets: 16, icv_octets: 16 };
+        let cbc = |authentication| TekCipher::AesCbc { key_octets: 32, authentication };
+        let with = |cipher| policy(Some(kek(1, 7200)), vec![TekPolicy { cipher, ..tek(300, 3600) }]);
+        for inside in [gcm, cbc(TekAuthentication::HmacSha256), cbc(TekAuthentication::HmacSha512)] {
+            assert_eq!(check(&approved, &with(inside)), Ok(()), "{inside:?}");
+        }
+        for outside in [
+            cbc(TekAuthentication::HmacSha1),
+            TekCipher::AesGmac { key_octets: 32 },
+            TekCipher::Null { authentication: TekAuthentication::HmacSha256 },
+        ] {
+            assert_eq!(check(&VpnSettings::default(), &with(outside)), Ok(()), "{outside:?}");
+            let reason = check(&approved, &with(outside)).unwrap_err();
+            assert!(reason.contains("outside approved-only") && reason.contains("0x0000012c"), "{reason}");
+        }
+        let sak = KekPolicy { signature: SignatureAlgorithm::Rsa, ..kek(1, 7200) };
+        assert!(check_signing_key(&approved, &sak, &[0; 294]).is_ok(), "RSA 2048");
+        // 2040 bits pass elsewhere, since peers count differently.
+        assert!(check_signing_key(&VpnSettings::default(), &sak, &[0; 293]).is_ok());
+        assert!(check_signing_key(&approved, &sak, &[0; 293]).unwrap_err().contains("outside approved-only"));
+    }
+
+    #[test]
+    fn approved_only_takes_no_key_under_a_weaker_phase_1() {
+        let approved = VpnSettings { approved_only: true, ..VpnSettings::default() };
+        let gcm = |key_octets| TekCipher::AesGcm { key_octets, icv_octets: 16 };
+        let keys = |kek_octets, cipher| {
+            let sak = KekPolicy { cipher: KekCipher::AesCbc { key_octets: kek_octets }, ..kek(1, 7200) };
+            policy(Some(sak), vec![TekPolicy { cipher, ..tek(300, 3600) }])
+        };
+        let carried = |policy: &GroupPolicy| check_carrier(&approved, Cipher::Aes128Cbc, policy);
+        assert_eq!(carried(&keys(16, gcm(16))), Ok(()));
+        for stronger in [keys(32, gcm(16)), keys(16, gcm(32))] {
+            let reason = carried(&stronger).unwrap_err();
+            assert!(reason.contains("256 bits under a phase 1 cipher of 128 bits"), "{reason}");
+            assert_eq!(check_carrier(&approved, Cipher::Aes256Cbc, &stronger), Ok(()));
+            assert_eq!(check_carrier(&VpnSettings::default(), Cipher::Aes128Cbc, &stronger), Ok(()));
+        }
     }
 
     #[test]

@@ -45,6 +45,7 @@ pub struct GroupMember {
     servers: BTreeMap<ServerName, Server>,
     vpns: BTreeMap<String, Vpn>,
     stopped: bool,
+    approved_only: bool,
     entropy: Box<dyn Entropy>,
     out: Outputs,
 }
@@ -138,7 +139,9 @@ impl GroupMember {
                 vpns.insert(vpn.name.clone(), Vpn::new(vpn, gateway));
             }
         }
-        let mut member = GroupMember { servers, vpns, stopped: false, entropy, out: Outputs::default() };
+        let approved_only = settings.approved_only;
+        let mut member =
+            GroupMember { servers, vpns, stopped: false, approved_only, entropy, out: Outputs::default() };
         let names: Vec<String> = member.vpns.keys().cloned().collect();
         for name in names {
             member.register(now, &name);

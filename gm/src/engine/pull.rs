@@ -203,6 +203,7 @@ impl Pull {
         let policy = GroupPolicy::read(&sa.dialect.sa_from_peer(offer), Carriage::Pull)
             .map_err(|error| PullError::Refused(error.to_string()))?;
         accept::check(&self.vpn, &policy).map_err(PullError::Refused)?;
+        accept::check_carrier(&self.vpn, sa.suite.cipher, &policy).map_err(PullError::Refused)?;
         let third = self.exchange.seal(sa, &[&ni, &nr], &[]);
         self.last_sent = third.clone();
         self.retransmit = Retransmit::sent(Schedule::PULL, now, entropy);
@@ -327,6 +328,31 @@ mod tests {
         let second = exchange.seal(&sa(Role::Responder), &[&ni], &offer);
         let Err(PullError::Refused(reason)) = take(&mut pull, &ours, &second) else { panic!("refused") };
         assert!(reason.contains("aes-128-gcm"), "{reason}");
+    }
+
+    #[test]
+    fn approved_only_refuses_keys_outside_or_too_strong_for_their_phase_1_before_message_3() {
+        let null = TekCipher::Null { authentication: gdoi_proto::policy::TekAuthentication::HmacSha256 };
+        let gcm = |key_octets| TekCipher::AesGcm { key_octets, icv_octets: 16 };
+        for (cipher, expected) in [
+            (null, Some("a TEK with NULL encryption is outside approved-only")),
+            (gcm(32), Some("keys of 256 bits under a phase 1 cipher of 128 bits are outside approved-only")),
+            (gcm(16), None),
+        ] {
+            let settings = VpnSettings { approved_only: true, ..vpn_settings() };
+            let (mut pull, ours, mut exchange, ni) = asked(settings);
+            let mut policy = policy(None, vec![tek(300, 3600)]);
+            policy.teks[0].cipher = cipher;
+            let offer = [Payload::Nonce(vec![8; 32]), Payload::GdoiSa(policy.write(Carriage::Pull))];
+            let second = exchange.seal(&sa(Role::Responder), &[&ni], &offer);
+            match (take(&mut pull, &ours, &second), expected) {
+                (Ok(Progress::Send(_)), None) => {}
+                (Err(PullError::Refused(reason)), Some(expected)) => {
+                    assert!(reason.starts_with(expected), "{reason}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     #[test]

@@ -266,6 +266,13 @@ impl Server {
                         suite: done.sa.suite.to_string(),
                         role: "initiator".to_owned(),
                     });
+                    if done.sa.suite.is_legacy() {
+                        cx.out.event(Event::LegacyAlgorithm {
+                            peer: self.peer.to_string(),
+                            identity: done.sa.peer_identity.to_string(),
+                            suite: done.sa.suite.to_string(),
+                        });
+                    }
                     if let Some(reason) = done.remark {
                         cx.out.event(Event::CertificateRehearsed {
                             peer: self.peer.to_string(),

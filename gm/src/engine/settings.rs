@@ -13,6 +13,8 @@ pub struct Settings {
     pub gateways: Vec<GatewaySettings>,
     /// Groups to join.
     pub vpns: Vec<VpnSettings>,
+    /// `approved-only`, to be shown; policies and VPNs carry what it means.
+    pub approved_only: bool,
 }
 
 /// An ordered set of key servers.
@@ -65,6 +67,8 @@ pub struct VpnSettings {
     pub accept: Accept,
     /// Traffic under unknown keys may lead to a registration.
     pub recovery_probe: bool,
+    /// A policy with anything outside [`ike::approved`] is refused.
+    pub approved_only: bool,
 }
 
 impl Default for VpnSettings {
@@ -76,6 +80,7 @@ impl Default for VpnSettings {
             allowed_flows: Vec::new(),
             accept: Accept::default(),
             recovery_probe: false,
+            approved_only: false,
         }
     }
 }

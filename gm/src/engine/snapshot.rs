@@ -35,6 +35,7 @@ impl GroupMember {
                 })
                 .collect(),
             statistics: self.out.statistics,
+            approved_only: self.approved_only,
         }
     }
 }

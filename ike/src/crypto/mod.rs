@@ -237,6 +237,13 @@ pub struct Suite {
     pub method: AuthMethod,
 }
 
+impl Suite {
+    /// True when it holds what only `allow-legacy` lets in: SHA-1.
+    pub const fn is_legacy(&self) -> bool {
+        matches!(self.hash, Hash::Sha1)
+    }
+}
+
 impl fmt::Display for Suite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -100,6 +100,14 @@ pub struct PeerPolicy {
 }
 
 impl PeerPolicy {
+    /// The same with the approved offers alone (`approved-only`): whatever else was configured is neither offered nor
+    /// accepted.
+    #[must_use]
+    pub fn approved_only(mut self) -> PeerPolicy {
+        self.offers.retain(|offer| crate::approved::suite(&offer.suite));
+        self
+    }
+
     /// The offers we hold a credential for. In aggressive mode all are of the first one's group and method: KE is in
     /// message 1 already (RFC 2409 section 5).
     pub fn usable_offers(&self) -> Vec<Offer> {

@@ -186,10 +186,9 @@ pub fn choose(sa: &Sa, policy: &PeerPolicy) -> Result<Choice, Refusal> {
         }
     }
     let wanted: Vec<String> = offers.iter().map(|offer| offer.suite.to_string()).collect();
-    unacceptable(
-        NotifyType::NoProposalChosen,
-        format!("no offered transform is one of {}", wanted.join(", ")),
-    )
+    let wanted =
+        if wanted.is_empty() { "those we take, which are none".to_owned() } else { wanted.join(", ") };
+    unacceptable(NotifyType::NoProposalChosen, format!("no offered transform is one of {wanted}"))
 }
 
 /// Checks a responder's answer: exactly one transform, equal by meaning to one of ours, with nothing added, dropped or

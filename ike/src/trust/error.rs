@@ -146,6 +146,12 @@ pub enum Rule {
         /// Kind and size.
         found: String,
     },
+    /// A key that may be taken elsewhere, but not with `approved-only`.
+    #[error("key is {found}; approved-only takes ECDSA on P-256, P-384, P-521")]
+    NotApproved {
+        /// Kind and size.
+        found: String,
+    },
     /// More intermediate certificates than the path builder takes (6).
     #[error("chain too long: more than 6 intermediate certificates")]
     PathTooLong,

@@ -59,6 +59,14 @@ impl CertificateFacts {
     pub fn name(&self) -> CertificateName {
         CertificateName { subject: self.subject.clone(), serial: self.serial.clone() }
     }
+
+    /// Kind and size of the key.
+    pub fn key_name(&self) -> String {
+        match (&self.key, self.bits) {
+            (kind, 0) => kind.to_string(),
+            (kind, bits) => format!("{kind} of {bits} bits"),
+        }
+    }
 }
 
 /// The facts of a DER certificate. It is read, not checked.
@@ -189,6 +197,14 @@ impl Parsed {
         TrustError { half, certificate: Some(self.facts.name()), rule }
     }
 
+    /// The rule of `approved-only`: every key of a path is for ECDSA, and so is every signature on it.
+    pub(super) fn outside_approved(&self) -> Option<Rule> {
+        match self.facts.key {
+            KeyKind::Ecdsa => None,
+            KeyKind::Rsa | KeyKind::Other(_) => Some(Rule::NotApproved { found: self.facts.key_name() }),
+        }
+    }
+
     /// Every rule this certificate breaks by itself, in this order: signature algorithm (not of an anchor, whose
     /// signature nobody checks), key, validity, CA or not, KeyUsage, ExtendedKeyUsage.
     pub(super) fn broken_rules(&self, role: Role, now: Option<u64>) -> Vec<Rule> {
@@ -202,11 +218,7 @@ impl Parsed {
             KeyKind::Other(_) => false,
         };
         if !strong {
-            let found = match (&self.facts.key, self.facts.bits) {
-                (kind, 0) => kind.to_string(),
-                (kind, bits) => format!("{kind} of {bits} bits"),
-            };
-            rules.push(Rule::Key { found });
+            rules.push(Rule::Key { found: self.facts.key_name() });
         }
         if let Some(now) = now {
             if now < self.facts.not_before {

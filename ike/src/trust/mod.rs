@@ -94,6 +94,8 @@ pub struct Trust {
     lists: Vec<List>,
     mode: Verification,
     limits: Limits,
+    /// Every key of a path must be approved.
+    approved_only: bool,
 }
 
 /// ExtendedKeyUsage is a rule of ours (RFC 4945 section 5.1.3.12), with a better message.
@@ -178,13 +180,24 @@ impl Trust {
         let mut lists =
             crls_der.into_iter().map(|der| List::read(der, &trusted)).collect::<Result<Vec<_>, _>>()?;
         lists.sort_by_key(|list| std::cmp::Reverse(list.facts.this_update));
-        Ok(Trust { anchors, trusted, lists, mode, limits: Limits::default() })
+        Ok(Trust { anchors, trusted, lists, mode, limits: Limits::default(), approved_only: false })
     }
 
     /// The same with other limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Trust {
         Trust { limits, ..self }
+    }
+
+    /// The same with ECDSA alone, from the anchors down to the peers (`approved-only`).
+    ///
+    /// # Errors
+    /// With [`Half::File`]: an anchor with another key.
+    pub fn approved_only(self) -> Result<Trust, TrustError> {
+        match self.anchors.iter().find_map(|anchor| Some((anchor, anchor.outside_approved()?))) {
+            Some((anchor, rule)) => Err(anchor.refused(Half::File, rule)),
+            None => Ok(Trust { approved_only: true, ..self }),
+        }
     }
 
     /// Checks the certificates of a peer that claims `id`, at `unix_seconds`. `chain` is DER as received, the end
@@ -262,6 +275,9 @@ impl Trust {
         for rule in end_entity.broken_rules(Role::EndEntity, Some(now)) {
             refusals.add(end_entity.refused(Half::Chain, rule))?;
         }
+        if let Some(rule) = self.outside_approved(end_entity) {
+            refusals.add(end_entity.refused(Half::Chain, rule))?;
+        }
         let anchor = match self.path(&received, now) {
             Ok(anchor) => anchor,
             Err(errors) => {
@@ -337,6 +353,11 @@ impl Trust {
         }
     }
 
+    /// The rule of `approved-only` that `certificate` breaks, where it holds.
+    fn outside_approved(&self, certificate: &Parsed) -> Option<Rule> {
+        certificate.outside_approved().filter(|_| self.approved_only)
+    }
+
     fn anchor_at(&self, path: &VerifiedPath<'_>) -> Option<&Parsed> {
         let index = self.trusted.iter().position(|anchor| anchor == path.anchor())?;
         self.anchors.get(index)
@@ -350,7 +371,11 @@ impl Trust {
         let known = |der: &[u8]| received.others.iter().find(|other| other.der == der);
         for certificate in path.intermediate_certificates() {
             if let Some(ca) = known(&certificate.der())
-                && let Some(rule) = ca.broken_rules(Role::Intermediate, Some(now)).into_iter().next()
+                && let Some(rule) = ca
+                    .broken_rules(Role::Intermediate, Some(now))
+                    .into_iter()
+                    .next()
+                    .or_else(|| self.outside_approved(ca))
             {
                 return Err(ca.refused(Half::Chain, rule));
             }

@@ -185,6 +185,29 @@ fn weak_keys_and_old_hashes_are_refused() {
 }
 
 #[test]
+fn approved_only_takes_no_rsa_key_from_the_anchor_down() {
+    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048).unwrap();
+    let rsa = || KeyPair::try_from(key.serialize_der()).unwrap();
+    let root = root("Root");
+    let approved = || super::pki::trust(&[&root]).approved_only().unwrap();
+    assert!(check(&approved(), &[issue(&member("gm1"), &root)]).is_ok());
+    let refused = || Rule::NotApproved { found: "RSA of 2048 bits".into() };
+    // A member's own key, and the key of an authority between.
+    let own = member("gm1").signed_by(&rsa(), &root).unwrap().der().to_vec();
+    let middle = rcgen::CertifiedIssuer::signed_by(ca("Middle"), rsa(), &root).unwrap();
+    let below = vec![issue(&member("gm1"), &middle), der(&middle)];
+    for (chain, who) in [(vec![own], "CN=gm1"), (below, "CN=Middle")] {
+        assert!(check(&super::pki::trust(&[&root]), &chain).is_ok(), "{who} is good enough elsewhere");
+        let error = check(&approved(), &chain).unwrap_err();
+        assert_eq!((error.half, &error.rule), (Half::Chain, &refused()));
+        assert!(error.certificate.is_some_and(|named| named.subject.contains(who)), "{who}");
+    }
+    let rsa_root = rcgen::CertifiedIssuer::self_signed(ca("Old Root"), rsa()).unwrap();
+    let error = super::pki::trust(&[&root, &rsa_root]).approved_only().unwrap_err();
+    assert_eq!((error.half, error.rule), (Half::File, refused()));
+}
+
+#[test]
 fn keys_and_signatures_on_all_three_curves_are_taken() {
     for algorithm in
         [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ECDSA_P521_SHA512]

@@ -3,6 +3,7 @@
 //! [`gcks`] and [`gm`] hold an engine with its jobs run at once; [`hand`] plays phase 1 and PULL from the other side and
 //! may do everything wrong.
 
+mod approved;
 mod gcks;
 mod gm;
 mod hand;

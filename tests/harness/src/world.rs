@@ -187,6 +187,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
         half_open_limit: 4096,
         half_open_limit_per_address: 16,
         half_open_timeout: Duration::from_secs(30),
+        approved_only: false,
     }
 }
 
@@ -207,6 +208,7 @@ pub fn member_settings(index: usize, dialect: Dialect) -> gm::engine::settings::
             group: if dialect.group_id_address { group_address() } else { GroupId::number(1) },
             ..VpnSettings::default()
         }],
+        ..Settings::default()
     }
 }
 

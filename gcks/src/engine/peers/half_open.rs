@@ -104,6 +104,19 @@ impl HalfOpenTable {
         }
     }
 
+    /// Other limits, for what comes from now on.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        self.limit = settings.half_open_limit;
+        self.limit_per_source = settings.half_open_limit_per_address;
+        self.timeout = settings.half_open_timeout;
+    }
+
+    /// Those whose gateway is `wanted`.
+    pub fn where_gateway(&self, wanted: impl Fn(&str) -> bool) -> Vec<CookiePair> {
+        let found = self.table.iter().filter(|(_, half)| wanted(&half.gateway.name));
+        found.map(|(cookies, _)| *cookies).collect()
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.table.len()

@@ -288,7 +288,7 @@ impl Site {
         let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
         let no_route = servers.iter().enumerate().filter(|(_, server)| server.routeless);
         let no_route = no_route.map(|(index, _)| index).collect();
-        let settings = Settings { gateways: vec![gateway], vpns };
+        let settings = Settings { gateways: vec![gateway], vpns, ..Settings::default() };
         let mut site = Site {
             member: GroupMember::new(settings, now, Box::new(Counting(1))),
             now,
