@@ -46,8 +46,6 @@ use crate::{DataPlane, DataPlaneError, Fault, TekInstall, Tell, Traffic};
 /// Longest packet a TUN device takes: what passes in clear must not meet a narrower place here than elsewhere. What is
 /// sealed is measured by the tunnel's own MTU.
 const DEVICE_MTU: u16 = 9216;
-/// Packets that may wait in a TUN device: what arrives at 1 Gbit/s while its thread waits for a CPU for some 20 ms.
-const QUEUE: u32 = 2048;
 /// IPPROTO_RAW: we write the IP header.
 const RAW: i32 = 255;
 
@@ -240,7 +238,6 @@ impl Shared {
 fn device(name: &str) -> Result<SyncDevice, DataPlaneError> {
     let device = DeviceBuilder::new().name(name).mtu(DEVICE_MTU).offload(true).enable(true).build_sync();
     let device = device.map_err(failed(name))?;
-    device.set_tx_queue_len(QUEUE).map_err(failed(name))?;
     device.set_nonblocking(true).map_err(failed(name))?;
     Ok(device)
 }

@@ -201,7 +201,7 @@ fn wireguard(site: &Site, programs: Option<&Path>, program: &str) -> Result<Runn
         let interface = format!("wg{number}");
         let mut command = site.network.command(member, &path);
         command.args(["-f", &interface]).env("WG_PROCESS_FOREGROUND", "1").env("WG_THREADS", "2");
-        command.env("WG_SUDO", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.env("WG_SUDO", "true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(LabError::system(program))?;
         if let Some(end) = running.ends.get_mut(number - 1) {
             *end = Some(child.id());
