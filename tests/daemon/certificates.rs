@@ -1,4 +1,5 @@
-//! Certificates on real daemons: from one trust anchor to the next, by SIGHUP, with members on both.
+//! Certificates on real daemons, exchanged by SIGHUP: from one trust anchor to the next with members on both, and a
+//! revocation list.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -7,7 +8,10 @@ use ctl::event::Event;
 use gdoi_lab::daemon::{Daemon, Mark};
 use gdoi_lab::network::{GCKS, MEMBERS};
 use gdoi_lab::site::{MemberPlan, ServerPlan, Site, Timing};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 
 use crate::support::{Lab, SOON, site};
 
@@ -28,6 +32,7 @@ fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
     let mut params = CertificateParams::new(vec![site.network.ip(host).to_string()]).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, host);
+    params.serial_number = Some(serial(host));
     std::fs::write(site.path(&format!("{host}.pem")), params.signed_by(&key, issuer).unwrap().pem()).unwrap();
     let secret = site.path(&format!("{host}.key"));
     std::fs::write(&secret, key.serialize_pem()).unwrap();
@@ -38,6 +43,31 @@ fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
          trust-anchors = {anchors:?}"
     );
     replace(site, host, &format!("pre-shared-key = {{ file = \"{host}.psk\" }}"), &own);
+}
+
+/// The number of the certificate of a host, by its place among the machines.
+fn serial(host: &str) -> SerialNumber {
+    let place = [GCKS, MEMBERS[0], MEMBERS[1]].iter().position(|name| *name == host).unwrap();
+    SerialNumber::from(place as u64 + 1)
+}
+
+/// A revocation list of `issuer`, in the file `ca.crl`.
+fn revoke(site: &Site, issuer: &Ca, hosts: &[&str]) {
+    let revoked = hosts.iter().map(|host| RevokedCertParams {
+        serial_number: serial(host),
+        revocation_time: date_time_ymd(2020, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update: date_time_ymd(2020, 1, 1),
+        next_update: date_time_ymd(4096, 1, 1),
+        crl_number: SerialNumber::from(hosts.len() as u64 + 1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    std::fs::write(site.path("ca.crl"), params.signed_by(issuer).unwrap().pem().unwrap()).unwrap();
 }
 
 /// Replaces text of the file of `host`; it must be there.
@@ -75,13 +105,15 @@ fn anchors(server: &Daemon) -> Vec<Option<String>> {
     members.into_iter().map(|member| member.certificate.and_then(|held| held.anchor)).collect()
 }
 
-fn refused(server: &Daemon, since: Mark, named: &str) {
-    let what = format!("{named} refused");
+/// Waits until the server refuses a chain because of `cause`.
+fn refused(server: &Daemon, since: Mark, cause: &str) {
     let is_it = |event: &Event| {
-        matches!(event, Event::Phase1Refused { reason, .. }
-            if reason.starts_with("chain refused: certificate \"CN=gm") && reason.contains(named))
+        matches!(event, Event::Phase1Failed { reason, .. }
+            if reason.contains("chain refused: certificate \"CN=gm") && reason.contains(cause))
     };
-    server.wait(since, SOON, &what, is_it).unwrap();
+    if let Err(error) = server.wait(since, SOON, cause, is_it) {
+        panic!("{error}: {:#?}", server.tail(20));
+    }
 }
 
 #[test]
@@ -137,6 +169,46 @@ fn one_anchor_gives_way_to_the_next_by_sighup_with_members_on_both_and_no_sa_is_
         match index {
             0 => refused(&lab.server, mark, "issuer \"CN=Old\" is no trust anchor; expected one of: CN=New"),
             _ => drop(again.wait_named(again.beginning(), SOON, "registered").unwrap()),
+        }
+        lab.members[index] = again;
+    }
+}
+
+#[test]
+fn a_revocation_list_counts_from_sighup_on_for_new_phase_1s_alone() {
+    let site = site();
+    let ca = root("Root");
+    std::fs::write(site.path("ca.pem"), ca.pem()).unwrap();
+    revoke(&site, &ca, &[]);
+    site.write_server(&ServerPlan::new(Timing::LONG)).unwrap();
+    certify(&site, GCKS, &ca, &["ca.pem"]);
+    replace(&site, GCKS, "trust-anchors", "crls = [\"ca.crl\"]\ntrust-anchors");
+    let server = site.start(GCKS, None).unwrap();
+    server.wait_named(server.beginning(), SOON, "group_created").unwrap();
+    let members = MEMBERS.map(|host| {
+        site.write_member(host, &MemberPlan::default()).unwrap();
+        certify(&site, host, &ca, &["ca.pem"]);
+        site.start(host, None).unwrap()
+    });
+    for member in &members {
+        member.wait_named(member.beginning(), SOON, "registered").unwrap();
+    }
+
+    // The file says something else; the configuration that names it does not.
+    revoke(&site, &ca, &[MEMBERS[1]]);
+    let since = reload(&server);
+    let mut lab = Lab { site, server, members };
+    let (number, mark) = lab.rekey();
+    assert_eq!(lab.over(number, mark), (2, Vec::new()), "a revoked certificate is not a revoked member");
+    drops_none(&lab.server, since);
+
+    for (index, host) in MEMBERS.into_iter().enumerate() {
+        lab.members[index].kill();
+        let mark = lab.server.mark();
+        let again = lab.site.start(host, None).unwrap();
+        match index {
+            0 => drop(again.wait_named(again.beginning(), SOON, "registered").unwrap()),
+            _ => refused(&lab.server, mark, "revoked by the list of \"CN=Root\""),
         }
         lab.members[index] = again;
     }
