@@ -6,7 +6,8 @@ use gdoi_proto::ids::CookiePair;
 use ike::io::Entropy;
 
 use super::super::settings::Settings;
-use super::{Peers, joint};
+use super::Peers;
+use super::gateways::joint;
 
 impl Peers {
     /// Names of the gateways.
