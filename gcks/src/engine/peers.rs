@@ -38,7 +38,7 @@ use super::complaints::Complaints;
 use super::group::Terms;
 use super::settings::{GatewaySettings, Settings};
 use established::Established;
-use gateways::joint;
+use gateways::Gateways;
 use generations::Generations;
 use half_open::{HalfOpen, HalfOpenTable};
 use notify_limit::NotifyLimit;
@@ -142,9 +142,7 @@ pub struct PeerCounters {
 
 /// The peer table.
 pub struct Peers {
-    gateways: Vec<Arc<GatewaySettings>>,
-    /// All `dynamic` gateways of main mode as one: which of them a peer is shows when it has proved its identity.
-    dynamic: Option<Arc<GatewaySettings>>,
+    gateways: Gateways,
     /// To be shown.
     pub approved_only: bool,
     secret: SecretBytes,
@@ -180,8 +178,7 @@ impl Peers {
         entropy.fill(&mut octets);
         let secret = SecretBytes::copy(&octets);
         Peers {
-            gateways: settings.gateways.iter().cloned().map(Arc::new).collect(),
-            dynamic: joint(&settings.gateways).map(Arc::new),
+            gateways: Gateways::new(&settings.gateways),
             approved_only: settings.approved_only,
             counter: 0,
             half_open: HalfOpenTable::new(settings),
@@ -256,7 +253,7 @@ impl Peers {
 
     /// Who may talk to us.
     pub fn gateways(&self) -> impl Iterator<Item = &GatewaySettings> {
-        self.gateways.iter().map(Arc::as_ref)
+        self.gateways.all().map(Arc::as_ref)
     }
 
     /// Negotiations under way.
