@@ -340,6 +340,58 @@ events! {
         #[serde(default)]
         gateway: String,
     } => ("{group}: {member} registered again from {address}");
+    /// A member left a rekey unanswered, all copies of it; it is removed when that is `limit` of them in a row.
+    MemberSuspect "member_suspect" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// Rekeys unanswered in a row.
+        missed: u64,
+        /// `missed-rekeys`; none where acknowledgements are only asked for.
+        limit: Option<u64>,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
+    } => (
+        "{group}: {member} at {address} is suspect: {missed} rekeys unanswered{}",
+        limit.map(|limit| format!(", removed at {limit}")).unwrap_or_default()
+    );
+    /// A suspect member acknowledged.
+    MemberRecovered "member_recovered" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Rekeys it had left unanswered in a row.
+        missed: u64,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
+    } => ("{group}: {member} acknowledges again, after {missed} unanswered rekeys");
+    /// A membership ended at the `valid-until` of its gateway; it may not register any more.
+    MembershipEnded "membership_ended" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// The gateway statement.
+        gateway: String,
+        /// Its `valid-until`, RFC 3339.
+        valid_until: String,
+        /// Until the last TEK it holds is out of use.
+        keys_end_seconds: u64,
+        /// Life of the TEKs that follow; none when `rekey-on-leave` is off.
+        next_keys_seconds: Option<u64>,
+    } => (
+        "{group}: membership of {member} ended, gateway {gateway} valid until {valid_until}; the keys it holds end in \
+         {keys_end_seconds} s, {}",
+        next_keys_seconds.map_or("no new ones (rekey-on-leave is off)".to_owned(), |seconds| format!("the next live {seconds} s"))
+    );
     /// A member was removed because it did not acknowledge.
     MemberExpired "member_expired" Warn {
         /// Group.

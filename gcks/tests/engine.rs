@@ -6,6 +6,8 @@ mod changes;
 mod common;
 #[path = "engine/explains.rs"]
 mod explains;
+#[path = "engine/memberships.rs"]
+mod memberships;
 #[path = "engine/multicast.rs"]
 mod multicast;
 #[path = "engine/rekeys.rs"]

@@ -26,6 +26,7 @@ use ike::protect::push::KekCipherKey;
 use super::durable::Change;
 use super::lkh::{Node, NodeKey, Tree};
 use super::member::{Member, MemberKey};
+use super::membership::{Ends, Former};
 use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
@@ -156,8 +157,12 @@ pub struct GroupCounters {
     pub acks_stranger: u64,
     /// Rekeys a member left unanswered, copies included.
     pub unacknowledged: u64,
+    /// Members that left a rekey unanswered and were not removed for it yet.
+    pub suspected: u64,
     /// Members removed for silence.
     pub expired: u64,
+    /// Memberships that ended by themselves.
+    pub ended: u64,
 }
 
 /// A group.
@@ -186,6 +191,8 @@ pub struct Group {
     pub(super) join_waits: bool,
     /// Identities that may not register, and since when, in Unix seconds.
     pub(super) revoked: BTreeMap<MemberKey, u64>,
+    pub(super) ends: Ends,
+    pub(super) former: VecDeque<Former>,
     /// `settings.gateways`, shared by the records of their members.
     pub(super) gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
@@ -235,6 +242,8 @@ impl Group {
             fresh: None,
             join_waits: false,
             revoked: BTreeMap::new(),
+            ends: Ends::default(),
+            former: VecDeque::new(),
             gateways,
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
@@ -311,6 +320,9 @@ impl Group {
         }
         if self.revoked.contains_key(&asker.identity) {
             self.refuse_revoked(asker);
+            return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
+        }
+        if self.refuses_ended(now, asker) {
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
         if self.over_threshold(&asker.identity) {
@@ -477,6 +489,9 @@ impl Group {
             self.refuse_revoked(asker);
             return None;
         }
+        if self.refuses_ended(now, asker) {
+            return None;
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return None;
@@ -531,6 +546,7 @@ impl Group {
             changes.extend(self.forget_member(&other, "its address registered another identity"));
         }
         self.members.put(asker.identity.clone(), member);
+        Group::is_back(&mut self.former, &asker.identity);
         changes.extend(self.returned(asker.peer));
         for delivered in missed {
             changes.push(self.deliver_again(now, delivered));

@@ -10,6 +10,7 @@ pub mod io;
 mod layout;
 pub mod lkh;
 pub mod member;
+pub mod membership;
 pub mod peers;
 mod plan;
 pub mod pull;
@@ -117,6 +118,7 @@ impl KeyServer {
             server.out.push_back(Output::Persist(orphans));
         }
         server.groups.values_mut().for_each(Group::restored);
+        server.groups.values_mut().for_each(|group| group.state_ends(now, &settings.gateways));
         let names: Vec<String> = server.groups.keys().cloned().collect();
         for name in names {
             server.lend(&name, |group, entropy| group.start(now, entropy));
@@ -421,7 +423,7 @@ impl Machine for KeyServer {
         // Two roundings make a second.
         if moved.abs() > 1 {
             self.clocks += moved;
-            self.groups.values_mut().for_each(|group| group.on_wall_clock(moved));
+            self.groups.values_mut().for_each(|group| group.on_wall_clock(now, moved));
         }
         match input {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),

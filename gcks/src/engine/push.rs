@@ -293,24 +293,7 @@ impl Group {
         }
         if acknowledgement != Acknowledgement::None {
             for number in delivery.outstanding.iter() {
-                let Some(key) = self.members.key(number).cloned() else { continue };
-                let Some(member) = self.members.get_mut(number) else { continue };
-                member.missed += 1;
-                self.counters.unacknowledged += 1;
-                if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
-                    let (missed, address) = (u64::from(member.missed), member.peer.to_string());
-                    let gateway = member.gateway.to_string();
-                    self.counters.expired += 1;
-                    self.event(Event::MemberExpired {
-                        group: self.settings.name.clone(),
-                        member: key.to_string(),
-                        address,
-                        missed,
-                        gateway,
-                    });
-                    changes.extend(self.forget_member(&key, "no acknowledgement"));
-                    self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));
-                }
+                self.on_missed(now.at, number, (acknowledgement, missed_rekeys), &mut changes);
             }
         }
         self.out.push_back(GroupOutput::Persist(changes));
@@ -442,10 +425,14 @@ impl Group {
         let delivery = &mut self.deliveries[index];
         delivery.outstanding.remove(number);
         let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
+        let mut missed = 0;
         if let Some(member) = self.members.get_mut(number) {
             member.last_ack = Some(ack.seq);
-            member.missed = 0;
+            missed = std::mem::take(&mut member.missed);
             member.acks += 1;
+        }
+        if missed > 0 {
+            self.on_answer_of_suspect(number, missed);
         }
         self.event(Event::AckReceived {
             group: self.settings.name.clone(),
@@ -555,6 +542,7 @@ impl Group {
     pub fn on_timeout(&mut self, now: Now, entropy: &mut dyn Entropy) {
         self.try_again(now.at);
         self.send_due(now);
+        self.on_ends(now, entropy);
         self.on_key_timers(now, entropy);
     }
 
@@ -564,6 +552,7 @@ impl Group {
             return None;
         }
         let retry = self.retry.map(|at| Wakeup { at, why: "a signing key that failed" });
-        Wakeup::earlier(retry, Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup()))
+        let keys = Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup());
+        Wakeup::earlier(retry, Wakeup::earlier(self.ends_wakeup(), keys))
     }
 }

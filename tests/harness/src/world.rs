@@ -165,6 +165,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
             address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
             policy: Arc::new(peer_policy(dialect)),
             dead_peer_detection: None,
+            valid_until: None,
             line: 1,
         }],
         groups: vec![GroupSettings {
