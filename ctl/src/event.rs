@@ -531,6 +531,26 @@ events! {
         /// `unicast`, or `multicast` with the group's address and port.
         way: String,
     } => ("{group}: PUSH SEQ {seq} sent to {members} members by {way}, attempt {attempt}");
+    /// The last member will get a PUSH after the first may send under its keys: raise `activation-time-delay`.
+    DeliveryLate "delivery_late" Warn {
+        /// Group.
+        group: String,
+        /// Number of the PUSH.
+        seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
+        /// Members that did not get it yet.
+        left: u64,
+        /// From the first to the last member, at the present pace.
+        seconds: f64,
+        /// `activation-time-delay`.
+        activation_seconds: u64,
+        /// Time to an acknowledgement; none before the first.
+        latency_milliseconds: Option<u64>,
+    } => (
+        "{group}: PUSH SEQ {seq} takes {seconds:.0} s to reach all members ({left} left), its keys are used after \
+         {activation_seconds} s: raise activation-time-delay or the receive buffer"
+    );
     /// A multicast group cannot be sent to, or not be joined.
     MulticastFailed "multicast_failed" Warn {
         /// Its address and port.

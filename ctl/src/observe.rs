@@ -350,6 +350,12 @@ pub struct ServerStatistics {
     pub messages_dropped: u64,
     /// Of these, acknowledgements of a rekey SA no group has.
     pub acks_unknown_sa: u64,
+    /// Unicast PUSHes that may be unanswered at a time: as many acknowledgements find room in the receive buffer.
+    pub push_window: u64,
+    /// Those that are.
+    pub push_unanswered: u64,
+    /// Time from a PUSH to its acknowledgement, smoothed; none before the first.
+    pub ack_latency_milliseconds: Option<u64>,
     /// Datagrams received by the sockets.
     pub datagrams_received: u64,
     /// Datagrams sent.

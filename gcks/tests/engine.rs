@@ -10,6 +10,8 @@ mod explains;
 mod memberships;
 #[path = "engine/multicast.rs"]
 mod multicast;
+#[path = "engine/pacing.rs"]
+mod pacing;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 #[cfg(feature = "daemon")]

@@ -27,6 +27,7 @@ use super::durable::Change;
 use super::lkh::{Node, NodeKey, Tree};
 use super::member::{Member, MemberKey};
 use super::membership::{Ends, Former};
+use super::pace::Pace;
 use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
@@ -210,6 +211,8 @@ pub struct Group {
     pub(super) frozen: Option<Instant>,
     /// TEK SPIs of all groups of the server, lent to whoever makes TEKs: a member of several has one data plane.
     pub(super) spis: BTreeSet<Spi>,
+    /// How fast PUSHes leave, lent like them.
+    pub(super) pace: Pace,
     /// Jobs of the signing key that failed in a row, and when it is tried again.
     pub(super) failures: u32,
     pub(super) retry: Option<Instant>,
@@ -253,6 +256,7 @@ impl Group {
             rekeys: 0,
             frozen: None,
             spis: BTreeSet::new(),
+            pace: Pace::default(),
             failures: 0,
             retry: None,
             leaving: false,
@@ -536,6 +540,7 @@ impl Group {
             last_ack: known.and_then(|member| member.last_ack),
             missed: 0,
             pushes_sent: known.map_or(0, |member| member.pushes_sent),
+            pushed: Instant::default(),
             acks: known.map_or(0, |member| member.acks),
         };
         changes.push(self.member_row(&asker.identity, &member));

@@ -11,6 +11,7 @@ mod layout;
 pub mod lkh;
 pub mod member;
 pub mod membership;
+pub mod pace;
 pub mod peers;
 mod plan;
 pub mod pull;
@@ -18,6 +19,7 @@ pub mod push;
 pub mod rekey;
 mod revoke;
 pub mod roster;
+mod rounds;
 mod rows;
 pub mod sender_id;
 pub mod settings;
@@ -40,6 +42,7 @@ use ike::protect::ack::Ack;
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
+use pace::Pace;
 use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
 pub use rows::{RestoreError, without_keys};
 use settings::Settings;
@@ -50,6 +53,8 @@ pub struct KeyServer {
     groups: BTreeMap<String, Group>,
     /// Of every TEK.
     spis: BTreeSet<Spi>,
+    /// How fast unicast PUSHes of all groups leave.
+    pace: Pace,
     by_id: BTreeMap<GroupId, String>,
     jobs: BTreeMap<JobId, Owner>,
     next_job: u64,
@@ -101,6 +106,7 @@ impl KeyServer {
         let mut server = KeyServer {
             peers,
             spis: groups.values().flat_map(|group| group.teks().iter().map(|tek| tek.spi)).collect(),
+            pace: Pace::default(),
             by_id,
             jobs: BTreeMap::new(),
             next_job: 0,
@@ -127,6 +133,17 @@ impl KeyServer {
         Ok(server)
     }
 
+    /// The smallest receive buffer of the sockets has this many octets: no more acknowledgements are provoked at a time than
+    /// it holds.
+    pub fn set_receive_buffer(&mut self, octets: usize) {
+        self.pace.set_receive_buffer(octets);
+    }
+
+    /// How fast unicast PUSHes leave.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
     /// The groups by name.
     pub fn groups(&self) -> &BTreeMap<String, Group> {
         &self.groups
@@ -137,12 +154,14 @@ impl KeyServer {
         &self.peers
     }
 
-    /// Lets a group do what may make or end TEKs.
+    /// Lets a group do what may make or end TEKs, or send.
     fn lend<T>(&mut self, name: &str, act: impl FnOnce(&mut Group, &mut dyn Entropy) -> T) -> Option<T> {
         let group = self.groups.get_mut(name)?;
         group.spis = std::mem::take(&mut self.spis);
+        group.pace = std::mem::take(&mut self.pace);
         let result = act(group, self.entropy.as_mut());
         self.spis = std::mem::take(&mut group.spis);
+        self.pace = std::mem::take(&mut group.pace);
         Some(result)
     }
 
@@ -193,7 +212,9 @@ impl KeyServer {
             return self.drop_message(datagram, "acknowledgement for an unknown rekey SA".to_owned());
         };
         let output_length = self.peers.takes_short_l(datagram.peer.ip());
+        group.pace = std::mem::take(&mut self.pace);
         group.on_ack(now, datagram.peer, ack, output_length);
+        self.pace = std::mem::take(&mut group.pace);
     }
 
     fn drop_message(&mut self, datagram: &Datagram, reason: String) {
@@ -429,7 +450,10 @@ impl Machine for KeyServer {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {
                 self.peers.on_timeout(now.at, self.entropy.as_mut());
-                let due = |group: &Group| group.poll_timeout().is_some_and(|wakeup| wakeup.at <= now.at);
+                let due = |group: &Group| {
+                    let next = Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
+                    next.is_some_and(|wakeup| wakeup.at <= now.at)
+                };
                 let names: Vec<String> = self
                     .groups
                     .iter()
@@ -451,7 +475,10 @@ impl Machine for KeyServer {
             Input::Apply(settings) => {
                 self.apply(now, *settings);
             }
-            Input::Stop => self.peers.delete_all("the key server stops", self.entropy.as_mut()),
+            Input::Stop => {
+                self.groups.values_mut().for_each(|group| group.finish_rounds(now));
+                self.peers.delete_all("the key server stops", self.entropy.as_mut());
+            }
         }
         self.settle(now);
         self.groups.retain(|_, group| !group.is_over());
@@ -462,6 +489,8 @@ impl Machine for KeyServer {
     }
 
     fn poll_timeout(&self) -> Option<Wakeup> {
-        self.groups.values().map(Group::poll_timeout).fold(self.peers.poll_timeout(), Wakeup::earlier)
+        let next = |group: &Group| Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
+        let groups = self.groups.values().map(next);
+        groups.fold(self.peers.poll_timeout(), Wakeup::earlier)
     }
 }

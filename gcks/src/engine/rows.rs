@@ -529,9 +529,12 @@ impl Group {
         };
         let mark = Mark { generation: kek.generation, seq: body.seq };
         let stage = match (body.datagram, body.unsigned) {
-            (Some(datagram), _) => {
-                Stage::Signed { datagram: datagram.0.expose().to_vec().into(), copies: 0, due: now.at }
-            }
+            (Some(datagram), _) => Stage::Signed {
+                datagram: datagram.0.expose().to_vec().into(),
+                copies: 0,
+                due: now.at,
+                round: None,
+            },
             (None, Some(plain)) => Stage::Unsigned {
                 unsigned: Unsigned::from_parts(spi, plain.0.expose().to_vec(), body.signature_len),
                 asked: false,
@@ -574,6 +577,7 @@ impl Group {
             last_ack: None,
             missed: body.missed,
             pushes_sent: 0,
+            pushed: Instant::default(),
             acks: 0,
         };
         // A row of an identity that was not in its one form yet.

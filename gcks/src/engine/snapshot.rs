@@ -51,6 +51,12 @@ impl KeyServer {
                 half_open: self.peers.half_open() as u64,
                 messages_dropped: counters.dropped,
                 acks_unknown_sa: counters.acks_unknown,
+                push_window: self.pace.window() as u64,
+                push_unanswered: self.pace.unanswered() as u64,
+                ack_latency_milliseconds: self
+                    .pace
+                    .latency()
+                    .map(|it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX)),
                 ..ServerStatistics::default()
             },
             approved_only: self.peers.approved_only,
