@@ -432,6 +432,20 @@ events! {
         /// Identity.
         member: String,
     } => ("{group}: {member} may register again");
+    /// More register than the cores can take: those whose keys end soonest go first.
+    RegistrationStorm "registration_storm" Warn {
+        /// Registrations that wait.
+        waiting: u64,
+    } => ("registration storm: {waiting} wait, those whose keys end soonest go first");
+    /// Nobody has to wait any more.
+    RegistrationStormOver "registration_storm_over" Info {
+        /// From its beginning.
+        seconds: f64,
+        /// Registrations that waited in it.
+        served: u64,
+        /// The longest of them.
+        longest_wait_milliseconds: u64,
+    } => ("registration storm over after {seconds:.0} s: {served} waited, none longer than {longest_wait_milliseconds} ms");
     /// A new member got no answer: the group is full.
     MemberThresholdReached "member_threshold_reached" Warn {
         /// Group.

@@ -350,6 +350,14 @@ pub struct ServerStatistics {
     pub messages_dropped: u64,
     /// Of these, acknowledgements of a rekey SA no group has.
     pub acks_unknown_sa: u64,
+    /// More register than the cores can take: those whose keys end soonest go first.
+    pub registration_storm: bool,
+    /// How often that was so.
+    pub registration_storms: u64,
+    /// Registrations that wait, now.
+    pub registrations_waiting: u64,
+    /// Those that had to wait.
+    pub registrations_delayed: u64,
     /// Unicast PUSHes that may be unanswered at a time: as many acknowledgements find room in the receive buffer.
     pub push_window: u64,
     /// Those that are.

@@ -15,6 +15,8 @@ mod pacing;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 #[cfg(feature = "daemon")]
+#[path = "engine/storms.rs"]
+mod storms;
 #[path = "engine/torn.rs"]
 mod torn;
 
@@ -236,6 +238,8 @@ struct Member {
     public_key: Vec<u8>,
     last: SeqNumber,
     teks: Vec<(Spi, Vec<u8>)>,
+    /// Lives it was told.
+    tek_lives: Vec<u32>,
     sids: Vec<SenderId>,
 }
 
@@ -337,6 +341,7 @@ fn register_around(
         key: kek_key.key,
         public_key: kek_key.public_key.expect("the signing key"),
         last: *seq,
+        tek_lives: policy.teks.iter().map(|tek| tek.lifetime_seconds).collect(),
         teks: keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())).collect(),
         sids: keys.sender_ids.expect("SIDs").values,
     })

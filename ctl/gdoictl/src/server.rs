@@ -16,7 +16,9 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
     match what {
         ServerShow::RegisteredMembers { size, group, peer } => {
             let groups = select(snapshot, group.as_deref())?;
-            registered_members(&groups, *size, peer.as_deref(), json)
+            let waiting =
+                snapshot.statistics.registration_storm.then_some(snapshot.statistics.registrations_waiting);
+            registered_members(&groups, *size, peer.as_deref(), (json, waiting))
         }
         ServerShow::Kek(Associations::SecurityAssociations { size, group }) => {
             keks(&select(snapshot, group.as_deref())?, *size, json)
@@ -85,7 +87,7 @@ fn registered_members(
     groups: &[&GroupView],
     size: Option<Size>,
     peer: Option<&str>,
-    json: bool,
+    (json, storm): (bool, Option<u64>),
 ) -> Result<String, Failure> {
     let members = |group: &GroupView| -> Vec<MemberView> {
         group.members.iter().filter(|member| peer.is_none_or(|peer| is_at(member, peer))).cloned().collect()
@@ -98,6 +100,9 @@ fn registered_members(
         return table::json(&all);
     }
     let mut out = String::new();
+    if let Some(waiting) = storm {
+        out.push_str(&format!("Registration storm: {waiting} wait\n"));
+    }
     for group in groups {
         let members = members(group);
         out.push_str(&format!("Group: {}, Group Id: {}\n", group.name, group.id));

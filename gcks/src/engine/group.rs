@@ -396,12 +396,13 @@ impl Group {
             _ => None,
         };
         let (activation_delay, deactivation_delay) = self.delays(at);
-        let policy = GroupPolicy {
+        let mut policy = GroupPolicy {
             kek: kek_policy,
             activation_delay,
             deactivation_delay,
             teks: teks.iter().map(|tek| tek.policy(at)).collect(),
         };
+        self.spread(at, &asker.identity, &mut policy);
         let keys = KeySet {
             kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),

@@ -1,5 +1,6 @@
 //! The key server's engine: dispatch by exchange type, questions of peers to groups, timers. No I/O.
 
+pub mod admission;
 mod calendar;
 mod change;
 mod complaints;
@@ -25,9 +26,11 @@ pub mod sender_id;
 pub mod settings;
 mod signing;
 mod snapshot;
+mod spread;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 use ctl::event::Event;
 use gdoi_proto::header::Header;
@@ -39,6 +42,7 @@ use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 use ike::protect::ack::Ack;
 
+use admission::{Admission, Urgency};
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
@@ -57,6 +61,7 @@ pub struct KeyServer {
     pace: Pace,
     by_id: BTreeMap<GroupId, String>,
     jobs: BTreeMap<JobId, Owner>,
+    admission: Admission,
     next_job: u64,
     store_failing: bool,
     /// Wall clock minus monotonic one, in seconds.
@@ -109,6 +114,7 @@ impl KeyServer {
             pace: Pace::default(),
             by_id,
             jobs: BTreeMap::new(),
+            admission: Admission::default(),
             next_job: 0,
             store_failing: false,
             clocks: clocks(now),
@@ -223,6 +229,7 @@ impl KeyServer {
     }
 
     fn on_job(&mut self, now: Now, result: JobResult) {
+        self.admission.done(result.id);
         match self.jobs.remove(&result.id) {
             Some(Owner::Peer(cookies)) => {
                 self.peers.on_done(now, cookies, result.done, self.entropy.as_mut())
@@ -278,6 +285,7 @@ impl KeyServer {
                     group.counters = group::GroupCounters::default();
                 }
                 self.peers.counters = peers::PeerCounters::default();
+                self.admission.counters = admission::AdmissionCounters::default();
                 Ok("statistics cleared".to_owned().into())
             }
         }
@@ -302,7 +310,7 @@ impl KeyServer {
                     PeerOutput::Transmit(local, peer, octets) => {
                         self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
                     }
-                    PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                    PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
                     PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
                     PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                     PeerOutput::Ask(ask) => {
@@ -325,7 +333,7 @@ impl KeyServer {
             GroupOutput::Multicast(octets, channel) => {
                 self.out.push_back(Output::Multicast { octets, channel });
             }
-            GroupOutput::Job(job) => self.request(Owner::Group(name.to_owned()), job),
+            GroupOutput::Job(job) => drop(self.request(Owner::Group(name.to_owned()), job)),
             GroupOutput::Event(event) => self.out.push_back(Output::Event(event)),
             GroupOutput::DeleteIdentity(identity, reason) => {
                 self.peers.delete_identity(&identity, &reason, self.entropy.as_mut());
@@ -382,7 +390,7 @@ impl KeyServer {
                                 PeerOutput::Transmit(local, peer, octets) => {
                                     self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
                                 }
-                                PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                                PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
                                 PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
                                 PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                                 PeerOutput::Ask(ask) => self.on_ask(now, ask),
@@ -402,11 +410,41 @@ impl KeyServer {
         self.groups.values_mut().for_each(|group| group.on_moved(identity, moved));
     }
 
-    fn request(&mut self, owner: Owner, job: Job) {
+    /// A job of a negotiation. What begins one waits when many do, the most urgent first; what finishes one does not.
+    fn admit(&mut self, now: Now, cookies: CookiePair, job: Job) {
+        if !matches!(job, Job::DhRespond { .. }) {
+            self.request(Owner::Peer(cookies), job);
+        } else if self.admission.has_room() {
+            let id = self.request(Owner::Peer(cookies), job);
+            self.admission.begin(id);
+        } else {
+            let urgency =
+                self.peers.half_open_peer(&cookies).map_or(Urgency::Newcomer, |at| self.urgency(at));
+            self.out.extend(self.admission.wait(now.at, urgency, cookies, job).map(Output::Event));
+        }
+    }
+
+    /// Those that wait and find room by now. Whoever was given up meanwhile is passed over.
+    fn admit_waiting(&mut self, now: Now) {
+        while let Some((cookies, job)) = self.admission.next(now.at) {
+            if self.peers.half_open_peer(&cookies).is_some() {
+                let id = self.request(Owner::Peer(cookies), job);
+                self.admission.begin(id);
+            }
+        }
+    }
+
+    fn urgency(&self, peer: SocketAddr) -> Urgency {
+        let ends = self.groups.values().filter_map(|group| group.keys_end(peer)).min();
+        ends.map_or(Urgency::Newcomer, Urgency::Ends)
+    }
+
+    fn request(&mut self, owner: Owner, job: Job) -> JobId {
         self.next_job += 1;
         let id = JobId(self.next_job);
         self.jobs.insert(id, owner);
         self.out.push_back(Output::Job(JobRequest { id, job }));
+        id
     }
 }
 
@@ -450,6 +488,7 @@ impl Machine for KeyServer {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {
                 self.peers.on_timeout(now.at, self.entropy.as_mut());
+                self.out.extend(self.admission.on_timeout(now.at).map(Output::Event));
                 let due = |group: &Group| {
                     let next = Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
                     next.is_some_and(|wakeup| wakeup.at <= now.at)
@@ -481,6 +520,7 @@ impl Machine for KeyServer {
             }
         }
         self.settle(now);
+        self.admit_waiting(now);
         self.groups.retain(|_, group| !group.is_over());
     }
 
@@ -491,6 +531,7 @@ impl Machine for KeyServer {
     fn poll_timeout(&self) -> Option<Wakeup> {
         let next = |group: &Group| Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
         let groups = self.groups.values().map(next);
-        groups.fold(self.peers.poll_timeout(), Wakeup::earlier)
+        let peers = Wakeup::earlier(self.peers.poll_timeout(), self.admission.poll_timeout());
+        groups.fold(peers, Wakeup::earlier)
     }
 }

@@ -51,6 +51,10 @@ impl KeyServer {
                 half_open: self.peers.half_open() as u64,
                 messages_dropped: counters.dropped,
                 acks_unknown_sa: counters.acks_unknown,
+                registration_storm: self.admission.is_storm(),
+                registration_storms: self.admission.counters.storms,
+                registrations_waiting: self.admission.waiting() as u64,
+                registrations_delayed: self.admission.counters.delayed,
                 push_window: self.pace.window() as u64,
                 push_unanswered: self.pace.unanswered() as u64,
                 ack_latency_milliseconds: self
