@@ -240,6 +240,8 @@ struct Member {
     teks: Vec<(Spi, Vec<u8>)>,
     /// Lives it was told.
     tek_lives: Vec<u32>,
+    /// Seconds after which it sends under what is newest.
+    activation: u16,
     sids: Vec<SenderId>,
 }
 
@@ -341,6 +343,7 @@ fn register_around(
         key: kek_key.key,
         public_key: kek_key.public_key.expect("the signing key"),
         last: *seq,
+        activation: policy.activation_delay,
         tek_lives: policy.teks.iter().map(|tek| tek.lifetime_seconds).collect(),
         teks: keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())).collect(),
         sids: keys.sender_ids.expect("SIDs").values,

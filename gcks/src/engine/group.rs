@@ -432,20 +432,19 @@ impl Group {
         self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)
     }
 
-    /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
+    /// ATD and DTD for a joiner: what is left of a rollover under way. Else the others send under these keys already, and so
+    /// must who comes again with older ones: they have dropped those.
     fn delays(&self, at: Instant) -> (u16, Option<u16>) {
-        let communication = self.settings.communication.as_ref();
-        let configured =
-            communication.map_or((0, None), |it| (it.activation_delay, Some(it.deactivation_delay)));
+        let deactivation = self.settings.communication.as_ref().map(|it| it.deactivation_delay);
         let pending =
             self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
         let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
         match (pending, retiring) {
-            (None, None) => (configured.0, configured.1),
+            (None, None) => (0, deactivation),
             (pending, retiring) => {
                 let activation = pending.map_or(0, ceil_seconds);
-                let deactivation = retiring.map(ceil_seconds).or(configured.1).unwrap_or(0);
-                (activation, Some(deactivation.max(activation.saturating_add(1))))
+                let left = retiring.map(ceil_seconds).or(deactivation).unwrap_or(0);
+                (activation, Some(left.max(activation.saturating_add(1))))
             }
         }
     }
