@@ -215,7 +215,7 @@ impl Run {
                     self.world.kill_server();
                 } else {
                     self.world.kill_server_after(batches);
-                    self.command(Command::Rekey { group, tek: true, kek: batches % 2 == 0 });
+                    self.command(Command::Rekey { group, tek: true, kek: batches.is_multiple_of(2) });
                 }
                 if !self.world.server_runs() {
                     self.server_died(at_a_write);
@@ -321,7 +321,7 @@ fn seeds(default: std::ops::RangeInclusive<u64>) -> std::ops::RangeInclusive<u64
 }
 
 fn month_of(seed: u64, days: u32) -> Plan {
-    Plan { seed, members: 50, time: DAY * days, events: 8, retransmissions: 2, lkh: seed % 2 == 0 }
+    Plan { seed, members: 50, time: DAY * days, events: 8, retransmissions: 2, lkh: seed.is_multiple_of(2) }
 }
 
 #[test]
