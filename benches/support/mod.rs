@@ -71,6 +71,7 @@ pub fn settings() -> Settings {
             address: Some((IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8)),
             policy: Arc::new(peer_policy(DhGroup::Curve25519)),
             dead_peer_detection: None,
+            valid_until: None,
             line: 1,
         }],
         groups: vec![GroupSettings {

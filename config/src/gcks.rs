@@ -80,6 +80,8 @@ pub struct Gateway {
     pub credentials: Credentials,
     /// Default 10 s and 5; none: off.
     pub dead_peer_detection: Option<DeadPeerDetection>,
+    /// Memberships by this statement end then, Unix seconds; none: never.
+    pub valid_until: Option<u64>,
     /// Deviations it needs.
     pub compat: Dialect,
     /// Line of the statement, from 1.
@@ -209,7 +211,7 @@ fn read_gateway(
 ) -> (Option<Gateway>, Option<AddressPrefix>, Option<String>) {
     let report = table.report();
     let policy = common::read_gateway_policy(table, policies);
-    table.later("valid-until", "would end the membership by itself; remove the gateway by hand");
+    let valid_until = table.get("valid-until").and_then(|item| item.moment(report));
     let dynamic = table.get("dynamic");
     let address = match (table.get("address"), &dynamic) {
         (Some(item), None) => item.prefix(report),
@@ -244,6 +246,7 @@ fn read_gateway(
         mode: policy.mode,
         credentials: policy.credentials,
         dead_peer_detection,
+        valid_until,
         compat,
         line: report.line(&table.place),
     });

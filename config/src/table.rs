@@ -323,6 +323,23 @@ impl<'t> Item<'t> {
         address
     }
 
+    /// A moment of the wall clock in Unix seconds: date, time and offset.
+    pub fn moment(&self, report: &Report<'_>) -> Option<u64> {
+        let Some(datetime) = self.value.as_datetime() else {
+            self.mismatch(report, "datetime");
+            return None;
+        };
+        let moment = units::unix_seconds(datetime);
+        if moment.is_none() {
+            report.problem(
+                &self.place,
+                format!("{datetime} is not a moment from 1970 on"),
+                "date, time and offset: 2027-01-31T00:00:00Z, or with +01:00 for Z",
+            );
+        }
+        moment
+    }
+
     /// An address prefix without host bits.
     pub fn prefix(&self, report: &Report<'_>) -> Option<units::AddressPrefix> {
         match units::AddressPrefix::parse(self.text(report)?) {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use toml::value::{Datetime, Offset};
+
 /// An IPv4 or IPv6 prefix whose host bits are zero; a single address has all its bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressPrefix {
@@ -86,6 +88,21 @@ pub fn duration_milliseconds(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(scale)
+}
+
+/// A date with time and offset in Unix seconds; none without one of them, or before 1970. Parts of a second do not count.
+pub fn unix_seconds(datetime: &Datetime) -> Option<u64> {
+    let (date, time, offset) = (datetime.date?, datetime.time?, datetime.offset?);
+    let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    // Years begin in March, so that the day of a leap year is their last (Gregorian calendar, 400 years have 146,097 days).
+    let (year, month) = if month < 3 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    let minutes = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => i64::from(minutes),
+    };
+    let seconds = i64::from(time.hour) * 3600 + (i64::from(time.minute) - minutes) * 60;
+    u64::try_from(days * 86_400 + seconds + i64::from(time.second.unwrap_or(0))).ok()
 }
 
 /// `10.0.0.1`, `10.0.0.1:848`, `2001:db8::1` or `[2001:db8::1]:848`; `port` where none is given.
@@ -174,6 +191,23 @@ mod tests {
         assert!(net.covers(&AddressPrefix::parse("10.17.0.0/16").unwrap()));
         assert!(!net.covers(&AddressPrefix::parse("10.0.0.0/8").unwrap()));
         assert!(AddressPrefix::parse("0.0.0.0/0").unwrap().covers(&net));
+    }
+
+    #[test]
+    fn a_moment_is_a_date_with_time_and_offset() {
+        for (text, seconds) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2000-02-29T00:00:00Z", Some(951_782_400)),
+            ("2000-03-01T01:30:00+01:30", Some(951_868_800)),
+            ("2024-12-31T16:59:59.9-07:00", Some(1_735_689_599)),
+            ("2100-03-01T00:00:00Z", Some(4_107_542_400)),
+            ("1970-01-01T00:00:00+01:00", None),
+            ("2027-01-31T00:00:00", None),
+            ("2027-01-31", None),
+            ("12:00:00", None),
+        ] {
+            assert_eq!(unix_seconds(&text.parse().unwrap()), seconds, "{text}");
+        }
     }
 
     #[test]

@@ -627,18 +627,30 @@ fn a_socket_of_nat_traversal_is_not_one_of_the_others() {
 
 #[test]
 fn statements_of_later_versions_are_refused_and_never_ignored() {
-    each(&[
+    each(&[(
+        "group-id = 1",
+        "group-oid = \"1.0.62351.1\"",
+        "17:1: group.G.group-oid: not supported yet: group-oid names a group of RFC 8052; group-id takes a number",
+    )]);
+}
+
+#[test]
+fn a_membership_ends_at_a_moment_that_no_clock_reads_differently() {
+    let stated = |text: &str| {
+        change(GOOD, "ike-policy = \"pol\"", &format!("ike-policy = \"pol\"\nvalid-until = {text}"))
+    };
+    let loaded = gcks(&stated("2027-01-31T01:00:00+01:00"), Options::default());
+    let loaded = loaded.unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(loaded.config.gateways[0].valid_until, Some(1_801_353_600));
+    for (text, expected) in [
         (
-            "ike-policy = \"pol\"",
-            "ike-policy = \"pol\"\nvalid-until = 2027-01-31T00:00:00Z",
-            "13:1: ike.gateway.gw.valid-until: not supported yet: valid-until would end the membership by itself; remove the gateway by hand",
+            "2027-01-31T00:00:00",
+            "13:15: ike.gateway.gw.valid-until: 2027-01-31T00:00:00 is not a moment from 1970 on (date, time and offset: 2027-01-31T00:00:00Z, or with +01:00 for Z)",
         ),
-        (
-            "group-id = 1",
-            "group-oid = \"1.0.62351.1\"",
-            "17:1: group.G.group-oid: not supported yet: group-oid names a group of RFC 8052; group-id takes a number",
-        ),
-    ]);
+        ("\"tomorrow\"", "13:15: ike.gateway.gw.valid-until: string where datetime belongs"),
+    ] {
+        assert_eq!(problems(&stated(text)), [expected]);
+    }
 }
 
 #[test]

@@ -340,6 +340,58 @@ events! {
         #[serde(default)]
         gateway: String,
     } => ("{group}: {member} registered again from {address}");
+    /// A member left a rekey unanswered, all copies of it; it is removed when that is `limit` of them in a row.
+    MemberSuspect "member_suspect" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// Rekeys unanswered in a row.
+        missed: u64,
+        /// `missed-rekeys`; none where acknowledgements are only asked for.
+        limit: Option<u64>,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
+    } => (
+        "{group}: {member} at {address} is suspect: {missed} rekeys unanswered{}",
+        limit.map(|limit| format!(", removed at {limit}")).unwrap_or_default()
+    );
+    /// A suspect member acknowledged.
+    MemberRecovered "member_recovered" Info {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Rekeys it had left unanswered in a row.
+        missed: u64,
+        /// The gateway statement it came in by; empty when none is known.
+        #[serde(default)]
+        gateway: String,
+    } => ("{group}: {member} acknowledges again, after {missed} unanswered rekeys");
+    /// A membership ended at the `valid-until` of its gateway; it may not register any more.
+    MembershipEnded "membership_ended" Warn {
+        /// Group.
+        group: String,
+        /// Identity.
+        member: String,
+        /// Address and port.
+        address: String,
+        /// The gateway statement.
+        gateway: String,
+        /// Its `valid-until`, RFC 3339.
+        valid_until: String,
+        /// Until the last TEK it holds is out of use.
+        keys_end_seconds: u64,
+        /// Life of the TEKs that follow; none when `rekey-on-leave` is off.
+        next_keys_seconds: Option<u64>,
+    } => (
+        "{group}: membership of {member} ended, gateway {gateway} valid until {valid_until}; the keys it holds end in \
+         {keys_end_seconds} s, {}",
+        next_keys_seconds.map_or("no new ones (rekey-on-leave is off)".to_owned(), |seconds| format!("the next live {seconds} s"))
+    );
     /// A member was removed because it did not acknowledge.
     MemberExpired "member_expired" Warn {
         /// Group.
@@ -380,6 +432,20 @@ events! {
         /// Identity.
         member: String,
     } => ("{group}: {member} may register again");
+    /// More register than the cores can take: those whose keys end soonest go first.
+    RegistrationStorm "registration_storm" Warn {
+        /// Registrations that wait.
+        waiting: u64,
+    } => ("registration storm: {waiting} wait, those whose keys end soonest go first");
+    /// Nobody has to wait any more.
+    RegistrationStormOver "registration_storm_over" Info {
+        /// From its beginning.
+        seconds: f64,
+        /// Registrations that waited in it.
+        served: u64,
+        /// The longest of them.
+        longest_wait_milliseconds: u64,
+    } => ("registration storm over after {seconds:.0} s: {served} waited, none longer than {longest_wait_milliseconds} ms");
     /// A new member got no answer: the group is full.
     MemberThresholdReached "member_threshold_reached" Warn {
         /// Group.
@@ -479,6 +545,26 @@ events! {
         /// `unicast`, or `multicast` with the group's address and port.
         way: String,
     } => ("{group}: PUSH SEQ {seq} sent to {members} members by {way}, attempt {attempt}");
+    /// The last member will get a PUSH after the first may send under its keys: raise `activation-time-delay`.
+    DeliveryLate "delivery_late" Warn {
+        /// Group.
+        group: String,
+        /// Number of the PUSH.
+        seq: u64,
+        /// SPI of the KEK that protects it: numbers begin again with every KEK.
+        kek_spi: String,
+        /// Members that did not get it yet.
+        left: u64,
+        /// From the first to the last member, at the present pace.
+        seconds: f64,
+        /// `activation-time-delay`.
+        activation_seconds: u64,
+        /// Time to an acknowledgement; none before the first.
+        latency_milliseconds: Option<u64>,
+    } => (
+        "{group}: PUSH SEQ {seq} takes {seconds:.0} s to reach all members ({left} left), its keys are used after \
+         {activation_seconds} s: raise activation-time-delay or the receive buffer"
+    );
     /// A multicast group cannot be sent to, or not be joined.
     MulticastFailed "multicast_failed" Warn {
         /// Its address and port.

@@ -112,6 +112,8 @@ pub struct GroupView {
     pub id: String,
     /// Registered members by identity.
     pub members: Vec<MemberView>,
+    /// Members that expired or whose membership ended since the server started, the last 256.
+    pub former_members: Vec<FormerMemberView>,
     /// The rekey SA; none in a group without pushes, or before its first keys.
     pub kek: Option<KekView>,
     /// Data-security SAs, oldest first.
@@ -144,6 +146,12 @@ pub struct MemberView {
     pub last_ack_seq: Option<u64>,
     /// Rekeys unanswered in a row.
     pub missed_rekeys: u64,
+    /// `registered`, or `suspect` when it left its last rekey unanswered.
+    pub state: String,
+    /// When its membership ends by itself, RFC 3339; none: never.
+    pub valid_until: Option<String>,
+    /// Until then.
+    pub membership_remaining_seconds: Option<u64>,
     /// SIDs of its last registration.
     pub sender_ids: Vec<u64>,
     /// PUSH datagrams sent to it, copies included.
@@ -153,6 +161,24 @@ pub struct MemberView {
     /// What proved its identity; none with a pre-shared key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<MemberCertificateView>,
+}
+
+/// Somebody who was a member.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FormerMemberView {
+    /// Identity phase 1 proved.
+    pub identity: String,
+    /// Address and port of its last registration.
+    pub address: String,
+    /// The gateway statement that admitted it.
+    pub gateway: String,
+    /// `expired` (it did not acknowledge) or `ended` (`valid-until`).
+    pub state: String,
+    /// Rekeys it left unanswered in a row.
+    pub missed_rekeys: u64,
+    /// Since it went.
+    pub seconds_ago: u64,
 }
 
 /// A rekey SA.
@@ -324,6 +350,20 @@ pub struct ServerStatistics {
     pub messages_dropped: u64,
     /// Of these, acknowledgements of a rekey SA no group has.
     pub acks_unknown_sa: u64,
+    /// More register than the cores can take: those whose keys end soonest go first.
+    pub registration_storm: bool,
+    /// How often that was so.
+    pub registration_storms: u64,
+    /// Registrations that wait, now.
+    pub registrations_waiting: u64,
+    /// Those that had to wait.
+    pub registrations_delayed: u64,
+    /// Unicast PUSHes that may be unanswered at a time: as many acknowledgements find room in the receive buffer.
+    pub push_window: u64,
+    /// Those that are.
+    pub push_unanswered: u64,
+    /// Time from a PUSH to its acknowledgement, smoothed; none before the first.
+    pub ack_latency_milliseconds: Option<u64>,
     /// Datagrams received by the sockets.
     pub datagrams_received: u64,
     /// Datagrams sent.
@@ -366,8 +406,12 @@ pub struct GroupStatistics {
     pub acks_forged: u64,
     /// Acknowledgements of nobody registered.
     pub acks_stranger: u64,
+    /// Members that left a rekey unanswered and were not removed for it yet.
+    pub members_suspected: u64,
     /// Members removed for silence.
     pub members_expired: u64,
+    /// Memberships that ended by themselves (`valid-until`).
+    pub memberships_ended: u64,
 }
 
 /// A member at one moment.

@@ -61,6 +61,7 @@ fn gateway(gateway: &Gateway, nat_traversal: bool, server: &Server) -> GatewaySe
             interval: seconds(dpd.interval_seconds),
             threshold: dpd.threshold,
         }),
+        valid_until: gateway.valid_until,
         line: gateway.line,
     }
 }

@@ -43,7 +43,6 @@ use crate::engine::settings::Settings;
 use crate::engine::{KeyServer, RestoreError};
 use crate::inbox::Inbox;
 use crate::keeper::Keeper;
-use crate::pace::Pace;
 use crate::reload;
 use crate::store::embedded::Embedded;
 use crate::store::gate::Gate;
@@ -207,10 +206,6 @@ struct Daemon {
     sockets: Sockets,
     /// Datagrams on their way in.
     inbox: Inbox,
-    /// Pushes on their way out.
-    pace: Pace,
-    /// Datagrams told to the engine.
-    taken: u64,
     /// Counters of the sockets when statistics were cleared last.
     cleared: UdpCounters,
     workers: Workers,
@@ -250,7 +245,9 @@ impl Daemon {
         };
         teller.publish(clock.now().unix_seconds, &started);
         let rows = store.load()?;
-        let engine = KeyServer::new(settings, rows, clock.now(), Box::new(Random(Arc::clone(&provider))))?;
+        let mut engine =
+            KeyServer::new(settings, rows, clock.now(), Box::new(Random(Arc::clone(&provider))))?;
+        engine.set_receive_buffer(sockets.receive_buffer());
         let (report, reports) = mpsc::unbounded_channel();
         let writer = Writer::start(store, move |said| drop(report.send(said)))
             .map_err(system("the writing thread cannot be started"))?;
@@ -263,8 +260,6 @@ impl Daemon {
             gate: Gate::new(),
             writer,
             inbox: Inbox::default(),
-            pace: Pace::new(sockets.receive_buffer()),
-            taken: 0,
             sockets,
             cleared: UdpCounters::default(),
             workers,
@@ -294,7 +289,7 @@ impl Daemon {
     async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
         self.drain();
         loop {
-            let sleep = self.on_timers(inlets.datagrams.is_empty() && self.inbox.is_empty());
+            let sleep = self.on_timers();
             let waits = !self.inbox.is_empty() && self.gate.held() < HELD;
             let sleep = if waits { Duration::ZERO } else { sleep };
             tokio::select! {
@@ -332,32 +327,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// What is due by now; how long nothing else is. `idle`: no datagram waits.
-    fn on_timers(&mut self, idle: bool) -> Duration {
+    /// What is due by now; how long nothing else is.
+    fn on_timers(&mut self) -> Duration {
         if let Some(wakeup) = self.engine.poll_timeout()
             && wakeup.at <= self.clock.now().at
         {
             tracing::trace!(why = wakeup.why, "timer");
             self.tell(Input::Timeout);
         }
-        self.send_slice(idle);
-        let engine = self.engine.poll_timeout().map(|wakeup| wakeup.at);
-        let next = [engine, self.pace.due()].into_iter().flatten().min();
-        next.map_or(IDLE, |at| self.clock.until(at))
-    }
-
-    /// Sends the next part of the pushes under way.
-    fn send_slice(&mut self, idle: bool) {
-        if self.pace.is_empty() {
-            return;
-        }
-        if let Some((octets, to)) = self.pace.slice(self.clock.now().at, self.taken, idle) {
-            let sent = self.sockets.send_many(&octets, &to);
-            if sent < to.len() {
-                let (lost, all) = (to.len() - sent, to.len());
-                tracing::warn!(target: "gdoi", "{lost} of {all} pushes not taken by the system");
-            }
-        }
+        self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at))
     }
 
     /// Ends the IKE SAs and writes what waits; what waited for that still leaves, so that nobody misses an answer that is
@@ -374,9 +352,6 @@ impl Daemon {
             }
         }
         self.release();
-        for (octets, to) in self.pace.rest() {
-            self.sockets.send_many(&octets, &to);
-        }
     }
 
     fn publish(&self, event: &Event) {
@@ -388,7 +363,6 @@ impl Daemon {
         for _ in 0..BATCH {
             let true = self.gate.held() < HELD else { break };
             let Some(datagram) = self.inbox.take() else { break };
-            self.taken += 1;
             self.tell(Input::Datagram(datagram));
         }
     }
@@ -429,8 +403,11 @@ impl Daemon {
                     }
                 }
                 Output::Fanout { octets, to } => {
-                    self.pace.push(octets, to);
-                    self.send_slice(false);
+                    let sent = self.sockets.send_many(&octets, &to);
+                    if sent < to.len() {
+                        let (lost, all) = (to.len() - sent, to.len());
+                        tracing::warn!(target: "gdoi", "{lost} of {all} pushes not taken by the system");
+                    }
                 }
                 Output::Multicast { octets, channel } => {
                     if let Err(error) =

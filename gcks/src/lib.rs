@@ -15,7 +15,6 @@ mod inbox;
 #[cfg(feature = "daemon")]
 mod keeper;
 #[cfg(feature = "daemon")]
-pub mod pace;
 #[cfg(feature = "daemon")]
 mod reload;
 #[cfg(feature = "daemon")]

@@ -6,11 +6,17 @@ mod changes;
 mod common;
 #[path = "engine/explains.rs"]
 mod explains;
+#[path = "engine/memberships.rs"]
+mod memberships;
 #[path = "engine/multicast.rs"]
 mod multicast;
+#[path = "engine/pacing.rs"]
+mod pacing;
 #[path = "engine/rekeys.rs"]
 mod rekeys;
 #[cfg(feature = "daemon")]
+#[path = "engine/storms.rs"]
+mod storms;
 #[path = "engine/torn.rs"]
 mod torn;
 
@@ -232,6 +238,10 @@ struct Member {
     public_key: Vec<u8>,
     last: SeqNumber,
     teks: Vec<(Spi, Vec<u8>)>,
+    /// Lives it was told.
+    tek_lives: Vec<u32>,
+    /// Seconds after which it sends under what is newest.
+    activation: u16,
     sids: Vec<SenderId>,
 }
 
@@ -333,6 +343,8 @@ fn register_around(
         key: kek_key.key,
         public_key: kek_key.public_key.expect("the signing key"),
         last: *seq,
+        activation: policy.activation_delay,
+        tek_lives: policy.teks.iter().map(|tek| tek.lifetime_seconds).collect(),
         teks: keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())).collect(),
         sids: keys.sender_ids.expect("SIDs").values,
     })

@@ -163,7 +163,7 @@ fn state(site: &Site) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(site.path("state"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| !path.ends_with("lock") && !path.ends_with("state.sqlite-shm"))
+        .filter(|path| path.is_file() && !path.ends_with("lock") && !path.ends_with("state.sqlite-shm"))
         .map(|path| (path.clone(), fs::read(&path).unwrap()))
         .filter(|(_, content)| !content.is_empty())
         .collect();

@@ -64,6 +64,7 @@ fn gateway(name: &str, address: Option<(IpAddr, u8)>, policy: PeerPolicy) -> Gat
         address,
         policy: Arc::new(policy),
         dead_peer_detection: None,
+        valid_until: None,
         line: 1,
     }
 }

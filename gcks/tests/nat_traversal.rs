@@ -88,6 +88,7 @@ impl Bench {
                 address: Some(([198, 51, 100, 0].into(), 24)),
                 policy: Arc::new(policy(mode, "gcks.example", "gm1.example")),
                 dead_peer_detection: None,
+                valid_until: None,
                 line: 1,
             }],
             groups: Vec::new(),

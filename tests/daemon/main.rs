@@ -1,5 +1,6 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
+mod certificates;
 mod multicast;
 mod refusals;
 mod rekey;

@@ -17,12 +17,12 @@ use ike::protect::push::{self, KekCipherKey};
 
 use super::{all_registered, common_teks, rekey};
 
-fn revoke(member: usize) -> Command {
+pub(super) fn revoke(member: usize) -> Command {
     Command::Revoke { group: GROUP.to_owned(), member: member_address(member).ip().to_string() }
 }
 
 /// IV and key of everything a member holds: its KEK, and its path of the tree.
-fn held(world: &World, index: usize) -> Vec<([u8; 16], SecretBytes)> {
+pub(super) fn held(world: &World, index: usize) -> Vec<([u8; 16], SecretBytes)> {
     let kek = world.member(index).vpns()[GROUP].keyring.kek().expect("a KEK");
     let path = kek.path.iter().flat_map(|path| path.keys());
     let split = |data: &[u8]| {
@@ -38,7 +38,7 @@ fn opener((iv, key): &([u8; 16], SecretBytes), spi: KekSpi) -> KekCipherKey {
 }
 
 /// Tries every key of `keys` on a PUSH, and what that opens on every key array in it: all keys that come out.
-fn try_keys(keys: &[([u8; 16], SecretBytes)], octets: &[u8]) -> Vec<Vec<u8>> {
+pub(super) fn try_keys(keys: &[([u8; 16], SecretBytes)], octets: &[u8]) -> Vec<Vec<u8>> {
     let header = Header::decode(octets).expect("a header");
     let mut found = Vec::new();
     for key in keys {

@@ -16,7 +16,9 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
     match what {
         ServerShow::RegisteredMembers { size, group, peer } => {
             let groups = select(snapshot, group.as_deref())?;
-            registered_members(&groups, *size, peer.as_deref(), json)
+            let waiting =
+                snapshot.statistics.registration_storm.then_some(snapshot.statistics.registrations_waiting);
+            registered_members(&groups, *size, peer.as_deref(), (json, waiting))
         }
         ServerShow::Kek(Associations::SecurityAssociations { size, group }) => {
             keks(&select(snapshot, group.as_deref())?, *size, json)
@@ -85,7 +87,7 @@ fn registered_members(
     groups: &[&GroupView],
     size: Option<Size>,
     peer: Option<&str>,
-    json: bool,
+    (json, storm): (bool, Option<u64>),
 ) -> Result<String, Failure> {
     let members = |group: &GroupView| -> Vec<MemberView> {
         group.members.iter().filter(|member| peer.is_none_or(|peer| is_at(member, peer))).cloned().collect()
@@ -93,11 +95,14 @@ fn registered_members(
     if json {
         let all: Vec<Value> = groups
             .iter()
-            .map(|group| json!({"group": group.name, "group_id": group.id, "members": members(group)}))
+            .map(|group| json!({"group": group.name, "group_id": group.id, "members": members(group), "former_members": group.former_members}))
             .collect();
         return table::json(&all);
     }
     let mut out = String::new();
+    if let Some(waiting) = storm {
+        out.push_str(&format!("Registration storm: {waiting} wait\n"));
+    }
     for group in groups {
         let members = members(group);
         out.push_str(&format!("Group: {}, Group Id: {}\n", group.name, group.id));
@@ -107,31 +112,52 @@ fn registered_members(
                 out.push_str(&member_detail(member));
             }
         } else if !members.is_empty() {
-            let mut table = Table::new(&["Member", "Address", "Registered", "Last ack", "Missed", "SIDs"]);
+            let mut table = Table::new(&["Member", "Address", "Registered", "State", "Last ack", "SIDs"]);
             for member in &members {
                 table.row([
                     member.identity.clone(),
                     member.address.clone(),
                     format!("{} ago", span(member.registered_seconds_ago)),
+                    state(&member.state, member.missed_rekeys),
                     dash(member.last_ack_seq),
-                    member.missed_rekeys.to_string(),
                     list(&member.sender_ids),
                 ]);
             }
             out.push_str(&table.or(""));
+        }
+        for former in &group.former_members {
+            out.push_str(&format!(
+                "No member any more: {} at {}, {} {} ago\n",
+                ctl::event::printable(&former.identity),
+                former.address,
+                state(&former.state, former.missed_rekeys),
+                span(former.seconds_ago)
+            ));
         }
         out.push('\n');
     }
     Ok(out)
 }
 
+/// `suspect (missed 2)`.
+fn state(state: &str, missed: u64) -> String {
+    match missed {
+        0 => state.to_owned(),
+        missed => format!("{state} (missed {missed})"),
+    }
+}
+
 fn member_detail(member: &MemberView) -> String {
+    let ends = member.membership_remaining_seconds.map(|left| format!(", {} left", span(left)));
+    let valid_until = member.valid_until.clone().map(|end| end + &ends.unwrap_or_default());
     block(
         &member.identity,
         &[
             ("Address", member.address.clone()),
             ("Gateway", member.gateway.clone()),
             ("Registered", format!("{} ago", span(member.registered_seconds_ago))),
+            ("State", member.state.clone()),
+            ("Valid until", valid_until.unwrap_or_else(|| "-".to_owned())),
             ("Sender IDs", list(&member.sender_ids)),
             ("Push sent", member.pushes_sent.to_string()),
             ("Push acknowledged", member.acks.to_string()),
@@ -411,7 +437,7 @@ mod tests {
     use super::*;
     use crate::args::Args;
     use clap::Parser;
-    use ctl::observe::PendingPushView;
+    use ctl::observe::{FormerMemberView, PendingPushView};
 
     fn snapshot() -> GcksSnapshot {
         let member = |identity: &str, address: &str| MemberView {
@@ -419,13 +445,29 @@ mod tests {
             address: address.to_owned(),
             registered_seconds_ago: 61,
             last_ack_seq: Some(3),
+            state: "registered".to_owned(),
             sender_ids: vec![1, 2],
             ..MemberView::default()
         };
         let group = GroupView {
             name: "g1".to_owned(),
             id: "1".to_owned(),
-            members: vec![member("gm1", "10.0.0.1:848"), member("gm2", "10.0.0.2:4500")],
+            members: vec![
+                member("gm1", "10.0.0.1:848"),
+                MemberView {
+                    state: "suspect".to_owned(),
+                    missed_rekeys: 2,
+                    ..member("gm2", "10.0.0.2:4500")
+                },
+            ],
+            former_members: vec![FormerMemberView {
+                identity: "gm3".to_owned(),
+                address: "10.0.0.3:848".to_owned(),
+                state: "expired".to_owned(),
+                missed_rekeys: 3,
+                seconds_ago: 5,
+                ..FormerMemberView::default()
+            }],
             kek: Some(KekView {
                 spi: "0x0a".to_owned(),
                 seq: 3,
@@ -462,9 +504,10 @@ mod tests {
             shown("registered-members").unwrap(),
             "Group: g1, Group Id: 1\n\
              Total number of registered members: 2\n\
-             Member  Address        Registered  Last ack  Missed  SIDs\n\
-             gm1     10.0.0.1:848   1m01s ago   3         0       1 2\n\
-             gm2     10.0.0.2:4500  1m01s ago   3         0       1 2\n\n"
+             Member  Address        Registered  State               Last ack  SIDs\n\
+             gm1     10.0.0.1:848   1m01s ago   registered          3         1 2\n\
+             gm2     10.0.0.2:4500  1m01s ago   suspect (missed 2)  3         1 2\n\
+             No member any more: gm3 at 10.0.0.3:848, expired (missed 3) 5s ago\n\n"
         );
     }
 

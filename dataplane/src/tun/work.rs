@@ -16,7 +16,7 @@ use rustix::time::ClockId;
 use tun_rs::{IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN};
 
 use super::merge::Trust;
-use super::multicast::Senders;
+use super::multicast::{self, Senders};
 use super::port::{Onward, Port};
 use super::routes::{Behind, Routes};
 use super::{DEVICE_MTU, Member, Shared, Way, clock, now};
@@ -216,8 +216,8 @@ impl Worker {
 
     /// Multicast goes to every zone this one forms a pair with.
     fn multicast(&mut self, shared: &Shared, view: &View, header: Header, whole: &[u8]) {
-        // The kernel took the hop when it made the copy.
-        if hops(whole) == 0 {
+        // The kernel took the hop when it made the copy. What stays on its link is its own, about the TUN device: MLD.
+        if hops(whole) == 0 || multicast::stays_on_its_link(header.destination) {
             return;
         }
         let mut cast = std::mem::take(&mut self.cast);

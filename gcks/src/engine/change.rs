@@ -61,8 +61,9 @@ fn other_signature(left: &CommunicationSettings, right: &CommunicationSettings) 
         || key(left) != key(right)
 }
 
-/// The statement of a group under which an identity at this address may be its member.
+/// The statement of a group under which an identity at this address may be its member at `now`, in Unix seconds.
 fn admitting<'a>(
+    now: u64,
     gateways: &'a [GatewaySettings],
     names: &BTreeSet<String>,
     before: &str,
@@ -71,10 +72,16 @@ fn admitting<'a>(
 ) -> Option<&'a str> {
     let fits = |gateway: &&GatewaySettings| {
         names.contains(&gateway.name)
+            && !gateway.is_over(now)
             && (gateway.address.is_none() || gateway.covers(address))
             && gateway.admits(identity, address)
     };
-    let same = gateways.iter().filter(|gateway| gateway.name == before).find(fits);
+    let mut same = gateways.iter().filter(|gateway| gateway.name == before);
+    if same.clone().any(|gateway| gateway.is_over(now)) {
+        // Wider statements do not prolong it: its registrations come by this one.
+        return None;
+    }
+    let same = same.find(fits);
     same.or_else(|| gateways.iter().find(fits)).map(|gateway| gateway.name.as_str())
 }
 
@@ -169,7 +176,8 @@ impl Group {
         self.gateways = self.settings.gateways.iter().map(|name| Arc::from(name.as_str())).collect();
         let mut plan = GroupPlan { group: old.name.clone(), members, ..GroupPlan::default() };
         self.compare_sas(now.at, &old.sas, &mut plan);
-        self.readmit(gateways, &mut plan);
+        self.state_ends(now, gateways);
+        self.readmit(now, gateways, &mut plan);
         if self.settings.sender_id_bits != self.sids.bits() {
             self.sids = SenderIdPool::new(self.settings.sender_id_bits, self.sids.reserved());
             self.foreign_sids = true;
@@ -234,11 +242,18 @@ impl Group {
     }
 
     /// Members under statements that admit them no more go; others stay, under the statement that admits them now.
-    fn readmit(&mut self, gateways: &[GatewaySettings], plan: &mut GroupPlan) {
+    fn readmit(&mut self, now: Now, gateways: &[GatewaySettings], plan: &mut GroupPlan) {
         let mut gone: Vec<MemberKey> = Vec::new();
         let mut moved = Vec::new();
         for (key, member) in self.members.iter() {
-            match admitting(gateways, &self.settings.gateways, &member.gateway, key, member.peer.ip()) {
+            match admitting(
+                now.unix_seconds,
+                gateways,
+                &self.settings.gateways,
+                &member.gateway,
+                key,
+                member.peer.ip(),
+            ) {
                 None => gone.push(key.clone()),
                 Some(name) if *name != *member.gateway => moved.push((key.clone(), name)),
                 Some(_) => {}
@@ -254,7 +269,7 @@ impl Group {
             }
             changes.extend(self.members.get(&key).map(|member| self.member_row(&key, member)));
         }
-        let reason = "its gateway is gone from the configuration";
+        let reason = "no gateway of the configuration admits it any more";
         for key in &gone {
             changes.extend(self.forget_member(key, reason));
         }

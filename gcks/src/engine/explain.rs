@@ -185,9 +185,19 @@ impl Group {
                         step("authorisation", false, text, None)
                     }
                     None => {
-                        let text =
-                            format!("ike.gateway.{} is among the ike-gateways of group.{name}", gateway.name);
-                        step("authorisation", true, text, line)
+                        let named = format!("ike.gateway.{}", gateway.name);
+                        let text = format!("{named} is among the ike-gateways of group.{name}");
+                        let (over, own) = (gateway.is_over(now.unix_seconds), Some(gateway.line));
+                        match gateway.valid_until.map(rfc3339) {
+                            Some(end) if over => {
+                                let text = format!("its membership ended at {end}: valid-until of {named}");
+                                step("authorisation", false, text, own)
+                            }
+                            Some(end) => {
+                                step("authorisation", true, format!("{text}, valid until {end}"), line)
+                            }
+                            None => step("authorisation", true, text, line),
+                        }
                     }
                 }
             },

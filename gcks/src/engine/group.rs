@@ -26,6 +26,8 @@ use ike::protect::push::KekCipherKey;
 use super::durable::Change;
 use super::lkh::{Node, NodeKey, Tree};
 use super::member::{Member, MemberKey};
+use super::membership::{Ends, Former};
+use super::pace::Pace;
 use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
@@ -156,8 +158,12 @@ pub struct GroupCounters {
     pub acks_stranger: u64,
     /// Rekeys a member left unanswered, copies included.
     pub unacknowledged: u64,
+    /// Members that left a rekey unanswered and were not removed for it yet.
+    pub suspected: u64,
     /// Members removed for silence.
     pub expired: u64,
+    /// Memberships that ended by themselves.
+    pub ended: u64,
 }
 
 /// A group.
@@ -186,6 +192,8 @@ pub struct Group {
     pub(super) join_waits: bool,
     /// Identities that may not register, and since when, in Unix seconds.
     pub(super) revoked: BTreeMap<MemberKey, u64>,
+    pub(super) ends: Ends,
+    pub(super) former: VecDeque<Former>,
     /// `settings.gateways`, shared by the records of their members.
     pub(super) gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
@@ -203,6 +211,8 @@ pub struct Group {
     pub(super) frozen: Option<Instant>,
     /// TEK SPIs of all groups of the server, lent to whoever makes TEKs: a member of several has one data plane.
     pub(super) spis: BTreeSet<Spi>,
+    /// How fast PUSHes leave, lent like them.
+    pub(super) pace: Pace,
     /// Jobs of the signing key that failed in a row, and when it is tried again.
     pub(super) failures: u32,
     pub(super) retry: Option<Instant>,
@@ -235,6 +245,8 @@ impl Group {
             fresh: None,
             join_waits: false,
             revoked: BTreeMap::new(),
+            ends: Ends::default(),
+            former: VecDeque::new(),
             gateways,
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
@@ -244,6 +256,7 @@ impl Group {
             rekeys: 0,
             frozen: None,
             spis: BTreeSet::new(),
+            pace: Pace::default(),
             failures: 0,
             retry: None,
             leaving: false,
@@ -313,6 +326,9 @@ impl Group {
             self.refuse_revoked(asker);
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
+        if self.refuses_ended(now, asker) {
+            return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return PolicyAnswer::Silence;
@@ -380,12 +396,13 @@ impl Group {
             _ => None,
         };
         let (activation_delay, deactivation_delay) = self.delays(at);
-        let policy = GroupPolicy {
+        let mut policy = GroupPolicy {
             kek: kek_policy,
             activation_delay,
             deactivation_delay,
             teks: teks.iter().map(|tek| tek.policy(at)).collect(),
         };
+        self.spread(at, &asker.identity, &mut policy);
         let keys = KeySet {
             kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
@@ -415,20 +432,19 @@ impl Group {
         self.fresh.as_ref().filter(|(since, _)| *since + span > at).map(|(_, teks)| teks)
     }
 
-    /// ATD and DTD for a joiner: what is left of a rollover under way, else the configured values.
+    /// ATD and DTD for a joiner: what is left of a rollover under way. Else the others send under these keys already, and so
+    /// must who comes again with older ones: they have dropped those.
     fn delays(&self, at: Instant) -> (u16, Option<u16>) {
-        let communication = self.settings.communication.as_ref();
-        let configured =
-            communication.map_or((0, None), |it| (it.activation_delay, Some(it.deactivation_delay)));
+        let deactivation = self.settings.communication.as_ref().map(|it| it.deactivation_delay);
         let pending =
             self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
         let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
         match (pending, retiring) {
-            (None, None) => (configured.0, configured.1),
+            (None, None) => (0, deactivation),
             (pending, retiring) => {
                 let activation = pending.map_or(0, ceil_seconds);
-                let deactivation = retiring.map(ceil_seconds).or(configured.1).unwrap_or(0);
-                (activation, Some(deactivation.max(activation.saturating_add(1))))
+                let left = retiring.map(ceil_seconds).or(deactivation).unwrap_or(0);
+                (activation, Some(left.max(activation.saturating_add(1))))
             }
         }
     }
@@ -477,6 +493,9 @@ impl Group {
             self.refuse_revoked(asker);
             return None;
         }
+        if self.refuses_ended(now, asker) {
+            return None;
+        }
         if self.over_threshold(&asker.identity) {
             self.refuse_over_threshold(&asker.identity);
             return None;
@@ -521,6 +540,7 @@ impl Group {
             last_ack: known.and_then(|member| member.last_ack),
             missed: 0,
             pushes_sent: known.map_or(0, |member| member.pushes_sent),
+            pushed: Instant::default(),
             acks: known.map_or(0, |member| member.acks),
         };
         changes.push(self.member_row(&asker.identity, &member));
@@ -531,6 +551,7 @@ impl Group {
             changes.extend(self.forget_member(&other, "its address registered another identity"));
         }
         self.members.put(asker.identity.clone(), member);
+        Group::is_back(&mut self.former, &asker.identity);
         changes.extend(self.returned(asker.peer));
         for delivered in missed {
             changes.push(self.deliver_again(now, delivered));

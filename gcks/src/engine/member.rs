@@ -51,6 +51,8 @@ pub struct Member {
     pub missed: u32,
     /// Pushes sent to it, copies included.
     pub pushes_sent: u64,
+    /// When the last PUSH to it alone left; zero when that is acknowledged, or it was by multicast.
+    pub pushed: Instant,
     /// Acknowledgements accepted.
     pub acks: u64,
 }

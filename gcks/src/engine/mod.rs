@@ -1,5 +1,6 @@
 //! The key server's engine: dispatch by exchange type, questions of peers to groups, timers. No I/O.
 
+pub mod admission;
 mod calendar;
 mod change;
 mod complaints;
@@ -10,6 +11,8 @@ pub mod io;
 mod layout;
 pub mod lkh;
 pub mod member;
+pub mod membership;
+pub mod pace;
 pub mod peers;
 mod plan;
 pub mod pull;
@@ -17,14 +20,17 @@ pub mod push;
 pub mod rekey;
 mod revoke;
 pub mod roster;
+mod rounds;
 mod rows;
 pub mod sender_id;
 pub mod settings;
 mod signing;
 mod snapshot;
+mod spread;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 
 use ctl::event::Event;
 use gdoi_proto::header::Header;
@@ -36,9 +42,11 @@ use ike::fragment::is_fragment;
 use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wakeup};
 use ike::protect::ack::Ack;
 
+use admission::{Admission, Urgency};
 use durable::{Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
+use pace::Pace;
 use peers::{Ask, Move, PeerOutput, Peers, PolicyAnswer};
 pub use rows::{RestoreError, without_keys};
 use settings::Settings;
@@ -49,8 +57,11 @@ pub struct KeyServer {
     groups: BTreeMap<String, Group>,
     /// Of every TEK.
     spis: BTreeSet<Spi>,
+    /// How fast unicast PUSHes of all groups leave.
+    pace: Pace,
     by_id: BTreeMap<GroupId, String>,
     jobs: BTreeMap<JobId, Owner>,
+    admission: Admission,
     next_job: u64,
     store_failing: bool,
     /// Wall clock minus monotonic one, in seconds.
@@ -100,8 +111,10 @@ impl KeyServer {
         let mut server = KeyServer {
             peers,
             spis: groups.values().flat_map(|group| group.teks().iter().map(|tek| tek.spi)).collect(),
+            pace: Pace::default(),
             by_id,
             jobs: BTreeMap::new(),
+            admission: Admission::default(),
             next_job: 0,
             store_failing: false,
             clocks: clocks(now),
@@ -117,12 +130,24 @@ impl KeyServer {
             server.out.push_back(Output::Persist(orphans));
         }
         server.groups.values_mut().for_each(Group::restored);
+        server.groups.values_mut().for_each(|group| group.state_ends(now, &settings.gateways));
         let names: Vec<String> = server.groups.keys().cloned().collect();
         for name in names {
             server.lend(&name, |group, entropy| group.start(now, entropy));
         }
         server.settle(now);
         Ok(server)
+    }
+
+    /// The smallest receive buffer of the sockets has this many octets: no more acknowledgements are provoked at a time than
+    /// it holds.
+    pub fn set_receive_buffer(&mut self, octets: usize) {
+        self.pace.set_receive_buffer(octets);
+    }
+
+    /// How fast unicast PUSHes leave.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     /// The groups by name.
@@ -135,12 +160,14 @@ impl KeyServer {
         &self.peers
     }
 
-    /// Lets a group do what may make or end TEKs.
+    /// Lets a group do what may make or end TEKs, or send.
     fn lend<T>(&mut self, name: &str, act: impl FnOnce(&mut Group, &mut dyn Entropy) -> T) -> Option<T> {
         let group = self.groups.get_mut(name)?;
         group.spis = std::mem::take(&mut self.spis);
+        group.pace = std::mem::take(&mut self.pace);
         let result = act(group, self.entropy.as_mut());
         self.spis = std::mem::take(&mut group.spis);
+        self.pace = std::mem::take(&mut group.pace);
         Some(result)
     }
 
@@ -191,7 +218,9 @@ impl KeyServer {
             return self.drop_message(datagram, "acknowledgement for an unknown rekey SA".to_owned());
         };
         let output_length = self.peers.takes_short_l(datagram.peer.ip());
+        group.pace = std::mem::take(&mut self.pace);
         group.on_ack(now, datagram.peer, ack, output_length);
+        self.pace = std::mem::take(&mut group.pace);
     }
 
     fn drop_message(&mut self, datagram: &Datagram, reason: String) {
@@ -200,6 +229,7 @@ impl KeyServer {
     }
 
     fn on_job(&mut self, now: Now, result: JobResult) {
+        self.admission.done(result.id);
         match self.jobs.remove(&result.id) {
             Some(Owner::Peer(cookies)) => {
                 self.peers.on_done(now, cookies, result.done, self.entropy.as_mut())
@@ -255,6 +285,7 @@ impl KeyServer {
                     group.counters = group::GroupCounters::default();
                 }
                 self.peers.counters = peers::PeerCounters::default();
+                self.admission.counters = admission::AdmissionCounters::default();
                 Ok("statistics cleared".to_owned().into())
             }
         }
@@ -279,7 +310,7 @@ impl KeyServer {
                     PeerOutput::Transmit(local, peer, octets) => {
                         self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
                     }
-                    PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                    PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
                     PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
                     PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                     PeerOutput::Ask(ask) => {
@@ -302,7 +333,7 @@ impl KeyServer {
             GroupOutput::Multicast(octets, channel) => {
                 self.out.push_back(Output::Multicast { octets, channel });
             }
-            GroupOutput::Job(job) => self.request(Owner::Group(name.to_owned()), job),
+            GroupOutput::Job(job) => drop(self.request(Owner::Group(name.to_owned()), job)),
             GroupOutput::Event(event) => self.out.push_back(Output::Event(event)),
             GroupOutput::DeleteIdentity(identity, reason) => {
                 self.peers.delete_identity(&identity, &reason, self.entropy.as_mut());
@@ -359,7 +390,7 @@ impl KeyServer {
                                 PeerOutput::Transmit(local, peer, octets) => {
                                     self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
                                 }
-                                PeerOutput::Job(cookies, job) => self.request(Owner::Peer(cookies), job),
+                                PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
                                 PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
                                 PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
                                 PeerOutput::Ask(ask) => self.on_ask(now, ask),
@@ -379,11 +410,41 @@ impl KeyServer {
         self.groups.values_mut().for_each(|group| group.on_moved(identity, moved));
     }
 
-    fn request(&mut self, owner: Owner, job: Job) {
+    /// A job of a negotiation. What begins one waits when many do, the most urgent first; what finishes one does not.
+    fn admit(&mut self, now: Now, cookies: CookiePair, job: Job) {
+        if !matches!(job, Job::DhRespond { .. }) {
+            self.request(Owner::Peer(cookies), job);
+        } else if self.admission.has_room() {
+            let id = self.request(Owner::Peer(cookies), job);
+            self.admission.begin(id);
+        } else {
+            let urgency =
+                self.peers.half_open_peer(&cookies).map_or(Urgency::Newcomer, |at| self.urgency(at));
+            self.out.extend(self.admission.wait(now.at, urgency, cookies, job).map(Output::Event));
+        }
+    }
+
+    /// Those that wait and find room by now. Whoever was given up meanwhile is passed over.
+    fn admit_waiting(&mut self, now: Now) {
+        while let Some((cookies, job)) = self.admission.next(now.at) {
+            if self.peers.half_open_peer(&cookies).is_some() {
+                let id = self.request(Owner::Peer(cookies), job);
+                self.admission.begin(id);
+            }
+        }
+    }
+
+    fn urgency(&self, peer: SocketAddr) -> Urgency {
+        let ends = self.groups.values().filter_map(|group| group.keys_end(peer)).min();
+        ends.map_or(Urgency::Newcomer, Urgency::Ends)
+    }
+
+    fn request(&mut self, owner: Owner, job: Job) -> JobId {
         self.next_job += 1;
         let id = JobId(self.next_job);
         self.jobs.insert(id, owner);
         self.out.push_back(Output::Job(JobRequest { id, job }));
+        id
     }
 }
 
@@ -421,13 +482,17 @@ impl Machine for KeyServer {
         // Two roundings make a second.
         if moved.abs() > 1 {
             self.clocks += moved;
-            self.groups.values_mut().for_each(|group| group.on_wall_clock(moved));
+            self.groups.values_mut().for_each(|group| group.on_wall_clock(now, moved));
         }
         match input {
             Input::Datagram(datagram) => self.on_datagram(now, &datagram),
             Input::Timeout => {
                 self.peers.on_timeout(now.at, self.entropy.as_mut());
-                let due = |group: &Group| group.poll_timeout().is_some_and(|wakeup| wakeup.at <= now.at);
+                self.out.extend(self.admission.on_timeout(now.at).map(Output::Event));
+                let due = |group: &Group| {
+                    let next = Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
+                    next.is_some_and(|wakeup| wakeup.at <= now.at)
+                };
                 let names: Vec<String> = self
                     .groups
                     .iter()
@@ -449,9 +514,13 @@ impl Machine for KeyServer {
             Input::Apply(settings) => {
                 self.apply(now, *settings);
             }
-            Input::Stop => self.peers.delete_all("the key server stops", self.entropy.as_mut()),
+            Input::Stop => {
+                self.groups.values_mut().for_each(|group| group.finish_rounds(now));
+                self.peers.delete_all("the key server stops", self.entropy.as_mut());
+            }
         }
         self.settle(now);
+        self.admit_waiting(now);
         self.groups.retain(|_, group| !group.is_over());
     }
 
@@ -460,6 +529,9 @@ impl Machine for KeyServer {
     }
 
     fn poll_timeout(&self) -> Option<Wakeup> {
-        self.groups.values().map(Group::poll_timeout).fold(self.peers.poll_timeout(), Wakeup::earlier)
+        let next = |group: &Group| Wakeup::earlier(group.poll_timeout(), group.round_wakeup(&self.pace));
+        let groups = self.groups.values().map(next);
+        let peers = Wakeup::earlier(self.peers.poll_timeout(), self.admission.poll_timeout());
+        groups.fold(peers, Wakeup::earlier)
     }
 }

@@ -250,6 +250,11 @@ impl Peers {
         self.gateways.iter().map(Arc::as_ref)
     }
 
+    /// Where the peer of a negotiation under way is.
+    pub(super) fn half_open_peer(&self, cookies: &CookiePair) -> Option<SocketAddr> {
+        self.half_open.get(cookies).map(|half| half.ends.peer)
+    }
+
     /// Negotiations under way.
     pub fn half_open(&self) -> usize {
         self.half_open.len()

@@ -105,6 +105,7 @@ impl KeyServer {
                 if self.store_failing {
                     group.on_store(now.at, true);
                 }
+                group.state_ends(now, &new.gateways);
                 self.groups.insert(name.clone(), group);
                 self.lend(&name, |group, entropy| group.start(now, entropy));
             }

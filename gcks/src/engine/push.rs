@@ -4,8 +4,9 @@
 //! Unsigned --signature--> Signed: copy 1 .. copy n+1, every retransmission-period, to whoever has not acknowledged
 //!                         -> all acknowledged, or the last period over: the silent ones missed this rekey
 //! ```
+//!
+//! Copies leave in rounds, as fast as the members answer (`rounds.rs`, `pace.rs`).
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,13 +24,11 @@ use super::member::MemberKey;
 use super::peers::Move;
 use super::pull;
 use super::roster::{MemberNumber, NumberSet};
-use super::settings::{Acknowledgement, Way};
+use super::rounds::Round;
+use super::settings::Acknowledgement;
 
 /// Delivered PUSHes kept for members that are registering, at most.
 const DELIVERED: usize = 256;
-
-/// After the last copy, before a member counts as missing that was asked to acknowledge and need not.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a new KEK protects leaves this much after the KEK.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -61,7 +60,7 @@ pub struct Delivery {
     /// Its place among all PUSHes.
     pub mark: Mark,
     /// It was delivered once, and told to be.
-    again: bool,
+    pub(super) again: bool,
     /// Never by multicast: somebody who must not open it may listen there.
     pub(super) whispered: bool,
     /// Members that did not acknowledge.
@@ -72,12 +71,14 @@ pub struct Delivery {
     pub addressed: usize,
     /// When the rekey began.
     pub started: Instant,
+    /// It was told that members get it after others send under its keys.
+    pub(super) late: bool,
     pub(super) stage: Stage,
 }
 
 pub(super) enum Stage {
     Unsigned { unsigned: Unsigned, asked: bool },
-    Signed { datagram: Bytes, copies: u32, due: Instant },
+    Signed { datagram: Bytes, copies: u32, due: Instant, round: Option<Round> },
 }
 
 impl Delivery {
@@ -93,7 +94,20 @@ impl Delivery {
         let seq = SeqNumber(mark.seq);
         let (outstanding, farewell) = (members, Vec::new());
         let (again, whispered) = (false, false);
-        Delivery { kek_spi, seq, mark, again, whispered, outstanding, farewell, addressed, started, stage }
+        let late = false;
+        Delivery {
+            kek_spi,
+            seq,
+            mark,
+            again,
+            whispered,
+            outstanding,
+            farewell,
+            addressed,
+            started,
+            late,
+            stage,
+        }
     }
 
     pub(super) fn with_farewell(mut self, farewell: Vec<(SocketAddr, SocketAddr)>) -> Delivery {
@@ -102,8 +116,29 @@ impl Delivery {
     }
 
     /// True when nobody is left that it must reach.
-    fn is_answered(&self) -> bool {
+    pub(super) fn is_answered(&self) -> bool {
         self.outstanding.is_empty() && self.farewell.is_empty()
+    }
+
+    /// An address of the farewell needs it no more; true when it did.
+    fn drop_farewell(&mut self, peer: SocketAddr) -> bool {
+        let Some(place) = self.farewell.iter().position(|(_, address)| *address == peer) else {
+            return false;
+        };
+        self.farewell.remove(place);
+        if let Stage::Signed { round: Some(Round { next: (_, next), .. }), .. } = &mut self.stage
+            && place < *next
+        {
+            *next -= 1;
+        }
+        true
+    }
+
+    /// Copies of this round that did not leave; none between rounds.
+    pub(super) fn left(&self) -> Option<usize> {
+        let Stage::Signed { round: Some(round), .. } = &self.stage else { return None };
+        let (number, farewell) = round.next;
+        Some(self.outstanding.len_from(number) + self.farewell.len().saturating_sub(farewell))
     }
 
     /// True until the signature is there.
@@ -145,7 +180,7 @@ impl Group {
         let delivery = &mut self.deliveries[index];
         if let Stage::Unsigned { unsigned, .. } = &delivery.stage {
             let datagram = unsigned.clone().seal(&cipher, signature);
-            delivery.stage = Stage::Signed { datagram, copies: 0, due };
+            delivery.stage = Stage::Signed { datagram, copies: 0, due, round: None };
         }
         let row = self.push_row(&self.deliveries[index]);
         self.out.push_back(GroupOutput::Persist(vec![row]));
@@ -157,6 +192,7 @@ impl Group {
         self.deliveries
             .iter()
             .filter_map(|delivery| match delivery.stage {
+                Stage::Signed { round: Some(_), .. } => None,
                 Stage::Signed { due, .. } => Some(Wakeup { at: due, why: "next copy of a push" }),
                 Stage::Unsigned { .. } => None,
             })
@@ -172,95 +208,20 @@ impl Group {
         }
         let Some(since) = self.frozen.take() else { return };
         for delivery in &mut self.deliveries {
-            if let Stage::Signed { copies, due, .. } = &mut delivery.stage {
-                (*copies, *due) = (0, at);
+            if let Stage::Signed { copies, due, round, .. } = &mut delivery.stage {
+                (*copies, *due, *round) = (0, at, None);
             }
         }
         self.postpone(since, at.since(since));
     }
 
-    /// Sends copies that are due and closes deliveries whose last copy had its time.
-    pub(super) fn send_due(&mut self, now: Now) {
-        if self.frozen.is_some() {
-            return;
-        }
-        let Some(communication) = self.settings.communication.clone() else { return };
-        let keks: BTreeMap<KekSpi, Option<SocketAddr>> =
-            self.kek.iter().chain(&self.old_keks).map(|kek| (kek.spi, kek.channel)).collect();
-        let mut closed = Vec::new();
-        for index in 0..self.deliveries.len() {
-            let delivery = &mut self.deliveries[index];
-            let answered = delivery.is_answered();
-            let Stage::Signed { datagram, copies, due } = &mut delivery.stage else { continue };
-            if *due > now.at {
-                continue;
-            }
-            if *copies > communication.retransmissions || answered {
-                closed.push(index);
-                continue;
-            }
-            *copies += 1;
-            // RFC 8263 section 6: who was only asked is not missing before 10 s.
-            let last = *copies > communication.retransmissions
-                && communication.acknowledgement == Acknowledgement::Requested;
-            let patience = if last { PATIENCE } else { Duration::ZERO };
-            *due = now.at + communication.retransmission_period.max(patience);
-            let (datagram, attempt, seq) = (datagram.clone(), *copies, delivery.seq);
-            let kek_spi = delivery.kek_spi;
-            let channel = match &communication.way {
-                Way::Multicast(channel) => Some(channel),
-                Way::Both(channel) if attempt == 1 => Some(channel),
-                Way::Both(_) | Way::Unicast => None,
-            }
-            .filter(|_| !delivery.again && !delivery.whispered)
-            // Members listen where the SAK of the KEK that protects it said.
-            .filter(|channel| keks.get(&kek_spi) == Some(&Some(channel.group)));
-            // Who is behind a NAT or of the other address family hears no multicast.
-            let hears = |peer: &SocketAddr, behind_nat: bool| {
-                channel.is_some_and(|it| it.group.is_ipv4() == peer.is_ipv4() && !behind_nat)
-            };
-            let mut members = delivery.farewell.len();
-            let mut to: Vec<(SocketAddr, SocketAddr)> = Vec::new();
-            for number in delivery.outstanding.iter() {
-                if let Some(member) = self.members.get_mut(number) {
-                    member.pushes_sent += 1;
-                    members += 1;
-                    if !hears(&member.peer, member.behind_nat) {
-                        to.push((member.local, member.peer));
-                    }
-                }
-            }
-            to.extend(delivery.farewell.iter().filter(|(_, peer)| !hears(peer, false)));
-            let datagrams = (to.len() + usize::from(channel.is_some())) as u64;
-            self.counters.pushes_sent += datagrams;
-            self.counters.pushes_multicast += u64::from(channel.is_some());
-            if attempt > 1 {
-                self.counters.retransmissions += datagrams;
-            }
-            let way = channel
-                .map_or_else(|| "unicast".to_owned(), |channel| format!("multicast {}", channel.group));
-            if let Some(channel) = channel {
-                self.out.push_back(GroupOutput::Multicast(datagram.clone(), channel.clone()));
-            }
-            if !to.is_empty() {
-                self.out.push_back(GroupOutput::Fanout(datagram, to));
-            }
-            let (group, kek_spi) = (self.settings.name.clone(), kek_spi.to_string());
-            self.event(Event::PushSent {
-                group,
-                seq: u64::from(seq.0),
-                kek_spi,
-                attempt: u64::from(attempt),
-                members: members as u64,
-                way,
-            });
-        }
-        for index in closed.into_iter().rev() {
-            self.close(now, index, communication.acknowledgement, communication.missed_rekeys);
-        }
-    }
-
-    fn close(&mut self, now: Now, index: usize, acknowledgement: Acknowledgement, missed_rekeys: u32) {
+    pub(super) fn close(
+        &mut self,
+        now: Now,
+        index: usize,
+        acknowledgement: Acknowledgement,
+        missed_rekeys: u32,
+    ) {
         let delivery = self.deliveries.remove(index);
         let mut changes: Vec<Change> = vec![self.push_gone(&delivery)];
         self.delivered.retain(|delivered| delivered.until > now.at);
@@ -293,24 +254,7 @@ impl Group {
         }
         if acknowledgement != Acknowledgement::None {
             for number in delivery.outstanding.iter() {
-                let Some(key) = self.members.key(number).cloned() else { continue };
-                let Some(member) = self.members.get_mut(number) else { continue };
-                member.missed += 1;
-                self.counters.unacknowledged += 1;
-                if acknowledgement == Acknowledgement::Required && member.missed >= missed_rekeys {
-                    let (missed, address) = (u64::from(member.missed), member.peer.to_string());
-                    let gateway = member.gateway.to_string();
-                    self.counters.expired += 1;
-                    self.event(Event::MemberExpired {
-                        group: self.settings.name.clone(),
-                        member: key.to_string(),
-                        address,
-                        missed,
-                        gateway,
-                    });
-                    changes.extend(self.forget_member(&key, "no acknowledgement"));
-                    self.out.push_back(GroupOutput::DeleteIdentity(key, "no acknowledgement".to_owned()));
-                }
+                self.on_missed(now.at, number, (acknowledgement, missed_rekeys), &mut changes);
             }
         }
         self.out.push_back(GroupOutput::Persist(changes));
@@ -327,7 +271,7 @@ impl Group {
                 if delivery.outstanding.insert(number) {
                     delivery.addressed += 1;
                 }
-                if let Stage::Signed { datagram, copies, due } = &mut delivery.stage {
+                if let Stage::Signed { datagram, copies, due, .. } = &mut delivery.stage {
                     send.push(datagram.clone());
                     if delivery.again && *copies == 0 {
                         (*copies, *due) = (1, now.at + communication.retransmission_period);
@@ -382,7 +326,7 @@ impl Group {
         self.delivered.retain(|delivered| delivered.mark != mark);
         let unsigned = Unsigned::from_parts(kek_spi, Vec::new(), 0);
         let mut delivery = Delivery::new(kek_spi, mark, unsigned, NumberSet::default(), now.at);
-        delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at };
+        delivery.stage = Stage::Signed { datagram, copies: 0, due: now.at, round: None };
         delivery.again = true;
         let row = self.push_row(&delivery);
         let index = self.deliveries.partition_point(|other| other.mark < mark);
@@ -442,10 +386,20 @@ impl Group {
         let delivery = &mut self.deliveries[index];
         delivery.outstanding.remove(number);
         let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
+        let first = delivery.copies() == 1;
+        let mut missed = 0;
         if let Some(member) = self.members.get_mut(number) {
+            match std::mem::take(&mut member.pushed) {
+                // Of several PUSHes in a row, or by multicast.
+                Instant(0) => self.pace.answered_somehow(),
+                sent => self.pace.answered(now.at, sent, first),
+            }
             member.last_ack = Some(ack.seq);
-            member.missed = 0;
+            missed = std::mem::take(&mut member.missed);
             member.acks += 1;
+        }
+        if missed > 0 {
+            self.on_answer_of_suspect(number, missed);
         }
         self.event(Event::AckReceived {
             group: self.settings.name.clone(),
@@ -490,10 +444,11 @@ impl Group {
         }
         let sent = |d: &&mut Delivery| d.kek_spi == ack.spi && d.seq == ack.seq && !d.is_unsigned();
         let Some(delivery) = self.deliveries.iter_mut().find(sent) else { return false };
-        let before = delivery.farewell.len();
-        delivery.farewell.retain(|(_, address)| *address != peer);
-        let counts = delivery.farewell.len() < before;
-        self.counters.acks += u64::from(counts);
+        let counts = delivery.drop_farewell(peer);
+        if counts {
+            self.counters.acks += 1;
+            self.pace.answered_somehow();
+        }
         self.close_answered(now);
         counts
     }
@@ -502,9 +457,7 @@ impl Group {
     pub(super) fn returned(&mut self, peer: SocketAddr) -> Vec<Change> {
         let mut back = Vec::new();
         for (delivery, index) in self.deliveries.iter_mut().zip(0..) {
-            let before = delivery.farewell.len();
-            delivery.farewell.retain(|(_, address)| *address != peer);
-            if delivery.farewell.len() < before {
+            if delivery.drop_farewell(peer) {
                 back.push(index);
             }
         }
@@ -555,15 +508,17 @@ impl Group {
     pub fn on_timeout(&mut self, now: Now, entropy: &mut dyn Entropy) {
         self.try_again(now.at);
         self.send_due(now);
+        self.on_ends(now, entropy);
         self.on_key_timers(now, entropy);
     }
 
-    /// The group's next timer; none while the store refuses writes.
+    /// The group's next timer but for a round that waits for room; none while the store refuses writes.
     pub fn poll_timeout(&self) -> Option<Wakeup> {
         if self.frozen.is_some() {
             return None;
         }
         let retry = self.retry.map(|at| Wakeup { at, why: "a signing key that failed" });
-        Wakeup::earlier(retry, Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup()))
+        let keys = Wakeup::earlier(self.delivery_wakeup(), self.rekey_wakeup());
+        Wakeup::earlier(retry, Wakeup::earlier(self.ends_wakeup(), keys))
     }
 }

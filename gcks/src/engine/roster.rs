@@ -11,6 +11,16 @@ use super::member::{Member, MemberKey};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberNumber(u32);
 
+impl MemberNumber {
+    /// The smallest.
+    pub const FIRST: MemberNumber = MemberNumber(0);
+
+    /// The one after it.
+    pub fn next(self) -> MemberNumber {
+        MemberNumber(self.0.saturating_add(1))
+    }
+}
+
 /// Registered members.
 #[derive(Debug, Clone, Default)]
 pub struct Roster {
@@ -200,8 +210,25 @@ impl NumberSet {
 
     /// Its numbers, ascending.
     pub fn iter(&self) -> impl Iterator<Item = MemberNumber> + '_ {
-        self.words.iter().zip(0u32..).flat_map(|(word, index)| {
-            let mut left = *word;
+        self.iter_from(MemberNumber::FIRST)
+    }
+
+    /// The words that hold `from` and what is greater, with their indices; smaller numbers of the first are left out.
+    fn words_from(&self, from: MemberNumber) -> impl Iterator<Item = (u64, u32)> + '_ {
+        let (first, bit) = (from.0 / 64, from.0 % 64);
+        let words = self.words.iter().zip(0u32..).skip(first as usize);
+        words.map(move |(word, index)| (if index == first { word >> bit << bit } else { *word }, index))
+    }
+
+    /// How many of its numbers are `from` or greater.
+    pub fn len_from(&self, from: MemberNumber) -> usize {
+        self.words_from(from).map(|(word, _)| word.count_ones() as usize).sum()
+    }
+
+    /// Those, ascending.
+    pub fn iter_from(&self, from: MemberNumber) -> impl Iterator<Item = MemberNumber> + '_ {
+        self.words_from(from).flat_map(|(word, index)| {
+            let mut left = word;
             std::iter::from_fn(move || {
                 let bit = (left != 0).then(|| left.trailing_zeros())?;
                 left &= left - 1;
@@ -236,6 +263,7 @@ mod tests {
             last_ack: None,
             missed: 0,
             pushes_sent: 0,
+            pushed: Instant(0),
             acks: 0,
         }
     }
@@ -275,5 +303,10 @@ mod tests {
         );
         assert_eq!(set.iter().map(|number| number.0).collect::<Vec<_>>(), [0, 64, 1000]);
         assert!(set.contains(MemberNumber(64)) && !set.contains(MemberNumber(65)));
+        for (from, left) in [(0, 3), (1, 2), (64, 2), (65, 1), (1000, 1), (1001, 0), (9999, 0)] {
+            let from = MemberNumber(from);
+            assert_eq!((set.len_from(from), set.iter_from(from).count()), (left, left), "{from:?}");
+            assert!(set.iter_from(from).all(|number| number >= from));
+        }
     }
 }

@@ -125,6 +125,9 @@ struct MemberBody {
     joined: (u64, u32),
     #[serde(default)]
     leaf: Option<u32>,
+    /// Rekeys unanswered in a row, where that expires it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    missed: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     certificate: Option<CertificateBody>,
 }
@@ -360,6 +363,7 @@ impl Group {
             sids: member.sender_ids.iter().map(|sid| sid.0).collect(),
             joined: (member.joined.generation, member.joined.seq),
             leaf: member.leaf,
+            missed: member.missed,
             certificate: member.certificate.as_deref().map(CertificateBody::from),
         };
         row(Kind::Member, self.member_key_name(key), &body)
@@ -525,9 +529,12 @@ impl Group {
         };
         let mark = Mark { generation: kek.generation, seq: body.seq };
         let stage = match (body.datagram, body.unsigned) {
-            (Some(datagram), _) => {
-                Stage::Signed { datagram: datagram.0.expose().to_vec().into(), copies: 0, due: now.at }
-            }
+            (Some(datagram), _) => Stage::Signed {
+                datagram: datagram.0.expose().to_vec().into(),
+                copies: 0,
+                due: now.at,
+                round: None,
+            },
             (None, Some(plain)) => Stage::Unsigned {
                 unsigned: Unsigned::from_parts(spi, plain.0.expose().to_vec(), body.signature_len),
                 asked: false,
@@ -568,8 +575,9 @@ impl Group {
             sender_ids: body.sids.into_iter().map(SenderId).collect(),
             registered: now.at,
             last_ack: None,
-            missed: 0,
+            missed: body.missed,
             pushes_sent: 0,
+            pushed: Instant::default(),
             acks: 0,
         };
         // A row of an identity that was not in its one form yet.
@@ -641,7 +649,8 @@ impl Group {
     }
 
     /// The wall clock was set: stored ends follow it, since keys live by the monotonic one.
-    pub(super) fn on_wall_clock(&mut self, seconds: i64) {
+    pub(super) fn on_wall_clock(&mut self, now: Now, seconds: i64) {
+        self.schedule_ends(now);
         let moved = |unix: &mut u64| *unix = unix.saturating_add_signed(seconds);
         self.kek.iter_mut().chain(&mut self.old_keks).for_each(|kek| moved(&mut kek.ends_unix));
         self.teks.iter_mut().for_each(|tek| moved(&mut tek.ends_unix));
@@ -671,8 +680,13 @@ fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(out)
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
 /// The monotonic moment of a wall-clock one, as of now.
-fn at(now: Now, unix: u64) -> Instant {
+pub(super) fn at(now: Now, unix: u64) -> Instant {
     if unix >= now.unix_seconds {
         now.at + Duration::from_secs(unix - now.unix_seconds)
     } else {

@@ -42,11 +42,18 @@ pub struct GatewaySettings {
     pub policy: Arc<PeerPolicy>,
     /// How to ask whether it is there; none: not at all.
     pub dead_peer_detection: Option<ike::dpd::Settings>,
+    /// When memberships by this statement end, in Unix seconds; none: never.
+    pub valid_until: Option<u64>,
     /// Configuration line, for refusals.
     pub line: usize,
 }
 
 impl GatewaySettings {
+    /// True when memberships by this statement have ended, at `now` in Unix seconds.
+    pub fn is_over(&self, now: u64) -> bool {
+        self.valid_until.is_some_and(|end| end <= now)
+    }
+
     /// True when `address` lies in this gateway's prefix.
     pub fn covers(&self, address: IpAddr) -> bool {
         let Some((net, length)) = self.address else { return false };

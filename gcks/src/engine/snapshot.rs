@@ -3,9 +3,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ctl::observe::{
-    CommunicationView, GcksSnapshot, GroupStatistics, GroupView, IkeSaView, KekView, MemberView,
-    PendingPushView, PolicyView, ServerStatistics, TekView,
+    CommunicationView, FormerMemberView, GcksSnapshot, GroupStatistics, GroupView, IkeSaView, KekView,
+    MemberView, PendingPushView, PolicyView, ServerStatistics, TekView,
 };
+use ctl::time::rfc3339;
 use gdoi_proto::payload::Endpoint;
 use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekAuthentication, TekCipher};
 use ike::crypto::Hash;
@@ -15,6 +16,7 @@ use ike::io::{Instant, Now};
 use super::KeyServer;
 use super::calendar;
 use super::group::{Group, Kek, Tek};
+use super::membership::Gone;
 use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Way};
 
 impl KeyServer {
@@ -49,6 +51,16 @@ impl KeyServer {
                 half_open: self.peers.half_open() as u64,
                 messages_dropped: counters.dropped,
                 acks_unknown_sa: counters.acks_unknown,
+                registration_storm: self.admission.is_storm(),
+                registration_storms: self.admission.counters.storms,
+                registrations_waiting: self.admission.waiting() as u64,
+                registrations_delayed: self.admission.counters.delayed,
+                push_window: self.pace.window() as u64,
+                push_unanswered: self.pace.unanswered() as u64,
+                ack_latency_milliseconds: self
+                    .pace
+                    .latency()
+                    .map(|it| u64::try_from(it.as_millis()).unwrap_or(u64::MAX)),
                 ..ServerStatistics::default()
             },
             approved_only: self.peers.approved_only,
@@ -74,6 +86,12 @@ impl Group {
                     registered_seconds_ago: at.since(member.registered).as_secs(),
                     last_ack_seq: member.last_ack.map(|seq| u64::from(seq.0)),
                     missed_rekeys: u64::from(member.missed),
+                    state: if member.missed == 0 { "registered" } else { "suspect" }.to_owned(),
+                    valid_until: self.ends.of(&member.gateway).map(rfc3339),
+                    membership_remaining_seconds: self
+                        .ends
+                        .of(&member.gateway)
+                        .map(|end| end.saturating_sub(now.unix_seconds)),
                     sender_ids: member.sender_ids.iter().map(|sid| u64::from(sid.0)).collect(),
                     pushes_sent: member.pushes_sent,
                     acks: member.acks,
@@ -81,6 +99,21 @@ impl Group {
                         .certificate
                         .as_deref()
                         .map(|certificate| calendar::of_member(certificate, now.unix_seconds)),
+                })
+                .collect(),
+            former_members: self
+                .former()
+                .map(|former| FormerMemberView {
+                    identity: former.key.to_string(),
+                    address: former.member.peer.to_string(),
+                    gateway: former.member.gateway.to_string(),
+                    state: match former.gone {
+                        Gone::Expired => "expired",
+                        Gone::Ended => "ended",
+                    }
+                    .to_owned(),
+                    missed_rekeys: u64::from(former.member.missed),
+                    seconds_ago: at.since(former.since).as_secs(),
                 })
                 .collect(),
             kek: self
@@ -106,7 +139,9 @@ impl Group {
                 acks_unexpected: counters.acks_unexpected,
                 acks_forged: counters.acks_forged,
                 acks_stranger: counters.acks_stranger,
+                members_suspected: counters.suspected,
                 members_expired: counters.expired,
+                memberships_ended: counters.ended,
             },
             pending_push: pending.map(|delivery| PendingPushView {
                 seq: u64::from(delivery.seq.0),

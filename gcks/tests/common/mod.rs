@@ -47,6 +47,7 @@ pub fn gateway(name: &str, third: u8) -> GatewaySettings {
         address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, third, 0)), 24)),
         policy: Arc::new(peer_policy()),
         dead_peer_detection: Some(ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 3 }),
+        valid_until: None,
         line: 7,
     }
 }

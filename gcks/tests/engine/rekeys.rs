@@ -458,3 +458,19 @@ fn a_key_too_large_by_itself_goes_alone_and_is_told_of() {
     }
     assert_eq!((one.teks.len(), one.kek.spi), (6, bench.seq().0));
 }
+
+#[test]
+fn who_registers_sends_as_soon_as_the_others_do() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    assert_eq!(one.activation, 0, "nothing is being replaced");
+    bench.rekey(false);
+    let octets = pushes(&mut bench, one.address).remove(0);
+    let ack = one.take(&bench, &octets);
+    bench.tell(one.address, ack);
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(joined(&mut bench, 2).activation, 20, "the others wait for so long yet");
+    // The old TEK is gone everywhere: whoever comes again with it alone must not go on sending under it.
+    bench.pass(Duration::from_secs(60));
+    assert_eq!(joined(&mut bench, 2).activation, 0);
+}

@@ -236,11 +236,15 @@ impl Keyring {
             None => self.retire_kek(cx.now.at, true),
         }
         let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
+        let sending: Vec<Spi> =
+            self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
         for (tek, key) in ours {
-            // Nothing encrypts this flow yet: the TEK that the others use now is the one that ends first.
-            let first =
-                flows.iter().filter(|other| same_flow(other, tek)).min_by_key(|other| other.lifetime_seconds);
-            let at_once = !self.sends(tek) && first.is_some_and(|first| first.spi == tek.spi);
+            // Nothing that the others can open encrypts this flow: what is not listed, they have dropped. The TEK that they
+            // use now is the one that ends first.
+            let flow = flows.iter().filter(|other| same_flow(other, tek));
+            let open = flow.clone().any(|other| sending.contains(&other.spi));
+            let first = flow.min_by_key(|other| other.lifetime_seconds);
+            let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
             let at = if at_once { cx.now.at } else { cx.now.at + activation };
             self.install_tek(tek.clone(), key, Some(at), cx);
         }

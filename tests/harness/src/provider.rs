@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::prf::{hash, prf};
-use ike::crypto::provider::{CryptoError, DhKey, ProofSigner, Provider, Signer, Verification};
+use ike::crypto::provider::{
+    CryptoError, DhKey, ProofSigner, Provider, Signer, Verification, default_provider,
+};
 use ike::crypto::{AuthMethod, DhGroup, Hash};
 use ike::io::Entropy;
 
@@ -46,16 +48,29 @@ impl Entropy for SeededEntropy {
 }
 
 /// The provider.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Deterministic {
     seed: u64,
     counter: AtomicU64,
+    /// Makes and checks the signatures of PUSHes.
+    signatures: Option<Arc<dyn Provider>>,
+}
+
+impl std::fmt::Debug for Deterministic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deterministic").field("seed", &self.seed).finish_non_exhaustive()
+    }
 }
 
 impl Deterministic {
     /// A provider whose randomness follows `seed`.
     pub fn new(seed: u64) -> Deterministic {
-        Deterministic { seed, counter: AtomicU64::new(0) }
+        Deterministic { seed, counter: AtomicU64::new(0), signatures: None }
+    }
+
+    /// The same with real signatures of PUSHes. Their octets differ from run to run, and nothing else.
+    pub fn with_real_signatures(self) -> Deterministic {
+        Deterministic { signatures: Some(default_provider()), ..self }
     }
 
     fn stream(&self) -> SeededEntropy {
@@ -188,7 +203,14 @@ impl Provider for Deterministic {
         Ok(Box::new(ToyKey { group, exponent, public }))
     }
 
-    fn generate_signing_key(&self, _: SignatureAlgorithm, _: u16) -> Result<SecretBytes, CryptoError> {
+    fn generate_signing_key(
+        &self,
+        algorithm: SignatureAlgorithm,
+        key_bits: u16,
+    ) -> Result<SecretBytes, CryptoError> {
+        if let Some(real) = &self.signatures {
+            return real.generate_signing_key(algorithm, key_bits);
+        }
         let mut key = vec![0; 32];
         self.fill(&mut key);
         Ok(SecretBytes::new(key))
@@ -199,10 +221,16 @@ impl Provider for Deterministic {
         algorithm: SignatureAlgorithm,
         pkcs8: &SecretBytes,
     ) -> Result<Arc<dyn Signer>, CryptoError> {
+        if let Some(real) = &self.signatures {
+            return real.signer(algorithm, pkcs8);
+        }
         Ok(Arc::new(ToySigner { algorithm, public_key: hash(Hash::Sha256, &[b"public", pkcs8.expose()]) }))
     }
 
     fn verify(&self, check: &Verification) -> Result<(), CryptoError> {
+        if let Some(real) = &self.signatures {
+            return real.verify(check);
+        }
         if signature(check.algorithm, &check.public_key, &check.input) == check.signature.as_ref() {
             Ok(())
         } else {

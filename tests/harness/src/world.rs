@@ -94,6 +94,9 @@ pub struct World {
     timers: BTreeSet<(Instant, usize)>,
     wakes: Vec<Option<Instant>>,
     deactivation_delay: Option<u16>,
+    /// What the configuration says instead of all that.
+    settings: Option<Settings>,
+    heard: BTreeSet<Bytes>,
     /// What the server told and which members did something, for those who look on; kept only while the trace is quiet.
     pub told: Vec<Event>,
     /// See [`World::told`].
@@ -165,6 +168,7 @@ pub fn server_settings(timing: Timing, dialect: Dialect, rekeying: bool) -> Sett
             address: Some((IpAddr::V4(Ipv4Addr::new(10, 1, 0, 0)), 16)),
             policy: Arc::new(peer_policy(dialect)),
             dead_peer_detection: None,
+            valid_until: None,
             line: 1,
         }],
         groups: vec![GroupSettings {
@@ -263,15 +267,41 @@ impl World {
         World::with(seed, members, weather, timing, dialect, (true, false))
     }
 
+    /// A server of any configuration with signatures that only its key makes, and no members yet. Nothing is traced.
+    pub fn configured(seed: u64, weather: Weather, settings: Settings) -> World {
+        let mut world = World::bare(seed, weather, Timing::USUAL, Dialect::STRICT, (true, false));
+        world.provider = Deterministic::new(seed).with_real_signatures();
+        world.trace.quiet = true;
+        world.settings = Some(settings);
+        world.start_server();
+        world
+    }
+
     fn with(
         seed: u64,
         members: usize,
         weather: Weather,
         timing: Timing,
         dialect: Dialect,
+        kind: (bool, bool),
+    ) -> World {
+        let mut world = World::bare(seed, weather, timing, dialect, kind);
+        world.start_server();
+        for index in 0..members {
+            world.members.push(None);
+            world.start_member(index);
+        }
+        world
+    }
+
+    fn bare(
+        seed: u64,
+        weather: Weather,
+        timing: Timing,
+        dialect: Dialect,
         (rekeying, lkh): (bool, bool),
     ) -> World {
-        let mut world = World {
+        World {
             seed,
             now: Instant(1_000_000),
             wall_skew: 0,
@@ -296,16 +326,12 @@ impl World {
             timers: BTreeSet::new(),
             wakes: Vec::new(),
             deactivation_delay: None,
+            settings: None,
+            heard: BTreeSet::new(),
             told: Vec::new(),
             touched: BTreeSet::new(),
             keyed: Vec::new(),
-        };
-        world.start_server();
-        for index in 0..members {
-            world.members.push(None);
-            world.start_member(index);
         }
-        world
     }
 
     /// Both clocks.
@@ -375,8 +401,24 @@ impl World {
             communication.way = self.way.clone();
         }
         settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
+        let settings = self.settings.clone().unwrap_or(settings);
         let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
         self.server = Some(server.expect("rows written by this release restore"));
+        self.drain_server();
+    }
+
+    /// What another configuration would do; none while the server does not run.
+    pub fn plan(&self, settings: &Settings) -> Option<ctl::plan::Plan> {
+        self.server.as_ref().map(|server| server.plan(self.now(), settings))
+    }
+
+    /// The server takes another configuration, now and at each start from now on.
+    pub fn apply(&mut self, settings: Settings) {
+        let now = self.now();
+        if let Some(server) = self.server.as_mut() {
+            server.handle(now, ServerInput::Apply(Box::new(settings.clone())));
+        }
+        self.settings = Some(settings);
         self.drain_server();
     }
 
@@ -444,7 +486,7 @@ impl World {
             match output {
                 ServerOutput::Transmit(datagram) => self.transmit("gcks", datagram),
                 ServerOutput::Fanout { octets, to } => {
-                    if !self.pushes.contains(&octets) {
+                    if self.heard.insert(octets.clone()) {
                         self.pushes.push(octets.clone());
                     }
                     for (local, peer) in to {
@@ -452,7 +494,7 @@ impl World {
                     }
                 }
                 ServerOutput::Multicast { octets, channel } => {
-                    if !self.pushes.contains(&octets) {
+                    if self.heard.insert(octets.clone()) {
                         self.pushes.push(octets.clone());
                     }
                     let line = gdoi_proto::pretty::one_line(&octets);

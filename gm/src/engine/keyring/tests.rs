@@ -93,9 +93,21 @@ fn registering_again_installs_the_new_set_first_and_retires_what_is_no_longer_li
     bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 5).unwrap();
     bench.take_told();
     bench.registered(policy(Some(kek(1, 7200)), vec![tek(301, 3600)]), 5).unwrap();
-    assert_eq!(bench.take_told(), "sids 8 of 300, install 301");
+    // Of 300 the server knows nothing any more: the others have dropped it.
+    assert_eq!(bench.take_told(), "sids 8 of 300, install 301, activate 301");
     bench.pass(45);
-    assert_eq!(bench.take_told(), "activate 301, remove 300");
+    assert_eq!(bench.take_told(), "remove 300");
+}
+
+#[test]
+fn registering_again_in_a_rollover_goes_on_with_what_the_others_use_until_atd() {
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 5).unwrap();
+    bench.take_told();
+    bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 40), tek(301, 3600)]), 5).unwrap();
+    assert_eq!(bench.take_told(), "sids 8 of 300, install 301");
+    bench.pass(30);
+    assert_eq!(bench.take_told(), "activate 301");
 }
 
 #[test]
