@@ -223,6 +223,14 @@ impl Header {
         self.source.is_ipv4()
     }
 
+    /// True when routes, rules and policies cannot tell the two packets apart.
+    pub fn is_same_flow(&self, other: &Header) -> bool {
+        let flow = |header: &Header| {
+            (header.ports, header.protocol, header.fragment, header.destination, header.source)
+        };
+        flow(self) == flow(other)
+    }
+
     /// The same packet as its answer would look: ends swapped.
     pub fn reversed(&self) -> Header {
         Header {

@@ -214,17 +214,45 @@ fn decide_and_seal(
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
     let header = Header::read(buffer.get(packet.clone()).unwrap_or_default()).map_err(Dropped::Malformed)?;
-    let sa = match gspd.outbound(&header, when.now) {
-        Outbound::Clear(why) => return Ok(Passed { packet, how: How::Clear(why) }),
-        Outbound::Drop(why) => return Err(Dropped::Blocked(why)),
-        Outbound::Seal(sa) => sa,
-    };
+    match gspd.outbound(&header, when.now) {
+        Outbound::Clear(why) => Ok(Passed { packet, how: How::Clear(why) }),
+        Outbound::Drop(why) => Err(Dropped::Blocked(why)),
+        Outbound::Seal(sa) => seal_if_it_fits(sa, when, shape, &header, buffer, packet),
+    }
+}
+
+/// What goes out by an SA that was decided for a packet of the same flow at the same moment. `header` is that of the
+/// packet.
+///
+/// # Errors
+/// As [`outbound`].
+pub fn outbound_by(
+    sa: &Arc<Sa>,
+    counters: &mut Counters,
+    when: When,
+    shape: Shape,
+    header: &Header,
+    buffer: &mut [u8],
+    packet: Range<usize>,
+) -> Result<Passed, Dropped> {
+    let result = seal_if_it_fits(sa, when, shape, header, buffer, packet);
+    counters.count(result)
+}
+
+fn seal_if_it_fits(
+    sa: &Arc<Sa>,
+    when: When,
+    shape: Shape,
+    header: &Header,
+    buffer: &mut [u8],
+    packet: Range<usize>,
+) -> Result<Passed, Dropped> {
     let stamped = sa.delay_detection.is_some();
-    let room = esp::room(sa.keys.shape(), sa.encapsulation, shape.carrier, &header, stamped, shape.mtu);
+    let room = esp::room(sa.keys.shape(), sa.encapsulation, shape.carrier, header, stamped, shape.mtu);
     if header.total > room {
         return Err(Dropped::TooBig { room });
     }
-    seal(sa, when, shape, header.total, buffer, packet)
+    seal(sa, when, shape, header, buffer, packet)
 }
 
 /// Seals one fragment of a packet that was [`Dropped::TooBig`] with the SA of the whole.
@@ -239,7 +267,9 @@ pub fn outbound_fragment(
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let result = seal(sa, when, shape, packet.len(), buffer, packet);
+    let result = Header::read(buffer.get(packet.clone()).unwrap_or_default())
+        .map_err(Dropped::Malformed)
+        .and_then(|header| seal(sa, when, shape, &header, buffer, packet));
     counters.count(result)
 }
 
@@ -247,11 +277,11 @@ fn seal(
     sa: &Arc<Sa>,
     when: When,
     shape: Shape,
-    octets: usize,
+    header: &Header,
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let stamp = sa.stamp(octets).map_err(|_| Dropped::Spent(sa.spi))?;
+    let stamp = sa.stamp(header.total).map_err(|_| Dropped::Spent(sa.spi))?;
     let [.., high, low] = stamp.sequence.to_be_bytes();
     let how = Sealing {
         keys: &sa.keys,
@@ -263,7 +293,7 @@ fn seal(
         df: shape.df,
         identification: u16::from_be_bytes([high, low]),
     };
-    let packet = esp::seal(&how, buffer, packet).map_err(Dropped::Seal)?;
+    let packet = esp::seal_read(&how, buffer, packet, header).map_err(Dropped::Seal)?;
     Ok(Passed { packet, how: How::Esp(Arc::clone(sa)) })
 }
 

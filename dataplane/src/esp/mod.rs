@@ -11,5 +11,6 @@ mod window;
 pub use keys::{KeyError, Keys, MAX_ICV, Shape};
 pub use open::{OpenError, Opened, Opening, Refused, open};
 pub use packet::{Carrier, DfBit, HEADROOM, Peeked, TAILROOM, UDP_PORT, overhead, peek, room};
+pub(crate) use seal::seal_read;
 pub use seal::{SealError, Sealing, seal};
 pub use window::{Replay, Window};

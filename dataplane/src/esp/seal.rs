@@ -60,6 +60,16 @@ pub struct Sealing<'a> {
 /// [`SealError`].
 pub fn seal(how: &Sealing<'_>, buffer: &mut [u8], packet: Range<usize>) -> Result<Range<usize>, SealError> {
     let inner = Header::read(buffer.get(packet.clone()).ok_or(SealError::NoRoom)?)?;
+    seal_read(how, buffer, packet, &inner)
+}
+
+/// [`seal`] for a packet whose header has been read.
+pub(crate) fn seal_read(
+    how: &Sealing<'_>,
+    buffer: &mut [u8],
+    packet: Range<usize>,
+    inner: &Header,
+) -> Result<Range<usize>, SealError> {
     let shape = how.keys.shape();
     let stamp = if how.timestamp.is_some() { d3p::LENGTH } else { 0 };
     let front = ESP_HEADER + shape.iv + stamp;
@@ -79,12 +89,12 @@ pub fn seal(how: &Sealing<'_>, buffer: &mut [u8], packet: Range<usize>) -> Resul
         return Err(SealError::NoRoom);
     }
     let start = match how.encapsulation {
-        Encapsulation::Tunnel => put_outer(how, buffer, &inner, packet.start, esp, end)?,
+        Encapsulation::Tunnel => put_outer(how, buffer, inner, packet.start, esp, end)?,
         Encapsulation::Transport => {
             let start = packet.start.checked_sub(front + how.carrier.octets()).ok_or(SealError::NoRoom)?;
             buffer.copy_within(packet.start..packet.start + inner.length, start);
             let sealed = buffer.get_mut(start..end).ok_or(SealError::NoRoom)?;
-            rewrite(sealed, &inner, how.carrier.protocol(), end - start).ok_or(SealError::TooLong)?;
+            rewrite(sealed, inner, how.carrier.protocol(), end - start).ok_or(SealError::TooLong)?;
             start
         }
     };

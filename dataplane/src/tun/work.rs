@@ -55,6 +55,16 @@ pub struct Worker {
     reassembler: Reassembler,
     /// Second of the last answer, and answers in it.
     answers: (u64, u32),
+    /// What was decided about the last packet of the batch: those behind it are mostly of its flow.
+    known: Option<Known>,
+}
+
+/// What holds for all packets of a flow within a batch.
+struct Known {
+    flow: Header,
+    to: usize,
+    /// The SA that seals them.
+    sa: Option<Arc<Sa>>,
 }
 
 /// What a batch of packets is decided by.
@@ -95,6 +105,7 @@ impl Worker {
             cast: vec![0; BUFFER],
             reassembler: Reassembler::new(usize::from(DEVICE_MTU)),
             answers: (0, 0),
+            known: None,
         }
     }
 
@@ -116,6 +127,7 @@ impl Worker {
                 let Ok(count) = read else { break };
                 if used == 0 {
                     view.look(&shared);
+                    self.known = None;
                 }
                 for (index, size) in sizes.iter().enumerate().skip(used).take(count) {
                     self.take(&shared, &view, &mut buffers, index, HEADROOM..HEADROOM + size);
@@ -151,13 +163,24 @@ impl Worker {
         if header.destination.is_multicast() && !is_host {
             return self.multicast(shared, view, header, buffer.get(packet).unwrap_or_default());
         }
+        if let Some(Known { flow, to, .. }) = &self.known
+            && flow.is_same_flow(&header)
+        {
+            let case = Case::of(shared, view, self.zone, *to, header);
+            return case.into_iter().for_each(|case| self.pass(&case, buffers, index, packet.clone()));
+        }
+        self.known = None;
         let to = match (shared.layout.host, view.routes.behind(header.destination)) {
             (Some(host), _) if !is_host && view.routes.is_own(header.destination) => {
                 // The copy lost a hop that the packet itself did not take.
                 add_hop(buffer.get_mut(packet.clone()).unwrap_or_default());
                 Some(host)
             }
-            (_, Some(Behind::Zone(to))) => Some(to),
+            (_, Some(Behind::Zone(to))) => {
+                let pair = shared.pairs.contains_key(&(self.zone, to));
+                self.known = pair.then_some(Known { flow: header, to, sa: None });
+                Some(to)
+            }
             (_, Some(Behind::Elsewhere)) => None,
             // The main table knows no way, and another table of the host might take it past us.
             (_, None) => return,
@@ -169,16 +192,22 @@ impl Worker {
             }
             return;
         };
+        self.pass(&case, buffers, index, packet);
+    }
+
+    /// The way of a packet of a pair.
+    fn pass(&mut self, case: &Case<'_>, buffers: &mut [Vec<u8>], index: usize, packet: Range<usize>) {
         match case.way {
-            Way::Out => self.outbound(&case, buffers, index, packet),
+            Way::Out => self.outbound(case, buffers, index, packet),
             Way::In if case.is_fragment_of_esp() => {
                 // What came before leaves before: the whole is sent at once.
-                self.flush(shared, buffers);
+                self.flush(case.shared, buffers);
                 let fragment = buffers.get(index).and_then(|buffer| buffer.get(packet));
-                self.inbound_fragment(&case, fragment.unwrap_or_default());
+                self.inbound_fragment(case, fragment.unwrap_or_default());
             }
             Way::In => {
-                if let Some(clear) = self.inbound(&case, buffer, packet) {
+                let Some(buffer) = buffers.get_mut(index) else { return };
+                if let Some(clear) = self.inbound(case, buffer, packet) {
                     self.port.host(index, clear, Onward { trust: Trust::Verify, zone: case.to });
                 }
             }
@@ -266,7 +295,12 @@ impl Worker {
         let Case { shared, view, to, vpn, member, gspd, header, .. } = *case;
         let Some(buffer) = buffers.get_mut(index) else { return };
         let mut counters = lock(&member.outbound);
-        let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
+        let sa = self.known.as_ref().and_then(|known| known.sa.as_ref());
+        let (when, shape) = (view.when, member.shape);
+        let result = match sa {
+            Some(sa) => path::outbound_by(sa, &mut counters, when, shape, &header, buffer, packet.clone()),
+            None => path::outbound(gspd, &mut counters, when, shape, buffer, packet.clone()),
+        };
         match result {
             // The kernel takes no packet with an address of its own from a device.
             Ok(Passed { packet, how: How::Clear(_) }) if shared.layout.host == Some(self.zone) => {
@@ -281,8 +315,12 @@ impl Worker {
                     Carrier::Udp => self.port.host(index, packet, Onward { trust: Trust::Own, zone: to }),
                 }
                 watch(shared, &sa);
-                if sa.is_spent() {
+                let spent = sa.is_spent();
+                if spent {
                     shared.tell_spent(member, view.when.now, sa.spi);
+                }
+                if let Some(known) = &mut self.known {
+                    known.sa = Some(sa).filter(|_| !spent);
                 }
             }
             Err(Dropped::TooBig { room }) => {
@@ -291,7 +329,10 @@ impl Worker {
                 let whole = buffers.get(index).and_then(|buffer| buffer.get(packet)).unwrap_or_default();
                 self.too_big(case, whole, room);
             }
-            Err(Dropped::Spent(spi)) => shared.tell_spent(member, view.when.now, spi),
+            Err(Dropped::Spent(spi)) => {
+                self.known = None;
+                shared.tell_spent(member, view.when.now, spi);
+            }
             Err(_) => {}
         }
     }
@@ -412,15 +453,17 @@ impl<'a> Case<'a> {
     /// they are.
     fn is_fragment_of_esp(&self) -> bool {
         let header = &self.header;
-        let may_be = match header.protocol {
+        if !header.is_v4() || header.fragment == Fragment::Whole {
+            return false;
+        }
+        match header.protocol {
             protocol::ESP => true,
             protocol::UDP => {
                 self.member.shape.carrier == Carrier::Udp
                     && !matches!(self.gspd.inbound(header, self.view.when.now), Inbound::Clear(_))
             }
             _ => false,
-        };
-        header.is_v4() && header.fragment != Fragment::Whole && may_be
+        }
     }
 }
 
