@@ -31,6 +31,9 @@ use super::kek::{Kek, soft_expiry};
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
 
+/// Terms of a registration are this old at most: lives in them are longer by as much than they are.
+const TERMS_AGE: Duration = Duration::from_secs(120);
+
 /// KEKs remembered after they went.
 const GONE_KEKS: usize = 8;
 
@@ -258,9 +261,12 @@ impl Keyring {
         self.remove_due(cx);
     }
 
-    /// TEKs of a registration that a PUSH overtook: what is on its way out stays so, and where a newer TEK serves a flow
-    /// an unknown one only decrypts.
+    /// TEKs of a registration that a PUSH overtook: what is on its way out stays so, and where a TEK that lives longer serves
+    /// a flow an unknown one only decrypts.
     fn merge(&mut self, listed: Vec<(&TekPolicy, TekKey)>, activation: Duration, cx: &mut Cx<'_>) {
+        let sending: Vec<Spi> =
+            self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
+        let flows: Vec<TekPolicy> = listed.iter().map(|(tek, _)| (*tek).clone()).collect();
         for (tek, key) in listed {
             let known = self.teks.iter().find(|known| known.policy.spi == tek.spi);
             if known.is_some_and(|known| known.leaves.is_some()) {
@@ -268,9 +274,16 @@ impl Keyring {
             }
             let served = known.is_none()
                 && self.teks.iter().any(|other| {
-                    same_flow(&other.policy, tek) && other.leaves.is_none() && other.sending != Sending::Never
+                    same_flow(&other.policy, tek)
+                        && other.leaves.is_none()
+                        && other.sending != Sending::Never
+                        && other.expires + TERMS_AGE
+                            >= cx.now.at + Duration::from_secs(u64::from(tek.lifetime_seconds))
                 });
-            let at = if self.sends(tek) { cx.now.at + activation } else { cx.now.at };
+            // One that we send under and that is not listed is older than what is: the others have dropped it.
+            let open = flows.iter().any(|other| same_flow(other, tek) && sending.contains(&other.spi));
+            let waits = open || (known.is_some() && self.sends(tek));
+            let at = if waits { cx.now.at + activation } else { cx.now.at };
             self.install_tek(tek.clone(), key, (!served).then_some(at), cx);
         }
         self.activate_due(cx);

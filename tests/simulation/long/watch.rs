@@ -1,7 +1,7 @@
 //! What must hold at every moment, looked at whenever anything happened.
 //!
 //! A member counts as in step from when it holds every key the server rekeys with, until it is cut off, restarted, removed
-//! for silence, or the server dies with a PUSH to it under way: whoever is in step opens whatever others in step send.
+//! for silence, registers again, or the server dies with a PUSH to it under way: whoever is in step opens whatever others in step send.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -39,6 +39,8 @@ struct Known {
     listed: bool,
     cut: bool,
     revoked: bool,
+    /// It registered again: out of step until it has what it came for.
+    anew: bool,
     synced: bool,
     holds: BTreeSet<Spi>,
     sends: BTreeSet<Spi>,
@@ -313,9 +315,10 @@ impl Watch {
             assert!(meaning == tek.key.encryption.expose(), "seed {}: two keys of one SPI", self.seed);
         }
         let able = known.listed && !known.cut && !known.revoked && world.member_runs(index);
-        if !able {
+        if !able || std::mem::take(&mut known.anew) {
             known.synced = false;
-        } else if !known.synced && self.retold.is_none() && world.server_runs() {
+        }
+        if able && !known.synced && self.retold.is_none() && world.server_runs() {
             let mut current =
                 world.server().groups()[GROUP].teks().iter().filter(|tek| tek.retires.is_none());
             known.synced = !known.holds.is_empty() && current.all(|tek| known.holds.contains(&tek.spi));
@@ -427,7 +430,7 @@ impl Watch {
                 let index = named(member)?;
                 let known = self.known(index);
                 assert!(!known.revoked, "a revoked member registered");
-                known.listed = true;
+                (known.listed, known.anew) = (true, true);
                 return Some(index);
             }
             Event::PullCompleted { sender_ids, .. } => {

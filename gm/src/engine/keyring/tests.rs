@@ -180,6 +180,18 @@ fn terms_of_a_kek_that_is_gone_bring_nothing_and_lead_to_another_registration() 
 }
 
 #[test]
+fn who_missed_a_rekey_sends_under_the_listed_key_though_a_push_overtook_the_terms() {
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 400)]), 4).unwrap();
+    bench.begin();
+    bench.receive(&bench.push_keys(1, 6, &policy(Some(kek(2, 7200)), vec![])));
+    bench.take_told();
+    let listed = GroupPolicy { activation_delay: 9, ..policy(Some(kek(1, 7200)), vec![tek(301, 3600)]) };
+    bench.download(listed, 5).unwrap();
+    assert_eq!(bench.take_told(), "sids 8 of 300, install 301, activate 301", "300 is gone at the others");
+}
+
+#[test]
 fn a_tek_that_went_comes_back_from_older_terms_for_decryption_only() {
     let mut bench = Bench::new();
     bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 4).unwrap();
