@@ -1,54 +1,31 @@
-//! The key server's peers: floods of first messages, limits of what runs under an SA, one name for one member, and
-//! goodbyes.
+//! The key server's peers: limits of what runs under an SA, one name for one member, and goodbyes.
 
+#[path = "common/bench.rs"]
+mod bench;
 mod common;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ctl::event::Event;
-use gcks::engine::KeyServer;
-use gcks::engine::durable::{Change, Kind, Row};
-use gcks::engine::io::{Command, Input, Outcome, Output};
-use gcks::engine::settings::{GroupSettings, Settings};
+use gcks::engine::durable::Kind;
+use gcks::engine::io::{Command, Input, Outcome};
+use gcks::engine::settings::GroupSettings;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::registry::{ExchangeType, IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
-use ike::crypto::provider::{Provider, Random, default_provider, run};
+use ike::crypto::provider::Random;
 use ike::identity::IdentityRule;
-use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
-use ike::phase1::{Ends, Initiator, NONCE_LEN, PeerPolicy, Step};
+use ike::io::{Instant, Machine};
+use ike::phase1::PeerPolicy;
 use ike::protect::notify::{self, Informational};
-use ike::protect::phase2::Exchange;
 use ike::sa::IkeSa;
 
-use common::{SERVER, peer_policy};
-
-/// Peers that are never asked whether they are there.
-fn settings() -> Settings {
-    let mut settings = common::settings();
-    settings.gateways.iter_mut().for_each(|gateway| gateway.dead_peer_detection = None);
-    settings
-}
-
-/// The server with its stored rows and the datagrams it sent.
-struct Bench {
-    provider: Arc<dyn Provider>,
-    now: Now,
-    /// Wall clock at [`Instant`] zero.
-    epoch: u64,
-    server: KeyServer,
-    rows: BTreeMap<(Kind, String), Row>,
-    sent: VecDeque<Datagram>,
-    events: Vec<Event>,
-    replies: Vec<Result<Outcome, String>>,
-    settings: Settings,
-}
+use bench::{Bench, HandPull, address, hand_pull, only, phase1_as, registered, settings};
+use common::peer_policy;
 
 impl Bench {
     fn new() -> Bench {
@@ -57,105 +34,19 @@ impl Bench {
         bench
     }
 
-    /// A server that was not listened to yet.
-    fn with(settings: Settings) -> Bench {
-        let provider = default_provider();
-        let now = Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 };
-        let server = KeyServer::new(settings.clone(), Vec::new(), now, Box::new(Random(provider.clone())))
-            .expect("no rows");
-        Bench {
-            provider,
-            now,
-            epoch: now.unix_seconds - 1,
-            server,
-            rows: BTreeMap::new(),
-            sent: VecDeque::new(),
-            events: Vec::new(),
-            replies: Vec::new(),
-            settings,
-        }
-    }
-
-    fn drain(&mut self) {
-        while let Some(output) = self.server.poll() {
-            match output {
-                Output::Transmit(datagram) => self.sent.push_back(datagram),
-                Output::Multicast { .. } => {}
-                Output::Fanout { octets, to } => {
-                    for (local, peer) in to {
-                        self.sent.push_back(Datagram { local, peer, octets: octets.clone() });
-                    }
-                }
-                Output::Persist(changes) => self.persist(changes),
-                Output::Job(request) => {
-                    let done = run(self.provider.as_ref(), request.job);
-                    self.server.handle(self.now, Input::Job(JobResult { id: request.id, done }));
-                }
-                Output::Event(event) => self.events.push(event),
-                Output::Reply { result, .. } => self.replies.push(result),
-            }
-        }
-    }
-
-    fn persist(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            match change {
-                Change::Put(row) => drop(self.rows.insert((row.kind, row.key.clone()), row)),
-                Change::Remove { kind, key } => drop(self.rows.remove(&(kind, key))),
-            }
-        }
-    }
-
-    /// The server dies and starts again from what was written.
-    fn restart(&mut self) {
-        self.sent.clear();
-        let rows = self.rows.values().cloned().collect();
-        let entropy = Box::new(Random(self.provider.clone()));
-        self.server = KeyServer::new(self.settings.clone(), rows, self.now, entropy).expect("our own rows");
-        self.drain();
-    }
-
-    fn tell(&mut self, from: SocketAddr, octets: Bytes) {
-        self.server.handle(self.now, Input::Datagram(Datagram { local: SERVER, peer: from, octets }));
-        self.drain();
-    }
-
-    /// What was sent to `address`, in order.
-    fn received(&mut self, address: SocketAddr) -> Vec<Bytes> {
-        let (mine, others): (Vec<_>, Vec<_>) =
-            self.sent.drain(..).partition(|datagram| datagram.peer == address);
-        self.sent = others.into();
-        mine.into_iter().map(|datagram| datagram.octets).collect()
-    }
-
-    /// Lets time pass, stopping at each timer of the server.
-    fn pass(&mut self, time: Duration) {
-        let end = self.now.at + time;
-        while let Some(wakeup) = self.server.poll_timeout().filter(|wakeup| wakeup.at <= end) {
-            self.set(wakeup.at.max(self.now.at));
-            self.server.handle(self.now, Input::Timeout);
-            self.drain();
-        }
-        self.set(end);
-    }
-
-    fn set(&mut self, at: Instant) {
-        self.now = Now { at, unix_seconds: self.epoch + at.0 / 1_000_000 };
-    }
-
     fn command(&mut self, command: Command) -> Result<Outcome, String> {
         self.server.handle(self.now, Input::Command { ticket: 1, command });
         self.drain();
         self.replies.pop().expect("every command is answered")
     }
 
-    fn count(&self, name: &str) -> usize {
-        self.events.iter().filter(|event| event.name() == name).count()
-    }
-
     fn members(&self) -> usize {
         self.server.groups()["g1"].members().count()
     }
+}
+
+fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
+    phase1_as(bench, address, peer_policy())
 }
 
 #[test]
@@ -169,195 +60,6 @@ fn an_identity_has_a_few_sas_at_a_time_and_the_oldest_goes() {
     let left: Vec<_> = bench.server.peers().established().map(|(sa, ..)| sa.cookies).collect();
     assert_eq!((left.len(), left.contains(&oldest)), (8, false));
     assert_eq!(bench.count("phase1_deleted"), 1);
-}
-
-/// A first message of phase 1 from `address`.
-fn first_message(bench: &Bench, address: SocketAddr, policy: PeerPolicy) -> (Initiator, Bytes) {
-    let mut random = Random(bench.provider.clone());
-    let (initiator, steps) =
-        Initiator::start(policy, Ends { local: address, peer: SERVER }, false, bench.now.at, &mut random);
-    let Some(Step::Send(octets)) = steps.into_iter().next() else { panic!("no first message") };
-    (initiator, octets)
-}
-
-/// The `number`-th forged source within the configured prefix.
-fn forged(number: u16) -> SocketAddr {
-    let [high, low] = number.to_be_bytes();
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 77, high, low)), 848)
-}
-
-/// A server whose members come from anywhere in 10.0.0.0/8.
-fn wide() -> Bench {
-    let mut settings = settings();
-    settings.gateways[0].address = Some((IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8));
-    settings.groups[0].member_threshold = None;
-    let mut bench = Bench::with(settings);
-    bench.drain();
-    bench
-}
-
-/// A flood of `messages`, each from another source; the answers are lost.
-fn flood(bench: &mut Bench, messages: u16) {
-    let (_, octets) = first_message(bench, forged(0), peer_policy());
-    for number in 0..messages {
-        let mut forgery = octets.to_vec();
-        forgery[..2].copy_from_slice(&number.to_be_bytes());
-        bench.tell(forged(number), forgery.into());
-        assert!(bench.server.peers().half_open() <= 64);
-    }
-    bench.sent.clear();
-}
-
-fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
-    phase1_as(bench, address, peer_policy())
-}
-
-fn phase1_as(bench: &mut Bench, address: SocketAddr, policy: PeerPolicy) -> Option<IkeSa> {
-    negotiate(bench, address, policy, |_| {})
-}
-
-/// Phase 1 of a member whose message 3 comes after `between`.
-fn phase1_around(bench: &mut Bench, address: SocketAddr, between: impl FnOnce(&mut Bench)) -> Option<IkeSa> {
-    negotiate(bench, address, peer_policy(), between)
-}
-
-fn negotiate(
-    bench: &mut Bench,
-    address: SocketAddr,
-    policy: PeerPolicy,
-    between: impl FnOnce(&mut Bench),
-) -> Option<IkeSa> {
-    let mut random = Random(bench.provider.clone());
-    let (mut initiator, first) = first_message(bench, address, policy);
-    bench.tell(address, first);
-    let second = only(bench.received(address))?;
-    between(bench);
-    let mut todo: VecDeque<Bytes> = [second].into();
-    while let Some(octets) = todo.pop_front() {
-        let header = Header::decode(&octets).expect("the server's header");
-        let mut steps: VecDeque<Step> =
-            initiator.on_message(bench.now, &header, &octets).expect("the server's message").into();
-        while let Some(step) = steps.pop_front() {
-            match step {
-                Step::Send(octets) => bench.tell(address, octets),
-                Step::Run(job) => {
-                    let done = run(bench.provider.as_ref(), job);
-                    steps.extend(initiator.on_done(bench.now, done, &mut random).expect("our own job"));
-                }
-                Step::Established(done) => return Some(done.sa),
-            }
-        }
-        todo.extend(bench.received(address));
-    }
-    None
-}
-
-#[test]
-fn a_member_comes_back_while_ten_times_the_limit_is_forged_around_each_of_its_messages() {
-    let mut bench = wide();
-    registered(&mut bench, address(1), peer_policy());
-    bench.pass(Duration::from_secs(120));
-    assert_eq!(bench.server.peers().established().count(), 0, "known by its address, not by an SA");
-    for restarts in 0..2 {
-        flood(&mut bench, 640);
-        let sa = phase1_around(&mut bench, address(1), |bench| {
-            bench.pass(Duration::from_secs(5));
-            flood(bench, 640);
-        });
-        assert!(sa.is_some(), "after {restarts} restarts");
-        assert!(bench.count("half_open_limit") > 1000);
-        bench.restart();
-    }
-}
-
-#[test]
-fn a_stranger_is_admitted_by_a_retry_within_a_minute_and_then_has_time_for_a_round_trip() {
-    let mut bench = wide();
-    flood(&mut bench, 640);
-    let newcomer = address(9);
-    // Nobody who was admitted is thrown out before half a second, not even for this one.
-    let (_, first) = first_message(&bench, newcomer, peer_policy());
-    bench.tell(newcomer, first);
-    assert!(bench.received(newcomer).is_empty());
-    // Forgers that go on at 20 times the limit per minute.
-    let mut established = None;
-    for number in 0..12 {
-        bench.pass(Duration::from_secs(5));
-        flood(&mut bench, 16);
-        established = phase1_around(&mut bench, newcomer, |bench| {
-            bench.pass(Duration::from_millis(200));
-            flood(bench, 128);
-        });
-        if established.is_some() {
-            assert!(number < 12);
-            break;
-        }
-    }
-    assert!(established.is_some());
-}
-
-#[test]
-fn an_address_that_is_forged_does_not_push_out_who_answered_from_it() {
-    let mut bench = wide();
-    let peer = address(5);
-    let sa = phase1_around(&mut bench, peer, |bench| {
-        let (_, octets) = first_message(bench, peer, peer_policy());
-        for number in 0..40_u16 {
-            let mut forgery = octets.to_vec();
-            forgery[..2].copy_from_slice(&number.to_be_bytes());
-            bench.tell(peer, forgery.into());
-        }
-        bench.sent.clear();
-        assert!(bench.server.peers().half_open() <= 4);
-    });
-    assert!(sa.is_some());
-}
-
-/// Registers with group 1; its SA.
-fn registered(bench: &mut Bench, peer: SocketAddr, policy: PeerPolicy) -> IkeSa {
-    let mut sa = phase1_as(bench, peer, policy).expect("phase 1");
-    let mut pull = hand_pull(bench, &mut sa, 1);
-    bench.tell(peer, pull.first.clone());
-    let second = only(bench.received(peer)).expect("message 2");
-    bench.tell(peer, pull.third(&sa, &second));
-    assert_eq!(bench.received(peer).len(), 1, "message 4");
-    sa
-}
-
-fn only(received: Vec<Bytes>) -> Option<Bytes> {
-    received.into_iter().next()
-}
-
-fn address(last: u8) -> SocketAddr {
-    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 0, last)), 848)
-}
-
-/// One PULL played by hand up to where it stands.
-struct HandPull {
-    exchange: Exchange,
-    ni: [u8; NONCE_LEN],
-    first: Bytes,
-}
-
-fn hand_pull(bench: &Bench, sa: &mut IkeSa, group: u32) -> HandPull {
-    let mut random = Random(bench.provider.clone());
-    let mid = sa.fresh_message_id(&mut random);
-    let mut exchange = Exchange::new(sa, ExchangeType::GroupkeyPull, mid);
-    let ni: [u8; NONCE_LEN] = random.array();
-    let GroupId { id_type, data } = GroupId::number(group);
-    let id = Identification { id_type, protocol: 0, port: 0, data };
-    let first = exchange.seal(sa, &[], &[Payload::Nonce(ni.to_vec()), Payload::Id(id)]);
-    HandPull { exchange, ni, first }
-}
-
-impl HandPull {
-    /// Message 3 for message 2.
-    fn third(&mut self, sa: &IkeSa, second: &Bytes) -> Bytes {
-        let header = Header::decode(second).expect("a header");
-        let opened = self.exchange.open(sa, &header, second, &[&self.ni]).expect("message 2").into_inner();
-        let [Payload::Nonce(nr), Payload::GdoiSa(_)] = &opened[..] else { panic!("{opened:?}") };
-        self.exchange.seal(sa, &[&self.ni, nr], &[])
-    }
 }
 
 #[test]

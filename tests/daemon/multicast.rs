@@ -52,7 +52,9 @@ fn by_multicast_and_by_unicast() {
         lab.same_keys();
         let later = if communication_type == "both" { "unicast".to_owned() } else { group.clone() };
         let rounds = rounds(&lab, mark);
-        assert!(rounds.contains(&(later, 1)), "{communication_type}: {rounds:?}");
+        // On a busy machine the acknowledgement of the other is late, too.
+        let again = rounds.iter().skip(1).find(|(_, members)| *members >= 1);
+        assert_eq!(again.map(|(way, _)| way), Some(&later), "{communication_type}: {rounds:?}");
         let member = deaf.vpn().unwrap();
         assert!(member.statistics.push_duplicate >= 1, "both copies waited for it: one was enough");
         assert_eq!(member.statistics.push_failed, 0);

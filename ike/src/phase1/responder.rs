@@ -10,6 +10,8 @@
 //! initiator is content with it.
 
 mod aggressive;
+mod answered;
+mod state;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{Cookie, CookiePair};
 use gdoi_proto::message::{Message, Rules};
-use gdoi_proto::payload::{Identification, Payload, Sa};
+use gdoi_proto::payload::{Identification, Payload};
 use gdoi_proto::registry::{ExchangeType, NotifyType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 
@@ -35,9 +37,11 @@ use crate::retransmit::Retransmit;
 use crate::sa::{IkeSa, Role};
 
 pub use aggressive::FirstAggressive;
+pub use answered::Answered;
 
-/// Answers to one repeated message.
-const MAX_REPEATS: u32 = 10;
+use answered::MAX_REPEATS;
+use state::{Claim, State};
+
 /// Messages 5 that may fail to decrypt before the negotiation is given up.
 const MAX_FAILURES: u32 = 3;
 /// Longest first message: SAi_b must be stored.
@@ -67,79 +71,6 @@ pub struct Responder {
     failures: u32,
     retransmit: Option<Retransmit>,
     state: State,
-}
-
-/// The last message answered and its answer.
-#[derive(Debug)]
-pub struct Answered {
-    question: Bytes,
-    answer: Bytes,
-    repeats: u32,
-}
-
-impl Answered {
-    /// An answer to a question; empty while it is being worked on.
-    pub fn new(question: &[u8], answer: Bytes) -> Answered {
-        Answered { question: Bytes::copy_from_slice(question), answer, repeats: 0 }
-    }
-
-    /// The cached answer when `question` is the same octets; at most ten times.
-    pub fn repeat(&mut self, question: &[u8]) -> Option<Bytes> {
-        if self.question != question || self.repeats >= MAX_REPEATS || self.answer.is_empty() {
-            return None;
-        }
-        self.repeats += 1;
-        Some(self.answer.clone())
-    }
-
-    /// True when `question` is the one answered.
-    pub fn is_for(&self, question: &[u8]) -> bool {
-        self.question == question
-    }
-}
-
-/// What message 5 said besides its proof.
-struct Claim {
-    id: Identification,
-    initial_contact: bool,
-    question: Bytes,
-    last_block: [u8; 16],
-}
-
-enum State {
-    AwaitKe,
-    Compute { question: Bytes, ni: Vec<u8>, g_xi: Bytes, nr: [u8; NONCE_LEN] },
-    AwaitAuth { proof: Box<Proof> },
-    Verify { proof: Box<Proof>, claim: Claim },
-    Sign { proof: Box<Proof>, claim: Claim, proved: Proved },
-    ComputeFirst { answer: Sa, ni: Vec<u8>, g_xi: Bytes, nr: [u8; NONCE_LEN], id: Identification },
-    SignFirst { answer: Sa, g_xr: Vec<u8>, nr: [u8; NONCE_LEN], proof: Box<Proof>, id: Identification },
-    AwaitThird { proof: Box<Proof>, id: Identification },
-    VerifyThird { proof: Box<Proof>, claim: Claim },
-    Over,
-}
-
-impl State {
-    fn name(&self) -> &'static str {
-        match self {
-            State::AwaitKe => "AwaitKe",
-            State::Compute { .. } => "Compute",
-            State::AwaitAuth { .. } => "AwaitAuth",
-            State::Verify { .. } => "Verify",
-            State::Sign { .. } => "Sign",
-            State::ComputeFirst { .. } => "ComputeFirst",
-            State::SignFirst { .. } => "SignFirst",
-            State::AwaitThird { .. } => "AwaitThird",
-            State::VerifyThird { .. } => "VerifyThird",
-            State::Over => "Over",
-        }
-    }
-}
-
-impl std::fmt::Debug for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 impl Responder {
@@ -233,18 +164,7 @@ impl Responder {
 
     /// True once the peer answered a message of ours: it can receive at its address.
     pub fn returned(&self) -> bool {
-        match self.state {
-            State::AwaitKe
-            | State::ComputeFirst { .. }
-            | State::SignFirst { .. }
-            | State::AwaitThird { .. } => false,
-            State::Compute { .. }
-            | State::AwaitAuth { .. }
-            | State::Verify { .. }
-            | State::Sign { .. }
-            | State::VerifyThird { .. }
-            | State::Over => true,
-        }
+        self.state.returned()
     }
 
     /// True when both sides announced fragmentation.

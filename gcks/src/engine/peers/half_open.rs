@@ -1,9 +1,14 @@
 //! Negotiations not yet authenticated, within limits that hold when first messages are forged by the thousand.
 //!
 //! A newcomer over a limit takes the place of the oldest negotiation that has not shown that its peer can receive (return
-//! routability: message 3 with our cookie), and finds none when all of those are younger than [`GRACE`]: whoever was
-//! admitted has time for a round trip, however many come after it. Addresses that are known keep a part of the table to
-//! themselves, so that members come through a flood from the very prefixes that are configured.
+//! routability: message 3 with our cookie). Those whose offer is known ([`super::offers`]) go first: they come back whole.
+//! Addresses that are known keep a part of the table to themselves, so that members come through a flood from the very
+//! prefixes that are configured.
+//!
+//! Deviation: a negotiation younger than [`GRACE`] that would be lost is not evicted, and the newcomer is dropped instead.
+//! To evict the oldest always keeps each for as long as the table takes to fill; above a table of forgeries per round trip
+//! nobody would ever send message 3 in time. So a retry is admitted with a probability that falls with the rate of the
+//! flood, and who is admitted gets through. One member that did is enough for all that offer the same.
 //!
 //! Every step is a look-up in an ordered table; nothing is searched.
 
@@ -12,6 +17,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use gdoi_proto::ids::{Cookie, CookiePair};
 use ike::io::Instant;
 use ike::phase1::{Ends, Responder};
@@ -22,8 +28,6 @@ use super::super::settings::{GatewaySettings, Settings};
 pub const GRACE: Duration = Duration::from_millis(500);
 /// One in this many places is for known addresses alone.
 const RESERVE: usize = 4;
-/// Addresses remembered before the oldest are forgotten, twice over.
-const ACQUAINTANCES: usize = 65_536;
 
 /// One negotiation.
 pub struct HalfOpen {
@@ -35,9 +39,23 @@ pub struct HalfOpen {
     pub first: SocketAddr,
     /// Where the last message that fitted came along, and where answers go: with a NAT on the way the peer floats.
     pub ends: Ends,
+    /// Its message 1 without the cookies; empty when it is nothing to remember.
+    pub offer: Bytes,
     /// When it is given up.
     pub until: Instant,
     place: Place,
+}
+
+/// What is known of a negotiation that begins.
+pub struct Newcomer {
+    /// The statement it comes in by.
+    pub gateway: Arc<GatewaySettings>,
+    /// Its address is a configured or a proven one.
+    pub known: bool,
+    /// Its message 1 without the cookies; empty when it is nothing to remember.
+    pub offer: Bytes,
+    /// Its cookie brings it back: evicted, it loses nothing.
+    pub recallable: bool,
 }
 
 /// Where a negotiation stands in the tables.
@@ -47,8 +65,20 @@ struct Place {
     number: u64,
     started: Instant,
     known: bool,
+    recallable: bool,
     /// The peer answered a message of ours once.
     returned: bool,
+}
+
+impl Place {
+    /// Its queue among those that did not return.
+    fn queue(self) -> usize {
+        match (self.known, self.recallable) {
+            (false, true) => 0,
+            (false, false) => 1,
+            (true, _) => 2,
+        }
+    }
 }
 
 /// Whether a newcomer may come in.
@@ -73,8 +103,8 @@ pub struct HalfOpenTable {
     /// Of the others.
     strangers: usize,
     next: u64,
-    /// Those that did not return, oldest first: of strangers, and of known addresses.
-    silent: [BTreeMap<u64, CookiePair>; 2],
+    /// Those that did not return, oldest first: of strangers that lose nothing, of other strangers, of known addresses.
+    silent: [BTreeMap<u64, CookiePair>; 3],
     /// The same by source.
     silent_here: BTreeSet<(IpAddr, u64)>,
 }
@@ -99,7 +129,7 @@ impl HalfOpenTable {
             per_source: BTreeMap::new(),
             strangers: 0,
             next: 0,
-            silent: [BTreeMap::new(), BTreeMap::new()],
+            silent: [const { BTreeMap::new() }; 3],
             silent_here: BTreeSet::new(),
         }
     }
@@ -142,67 +172,67 @@ impl HalfOpenTable {
         self.by_first.get(&(initiator, peer)).copied()
     }
 
-    /// Whether `peer` may begin a negotiation at `now`. `known`: its address is a configured or a proven one.
-    pub fn room(&self, now: Instant, peer: SocketAddr, known: bool) -> Room {
+    /// Whether there is room for `peer` at `now`. `known`: its address is a configured or a proven one. `returned`: it
+    /// answered us; then nobody who did not has a grace.
+    pub fn room(&self, now: Instant, peer: SocketAddr, known: bool, returned: bool) -> Room {
         let source = source(peer);
-        let [strangers, acquainted] = &self.silent;
-        let (of_strangers, of_known) = (strangers.first_key_value(), acquainted.first_key_value());
+        let grace = if returned { Duration::ZERO } else { GRACE };
+        let [whole, strangers, acquainted] = &self.silent;
         let victim = if self.per_source.get(&source).is_some_and(|here| *here >= self.limit_per_source) {
             let oldest = self.silent_here.range((source, 0)..=(source, u64::MAX)).next();
-            let oldest =
-                oldest.and_then(|(_, number)| strangers.get(number).or_else(|| acquainted.get(number)));
-            oldest.map(|cookies| (cookies, GRACE))
+            oldest.and_then(|(_, number)| {
+                let whole = whole.get(number).map(|cookies| (*cookies, Duration::ZERO));
+                whole.or_else(|| Some((*strangers.get(number).or_else(|| acquainted.get(number))?, grace)))
+            })
         } else if self.len() < self.limit && (known || self.strangers < self.limit - self.limit / RESERVE) {
             return Room::Free;
-        } else if known {
-            // Strangers give way to the known at once.
-            let stranger = of_strangers.map(|(_, cookies)| (cookies, Duration::ZERO));
-            stranger.or(of_known.map(|(_, cookies)| (cookies, GRACE)))
         } else {
-            of_strangers.map(|(_, cookies)| (cookies, GRACE))
+            // Strangers give way to the known at once.
+            let wait = if known { Duration::ZERO } else { grace };
+            let first = |queue: &BTreeMap<u64, CookiePair>| queue.first_key_value().map(|(_, it)| *it);
+            let whole = first(whole).map(|cookies| (cookies, Duration::ZERO));
+            let stranger = || first(strangers).map(|cookies| (cookies, wait));
+            let acquainted = || first(acquainted).filter(|_| known).map(|cookies| (cookies, grace));
+            whole.or_else(stranger).or_else(acquainted)
         };
-        let ripe = |(cookies, grace): &(&CookiePair, Duration)| {
-            self.table.get(*cookies).is_some_and(|half| now.since(half.place.started) >= *grace)
+        let ripe = |(cookies, wait): &(CookiePair, Duration)| {
+            self.table.get(cookies).is_some_and(|half| now.since(half.place.started) >= *wait)
         };
-        victim.filter(ripe).map_or(Room::None, |(cookies, _)| Room::Instead(*cookies))
+        victim.filter(ripe).map_or(Room::None, |(cookies, _)| Room::Instead(cookies))
     }
 
     /// Adds one that found room; when it is given up.
-    pub fn insert(
-        &mut self,
-        now: Instant,
-        ends: Ends,
-        responder: Responder,
-        gateway: Arc<GatewaySettings>,
-        known: bool,
-    ) -> Instant {
+    pub fn insert(&mut self, now: Instant, ends: Ends, responder: Responder, newcomer: Newcomer) -> Instant {
+        let Newcomer { gateway, known, offer, recallable } = newcomer;
         let cookies = responder.cookies();
         let (number, until, first) = (self.next, now + self.timeout, ends.peer);
         self.next += 1;
-        let place = Place { number, started: now, known, returned: false };
+        let place = Place { number, started: now, known, recallable, returned: false };
         self.by_first.insert((cookies.initiator, first), cookies);
         *self.per_source.entry(source(first)).or_default() += 1;
         self.strangers += usize::from(!known);
-        self.silent_of(known).insert(number, cookies);
+        self.silent_at(place).insert(number, cookies);
         self.silent_here.insert((source(first), number));
-        self.table.insert(cookies, Box::new(HalfOpen { responder, gateway, first, ends, until, place }));
+        self.table
+            .insert(cookies, Box::new(HalfOpen { responder, gateway, first, ends, offer, until, place }));
         until
     }
 
-    fn silent_of(&mut self, known: bool) -> &mut BTreeMap<u64, CookiePair> {
-        let [strangers, acquainted] = &mut self.silent;
-        if known { acquainted } else { strangers }
+    fn silent_at(&mut self, place: Place) -> &mut BTreeMap<u64, CookiePair> {
+        &mut self.silent[place.queue()]
     }
 
-    /// Notes whether the peer showed that it can receive: once it did, it is not evicted.
-    pub fn settle(&mut self, cookies: &CookiePair) {
-        let Some(half) = self.table.get_mut(cookies) else { return };
-        if half.responder.returned() && !half.place.returned {
+    /// Notes whether the peer showed that it can receive: once it did, it is not evicted. True when it just did.
+    pub fn settle(&mut self, cookies: &CookiePair) -> bool {
+        let Some(half) = self.table.get_mut(cookies) else { return false };
+        let settles = half.responder.returned() && !half.place.returned;
+        if settles {
             half.place.returned = true;
             let (place, source) = (half.place, source(half.first));
-            self.silent_of(place.known).remove(&place.number);
+            self.silent_at(place).remove(&place.number);
             self.silent_here.remove(&(source, place.number));
         }
+        settles
     }
 
     /// Takes one out.
@@ -210,7 +240,7 @@ impl HalfOpenTable {
         let half = self.table.remove(cookies)?;
         let (place, source) = (half.place, source(half.first));
         self.by_first.remove(&(cookies.initiator, half.first));
-        self.silent_of(place.known).remove(&place.number);
+        self.silent_at(place).remove(&place.number);
         self.silent_here.remove(&(source, place.number));
         self.strangers -= usize::from(!place.known);
         if let Some(count) = self.per_source.get_mut(&source) {
@@ -223,28 +253,6 @@ impl HalfOpenTable {
     }
 }
 
-/// Addresses where somebody proved an identity: members, of this life of the server and of the one before.
-#[derive(Debug, Default)]
-pub struct Acquaintances {
-    recent: BTreeSet<IpAddr>,
-    older: BTreeSet<IpAddr>,
-}
-
-impl Acquaintances {
-    /// Remembers an address; the least recent are forgotten in bulk.
-    pub fn meet(&mut self, address: IpAddr) {
-        if self.recent.len() >= ACQUAINTANCES && !self.recent.contains(&address) {
-            self.older = std::mem::take(&mut self.recent);
-        }
-        self.recent.insert(address);
-    }
-
-    /// True when it is remembered.
-    pub fn knows(&self, address: IpAddr) -> bool {
-        self.recent.contains(&address) || self.older.contains(&address)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,17 +262,5 @@ mod tests {
         let source = |text: &str| source(text.parse().unwrap()).to_string();
         assert_eq!(source("[2001:db8::1:2:3:4]:848"), "2001:db8::");
         assert_eq!(source("192.0.2.7:848"), "192.0.2.7");
-    }
-
-    #[test]
-    fn acquaintances_are_many_and_never_more_than_twice_the_bound() {
-        let mut known = Acquaintances::default();
-        let address = |number: u32| IpAddr::from(number.to_be_bytes());
-        for number in 0..u32::try_from(ACQUAINTANCES).unwrap() * 3 {
-            known.meet(address(number));
-            assert!(known.recent.len() <= ACQUAINTANCES && known.older.len() <= ACQUAINTANCES);
-            assert!(known.knows(address(number)));
-        }
-        assert!(!known.knows(address(0)));
     }
 }
