@@ -2,11 +2,9 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use config::Gcks;
-use ike::crypto::provider::{Provider, default_provider};
-use ike::io::Entropy;
+use ike::crypto::provider::{Random, default_provider};
 use runtime::clock::Clock;
 use runtime::lock::{LockError, StateLock};
 use thiserror::Error;
@@ -52,14 +50,6 @@ impl StateError {
             | StateError::Declined
             | StateError::Terminal(_) => 3,
         }
-    }
-}
-
-struct Random(Arc<dyn Provider>);
-
-impl Entropy for Random {
-    fn fill(&mut self, out: &mut [u8]) {
-        self.0.fill(out);
     }
 }
 

@@ -306,20 +306,18 @@ impl Group {
         self.out.push_back(GroupOutput::Event(event));
     }
 
+    /// Counts and tells that somebody may not register.
+    pub(super) fn refuse(&mut self, asker: &Asker, reason: String) {
+        self.counters.pulls_unauthorised += 1;
+        self.event(asker.refused(self.settings.name.clone(), reason));
+    }
+
     /// May this identity know the policy (message 1)? Nothing changes here (RFC 6407 section 3.2).
     pub fn on_policy_ask(&mut self, now: Now, asker: &Asker) -> PolicyAnswer {
         if !self.settings.gateways.contains(&asker.gateway.name) {
-            self.counters.pulls_unauthorised += 1;
-            self.event(Event::PullRefused {
-                peer: asker.peer.to_string(),
-                identity: asker.identity.to_string(),
-                group: self.settings.name.clone(),
-                reason: format!(
-                    "gateway {} (line {}) is not among the group's ike-gateways",
-                    asker.gateway.name, asker.gateway.line
-                ),
-                gateway: asker.gateway.name.clone(),
-            });
+            let Asker { gateway, .. } = asker;
+            let (name, line) = (&gateway.name, gateway.line);
+            self.refuse(asker, format!("gateway {name} (line {line}) is not among the group's ike-gateways"));
             return PolicyAnswer::Refused(NotifyType::InvalidIdInformation);
         }
         if self.revoked.contains_key(&asker.identity) {

@@ -220,19 +220,11 @@ impl Group {
         let Some(end) = asker.gateway.valid_until.filter(|_| asker.gateway.is_over(now.unix_seconds)) else {
             return false;
         };
-        self.counters.pulls_unauthorised += 1;
-        self.event(Event::PullRefused {
-            peer: asker.peer.to_string(),
-            identity: asker.identity.to_string(),
-            group: self.settings.name.clone(),
-            reason: format!(
-                "its membership ended at {}: valid-until of gateway {} (line {})",
-                rfc3339(end),
-                asker.gateway.name,
-                asker.gateway.line
-            ),
-            gateway: asker.gateway.name.clone(),
-        });
+        let (end, name, line) = (rfc3339(end), &asker.gateway.name, asker.gateway.line);
+        self.refuse(
+            asker,
+            format!("its membership ended at {end}: valid-until of gateway {name} (line {line})"),
+        );
         true
     }
 }

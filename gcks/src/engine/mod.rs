@@ -306,23 +306,28 @@ impl KeyServer {
             self.groups = groups;
             while let Some(output) = self.peers.poll() {
                 quiet = false;
-                match output {
-                    PeerOutput::Transmit(local, peer, octets) => {
-                        self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
-                    }
-                    PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
-                    PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
-                    PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
-                    PeerOutput::Ask(ask) => {
-                        self.on_ask(now, ask);
-                        // A join persists before its message 4 may leave: take the group's wishes first.
-                        break;
-                    }
+                let asks = matches!(output, PeerOutput::Ask(_));
+                self.on_peer_output(now, output);
+                if asks {
+                    // A join persists before its message 4 may leave: take the group's wishes first.
+                    break;
                 }
             }
             if quiet {
                 return;
             }
+        }
+    }
+
+    fn on_peer_output(&mut self, now: Now, output: PeerOutput) {
+        match output {
+            PeerOutput::Transmit(local, peer, octets) => {
+                self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
+            }
+            PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
+            PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
+            PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
+            PeerOutput::Ask(ask) => self.on_ask(now, ask),
         }
     }
 
@@ -351,13 +356,8 @@ impl KeyServer {
                 let answer = match known {
                     Some(group) => group.on_policy_ask(now, &asker),
                     None => {
-                        self.out.push_back(Output::Event(Event::PullRefused {
-                            peer: asker.peer.to_string(),
-                            identity: asker.identity.to_string(),
-                            group: id.to_string(),
-                            reason: "no such group".to_owned(),
-                            gateway: asker.gateway.name.clone(),
-                        }));
+                        let refused = asker.refused(id.to_string(), "no such group".to_owned());
+                        self.out.push_back(Output::Event(refused));
                         // The same answer as for "not authorised": groups cannot be probed.
                         PolicyAnswer::Refused(NotifyType::InvalidIdInformation)
                     }
@@ -386,15 +386,7 @@ impl KeyServer {
                         }
                         self.peers.answer_join(name, Some(keys));
                         while let Some(output) = self.peers.poll() {
-                            match output {
-                                PeerOutput::Transmit(local, peer, octets) => {
-                                    self.out.push_back(Output::Transmit(Datagram { local, peer, octets }));
-                                }
-                                PeerOutput::Job(cookies, job) => self.admit(now, cookies, job),
-                                PeerOutput::Event(event) => self.out.push_back(Output::Event(event)),
-                                PeerOutput::Moved(identity, moved) => self.on_moved(&identity, moved),
-                                PeerOutput::Ask(ask) => self.on_ask(now, ask),
-                            }
+                            self.on_peer_output(now, output);
                         }
                         for output in after {
                             self.on_group_output(&known, output);

@@ -79,6 +79,19 @@ pub struct Asker {
     pub certificate: Option<Arc<PeerCertificate>>,
 }
 
+impl Asker {
+    /// Tells that it does not get into a group.
+    pub(super) fn refused(&self, group: String, reason: String) -> Event {
+        Event::PullRefused {
+            peer: self.peer.to_string(),
+            identity: self.identity.to_string(),
+            group,
+            reason,
+            gateway: self.gateway.name.clone(),
+        }
+    }
+}
+
 /// A question to a group.
 #[derive(Debug)]
 pub enum Ask {

@@ -118,14 +118,8 @@ impl Group {
     }
 
     pub(super) fn refuse_revoked(&mut self, asker: &Asker) {
-        self.counters.pulls_unauthorised += 1;
-        self.event(Event::PullRefused {
-            peer: asker.peer.to_string(),
-            identity: asker.identity.to_string(),
-            group: self.settings.name.clone(),
-            reason: "revoked by the operator; `gdoictl server unrevoke` lets it in again".to_owned(),
-            gateway: asker.gateway.name.clone(),
-        });
+        let reason = "revoked by the operator; `gdoictl server unrevoke` lets it in again";
+        self.refuse(asker, reason.to_owned());
     }
 
     /// A rekey can be signed, or the group has none.

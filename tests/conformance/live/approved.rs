@@ -1,7 +1,6 @@
 //! What is never chosen, whatever a gateway statement allows: algorithms that are too old, and with `approved-only`
 //! everything outside its list. And what is logged when `allow-legacy` lets something in.
 
-use std::sync::Arc;
 
 use bytes::Bytes;
 use ctl::event::Event;
@@ -30,18 +29,6 @@ fn taking(suites: &[Suite]) -> PeerPolicy {
     let offer = policy.offers[0];
     policy.offers = suites.iter().map(|suite| ike::phase1::Offer { suite: *suite, ..offer }).collect();
     policy
-}
-
-fn server(policy: PeerPolicy) -> Gcks {
-    let mut settings = super::gcks::settings();
-    settings.gateways[0].policy = Arc::new(policy);
-    Gcks::with(settings)
-}
-
-fn member(policy: PeerPolicy) -> Gm {
-    let mut settings = super::gm::settings();
-    settings.gateways[0].policies = vec![policy];
-    Gm::with(settings, 1)
 }
 
 /// A first message whose transform has these values instead.
@@ -80,7 +67,7 @@ fn refuses(gcks: &mut Gcks, octets: &Bytes) -> bool {
 #[test]
 fn des_3des_md5_small_groups_and_encryption_as_proof_are_never_chosen_even_where_sha1_is() {
     let sha1 = Suite { hash: Hash::Sha1, ..suite() };
-    let mut gcks = server(taking(&[suite(), sha1]));
+    let mut gcks = Gcks::by(taking(&[suite(), sha1]));
     let too_old: [&[(u16, u16)]; 14] = [
         &[(ENCRYPTION, 1)],            // DES
         &[(ENCRYPTION, 2)],            // IDEA
@@ -102,7 +89,7 @@ fn des_3des_md5_small_groups_and_encryption_as_proof_are_never_chosen_even_where
     }
     assert!(!refuses(&mut gcks, &first(100, &[(HASH, 2)])), "SHA-1 is allowed here");
     assert!(!refuses(&mut gcks, &first(101, &[])));
-    let mut strict = server(taking(&[suite()]));
+    let mut strict = Gcks::by(taking(&[suite()]));
     assert!(refuses(&mut strict, &first(1, &[(HASH, 2)])), "and not where it is not");
 }
 
@@ -111,7 +98,7 @@ fn approved_only_refuses_an_offer_that_its_gateway_would_allow() {
     let curve = Suite { group: DhGroup::Curve25519, ..suite() };
     let sha1 = Suite { hash: Hash::Sha1, ..suite() };
     let all = taking(&[curve, sha1, suite()]);
-    let (mut loose, mut strict) = (server(all.clone()), server(all.approved_only()));
+    let (mut loose, mut strict) = (Gcks::by(all.clone()), Gcks::by(all.approved_only()));
     for outside in [(GROUP, 31), (HASH, 2)] {
         assert!(!refuses(&mut loose, &first(1, &[outside])), "{outside:?}");
         assert!(refuses(&mut strict, &first(1, &[outside])), "{outside:?}");
@@ -127,14 +114,14 @@ fn approved_only_refuses_an_offer_that_its_gateway_would_allow() {
     }
     assert!(!refuses(&mut strict, &first(2, &[])));
     // With nothing left it takes nothing.
-    let mut none = server(taking(&[curve]).approved_only());
+    let mut none = Gcks::by(taking(&[curve]).approved_only());
     assert!(refuses(&mut none, &first(1, &[(GROUP, 31)])));
 }
 
 #[test]
 fn an_approved_only_member_offers_nothing_outside() {
     let curve = Suite { group: DhGroup::Curve25519, ..suite() };
-    let mut gm = member(taking(&[curve, suite()]).approved_only());
+    let mut gm = Gm::by(taking(&[curve, suite()]).approved_only(), 1);
     let offer = offered(&only(gm.take()));
     let groups: Vec<_> = offer.proposals[0].transforms.iter().map(|it| it.attributes[3].integer()).collect();
     assert_eq!(groups, [Some(19)]);
@@ -144,9 +131,9 @@ fn an_approved_only_member_offers_nothing_outside() {
 fn each_use_of_sha1_is_logged_by_both_sides_and_no_use_of_sha_2_is() {
     let sha1 = Suite { hash: Hash::Sha1, ..suite() };
     for (suite, times) in [(sha1, 2), (suite(), 0)] {
-        let mut gcks = server(taking(&[suite]));
+        let mut gcks = Gcks::by(taking(&[suite]));
         for _ in 0..2 {
-            let mut gm = member(taking(&[suite]));
+            let mut gm = Gm::by(taking(&[suite]), 1);
             talk(&mut gcks, &mut gm);
             assert_eq!((gm.count("phase1_established"), gm.count("legacy_algorithm")), (1, times / 2));
         }

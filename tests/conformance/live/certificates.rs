@@ -105,18 +105,6 @@ fn policy(own: OwnCertificate, trust: Trust, local: &str, remote: &str) -> PeerP
     policy
 }
 
-fn server(policy: PeerPolicy) -> Gcks {
-    let mut settings = super::gcks::settings();
-    settings.gateways[0].policy = Arc::new(policy);
-    Gcks::with(settings)
-}
-
-fn member(policy: PeerPolicy) -> Gm {
-    let mut settings = super::gm::settings();
-    settings.gateways[0].policies = vec![policy];
-    Gm::with(settings, 1)
-}
-
 /// One certificate that must not pass.
 struct Case {
     name: &'static str,
@@ -245,7 +233,7 @@ fn meet(case: &Case, server_checks: bool, mode: Verification) -> (Gcks, Gm) {
     let trust = Trust::new(vec![good.der().to_vec()], Vec::new(), Verification::Enforce).expect("trust");
     let shows = policy(case.shown.clone(), trust, SHOWN, CHECKS);
     let (at_server, at_member) = if server_checks { (checks, shows) } else { (shows, checks) };
-    let (mut gcks, mut gm) = (server(at_server), member(at_member));
+    let (mut gcks, mut gm) = (Gcks::by(at_server), Gm::by(at_member, 1));
     talk(&mut gcks, &mut gm);
     (gcks, gm)
 }
@@ -319,7 +307,7 @@ fn the_calendar_shows_what_the_server_holds_and_which_anchor_a_member_chains_to(
     let mut params = end(SHOWN);
     params.not_after = date_time_ymd(2027, 2, 1);
     let at_member = policy(own(&params, &new, &[]), trust, SHOWN, CHECKS);
-    let (mut gcks, mut gm) = (server(at_server), member(at_member));
+    let (mut gcks, mut gm) = (Gcks::by(at_server), Gm::by(at_member, 1));
     talk(&mut gcks, &mut gm);
     let shown = gcks.engine.snapshot(gcks.now, false);
     let seen: Vec<_> = shown.certificates.iter().map(|it| (it.kind.as_str(), it.subject.as_str())).collect();

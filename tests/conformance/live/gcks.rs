@@ -14,6 +14,7 @@ use gdoi_sim::provider::SeededEntropy;
 use gdoi_sim::world::{GROUP, SERVER, Timing, server_settings};
 use ike::crypto::provider::{Provider, default_provider, run};
 use ike::io::{Datagram, Entropy, Instant, JobResult, Machine, Now};
+use ike::phase1::PeerPolicy;
 
 /// The engine, its clock, and everything it wanted so far.
 pub struct Gcks {
@@ -38,6 +39,13 @@ impl Gcks {
 
     pub fn with(settings: Settings) -> Gcks {
         Gcks::random(settings, Box::new(SeededEntropy::new(1)))
+    }
+
+    /// A server whose phase 1 is by this policy.
+    pub fn by(policy: PeerPolicy) -> Gcks {
+        let mut settings = settings();
+        settings.gateways[0].policy = Arc::new(policy);
+        Gcks::with(settings)
     }
 
     /// A server with randomness of the test's choice.

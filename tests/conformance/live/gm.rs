@@ -18,9 +18,9 @@ use gm::engine::settings::Settings;
 use ike::crypto::provider::{Provider, default_provider, run};
 use ike::identity::address_identity;
 use ike::io::{Datagram, Instant, JobResult, Machine, Now};
-use ike::phase1::VENDOR_DPD;
 use ike::phase1::auth::{Basis, Facts, Proof};
 use ike::phase1::messages::{self, Extras, Heard};
+use ike::phase1::{PeerPolicy, VENDOR_DPD};
 use ike::sa::{IkeSa, Role};
 
 use super::gcks::Gcks;
@@ -53,6 +53,13 @@ pub fn local() -> SocketAddr {
 impl Gm {
     pub fn new() -> Gm {
         Gm::with(settings(), 1)
+    }
+
+    /// A member whose phase 1 is by this policy.
+    pub fn by(policy: PeerPolicy, seed: u64) -> Gm {
+        let mut settings = settings();
+        settings.gateways[0].policies = vec![policy];
+        Gm::with(settings, seed)
     }
 
     pub fn with(settings: Settings, seed: u64) -> Gm {

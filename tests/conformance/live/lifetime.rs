@@ -1,6 +1,5 @@
 //! The end of a phase 1: both sides let it go, no group key goes with it, and who needs another makes one.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use gdoi_proto::message::Dialect;
@@ -12,17 +11,18 @@ use super::exchanges;
 use super::gcks::Gcks;
 use super::gm::{Gm, local, talk};
 
-#[test]
-fn when_phase_1_ends_the_keys_stay_in_use_and_the_next_registration_makes_a_new_one() {
+/// A server and its member, whose phase 1 has a life of 40 s and is new.
+fn registered() -> (Gcks, Gm) {
     let mut policy = peer_policy(Dialect::STRICT);
     policy.offers[0].lifetime = Duration::from_secs(40);
-    let mut settings = super::gcks::settings();
-    settings.gateways[0].policy = Arc::new(policy.clone());
-    let mut gcks = Gcks::with(settings);
-    let mut settings = super::gm::settings();
-    settings.gateways[0].policies = vec![policy];
-    let mut gm = Gm::with(settings, 7);
+    let (mut gcks, mut gm) = (Gcks::by(policy.clone()), Gm::by(policy, 7));
     talk(&mut gcks, &mut gm);
+    (gcks, gm)
+}
+
+#[test]
+fn when_phase_1_ends_the_keys_stay_in_use_and_the_next_registration_makes_a_new_one() {
+    let (mut gcks, mut gm) = registered();
     assert_eq!((gcks.peers(), gcks.members(), gm.installed), ((0, 1), 1, 1));
 
     let pass = |gcks: &mut Gcks, gm: &mut Gm, seconds| {
@@ -51,15 +51,7 @@ fn when_phase_1_ends_the_keys_stay_in_use_and_the_next_registration_makes_a_new_
 
 #[test]
 fn a_registration_near_the_end_of_phase_1_makes_the_new_one_before_and_ends_the_old_one_with_a_delete() {
-    let mut policy = peer_policy(Dialect::STRICT);
-    policy.offers[0].lifetime = Duration::from_secs(40);
-    let mut settings = super::gcks::settings();
-    settings.gateways[0].policy = Arc::new(policy.clone());
-    let mut gcks = Gcks::with(settings);
-    let mut settings = super::gm::settings();
-    settings.gateways[0].policies = vec![policy];
-    let mut gm = Gm::with(settings, 7);
-    talk(&mut gcks, &mut gm);
+    let (mut gcks, mut gm) = registered();
     for (seconds, negotiated) in [(25, 1), (7, 2)] {
         gcks.pass(Duration::from_secs(seconds));
         gm.pass(Duration::from_secs(seconds));
