@@ -48,7 +48,7 @@ pub struct Member {
     pub observe_socket: PathBuf,
     /// Default `/run/gm/control.sock`.
     pub control_socket: PathBuf,
-    /// Unix datagram socket that gets one JSON line per key change.
+    /// Unix datagram socket that gets one JSON line per key change; default none.
     pub notify_socket: Option<PathBuf>,
     /// Group that may open the observe socket; empty: root only.
     pub socket_group: String,

@@ -25,7 +25,7 @@ pub struct Group {
     pub gateways: Vec<String>,
     /// Most members; none: no limit.
     pub member_threshold: Option<u32>,
-    /// Window of IP-D3P in milliseconds.
+    /// Window of IP-D3P in milliseconds, 1-60000; none: packets carry no time.
     pub anti_replay_time_window_ms: Option<u32>,
     /// 8, 12 or 16 (default).
     pub sender_id_bits: u8,

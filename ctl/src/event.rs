@@ -1,4 +1,4 @@
-//! What happens, as one enum: logs, `watch`, metrics and the golden test traces all speak it.
+//! What happens, as one enum: logs, `watch`, the audit log and the golden test traces all speak it.
 //!
 //! A variant is written once, in the table below: its JSON name, its level, its fields and its line for people. Fields
 //! are texts and numbers: a group by name, a member by identity, an SPI as `0x…`, an address as `address:port`. Texts

@@ -376,6 +376,14 @@ mod tests {
         assert_eq!(Header::read(&packet), Err(Malformed::Extensions));
     }
 
+    #[test]
+    fn what_no_router_forwards_is_told_from_the_rest() {
+        let header = Header::read(&v4()).unwrap();
+        let stays = |to: &str| Header { destination: to.parse().unwrap(), ..header }.is_link_local();
+        assert!(["224.0.0.22", "ff02::16", "ff01::1", "ff12::5", "fe80::1"].into_iter().all(stays));
+        assert!(!["224.0.1.1", "239.1.1.1", "ff05::2", "ff0e::7", "192.0.2.1"].into_iter().any(stays));
+    }
+
     proptest! {
         #[test]
         fn no_octets_make_it_panic(mut packet in proptest::collection::vec(any::<u8>(), 0..120), version in 0u8..3) {

@@ -202,32 +202,22 @@ pub fn outbound(
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let result = decide_and_seal(gspd, when, shape, buffer, packet);
-    counters.count(result)
-}
-
-fn decide_and_seal(
-    gspd: &Gspd,
-    when: When,
-    shape: Shape,
-    buffer: &mut [u8],
-    packet: Range<usize>,
-) -> Result<Passed, Dropped> {
-    let header = Header::read(buffer.get(packet.clone()).unwrap_or_default()).map_err(Dropped::Malformed)?;
-    match gspd.outbound(&header, when.now) {
-        Outbound::Clear(why) => Ok(Passed { packet, how: How::Clear(why) }),
-        Outbound::Drop(why) => Err(Dropped::Blocked(why)),
-        Outbound::Seal(sa) => seal_if_it_fits(sa, when, shape, &header, buffer, packet),
+    match Header::read(buffer.get(packet.clone()).unwrap_or_default()) {
+        Ok(header) => {
+            let decided = gspd.outbound(&header, when.now);
+            outbound_by(decided, counters, when, shape, &header, buffer, packet)
+        }
+        Err(why) => counters.count(Err(Dropped::Malformed(why))),
     }
 }
 
-/// What goes out by an SA that was decided for a packet of the same flow at the same moment. `header` is that of the
-/// packet.
+/// What goes out by a decision that was made at the same moment for this packet, or one of its flow. `header` is that of
+/// the packet.
 ///
 /// # Errors
 /// As [`outbound`].
 pub fn outbound_by(
-    sa: &Arc<Sa>,
+    decided: Outbound<'_>,
     counters: &mut Counters,
     when: When,
     shape: Shape,
@@ -235,24 +225,20 @@ pub fn outbound_by(
     buffer: &mut [u8],
     packet: Range<usize>,
 ) -> Result<Passed, Dropped> {
-    let result = seal_if_it_fits(sa, when, shape, header, buffer, packet);
+    let result = match decided {
+        Outbound::Clear(why) => Ok(Passed { packet, how: How::Clear(why) }),
+        Outbound::Drop(why) => Err(Dropped::Blocked(why)),
+        Outbound::Seal(sa) => {
+            let stamped = sa.delay_detection.is_some();
+            let room =
+                esp::room(sa.keys.shape(), sa.encapsulation, shape.carrier, header, stamped, shape.mtu);
+            match header.total > room {
+                true => Err(Dropped::TooBig { room }),
+                false => seal(sa, when, shape, header, buffer, packet),
+            }
+        }
+    };
     counters.count(result)
-}
-
-fn seal_if_it_fits(
-    sa: &Arc<Sa>,
-    when: When,
-    shape: Shape,
-    header: &Header,
-    buffer: &mut [u8],
-    packet: Range<usize>,
-) -> Result<Passed, Dropped> {
-    let stamped = sa.delay_detection.is_some();
-    let room = esp::room(sa.keys.shape(), sa.encapsulation, shape.carrier, header, stamped, shape.mtu);
-    if header.total > room {
-        return Err(Dropped::TooBig { room });
-    }
-    seal(sa, when, shape, header, buffer, packet)
 }
 
 /// Seals one fragment of a packet that was [`Dropped::TooBig`] with the SA of the whole.

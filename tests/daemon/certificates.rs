@@ -1,8 +1,6 @@
 //! Certificates on real daemons, exchanged by SIGHUP: from one trust anchor to the next with members on both, and a
 //! revocation list.
 
-use std::os::unix::fs::PermissionsExt;
-
 use ctl::control::Request;
 use ctl::event::Event;
 use gdoi_lab::daemon::{Daemon, Mark};
@@ -34,9 +32,7 @@ fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
     params.distinguished_name.push(DnType::CommonName, host);
     params.serial_number = Some(serial(host));
     std::fs::write(site.path(&format!("{host}.pem")), params.signed_by(&key, issuer).unwrap().pem()).unwrap();
-    let secret = site.path(&format!("{host}.key"));
-    std::fs::write(&secret, key.serialize_pem()).unwrap();
-    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
+    site.write_secret(&format!("{host}.key"), &key.serialize_pem()).unwrap();
     replace(site, host, "\"pre-shared-keys\"", "\"ecdsa-signatures-256\"");
     let own = format!(
         "certificates = [{{ certificate = \"{host}.pem\", private-key = {{ file = \"{host}.key\" }} }}]\n\

@@ -77,12 +77,7 @@ fn after_a_restore_members_register_again_under_keys_and_numbers_made_anew() {
 fn secrets(group: &GroupView) -> Vec<Vec<u8>> {
     let keks = group.kek.iter().filter_map(|kek| kek.key_hex.clone());
     let shown = keks.chain(group.teks.iter().filter_map(|tek| tek.key_hex.clone()));
-    shown.flat_map(|text| [octets(&text), text.into_bytes()]).collect()
-}
-
-fn octets(text: &str) -> Vec<u8> {
-    let pairs = text.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap());
-    pairs.map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect()
+    shown.flat_map(|text| [hex::decode(&text).unwrap(), text.into_bytes()]).collect()
 }
 
 fn contains(file: &[u8], secret: &[u8]) -> bool {

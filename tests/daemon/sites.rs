@@ -491,7 +491,7 @@ fn own_traffic() {
     let after: Vec<Packet> =
         ground.wire.frames()[before..].iter().filter_map(|frame| packet(frame)).collect();
     assert!(after.iter().all(|packet| packet.protocol != 1), "{after:#?}");
-    // A route of this machine that is not towards the pair is none of our business: its key server answers.
+    // Released, it speaks as before.
     let (code, said) = crate::traffic::runs(&mut ground.site.gmd(MEMBERS[0], "--release"));
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(ground.network().steering(MEMBERS[0]).unwrap(), Vec::<String>::new());

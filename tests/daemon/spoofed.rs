@@ -26,9 +26,8 @@ fn spoofed_spis_drive_no_registration_and_stop_no_traffic() {
 
 /// Resident octets of a daemon.
 fn resident(daemon: &Daemon) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    let kibibytes = daemon.status("VmRSS").unwrap();
+    kibibytes.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
 fn unknown(member: &Daemon) -> u64 {

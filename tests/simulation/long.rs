@@ -73,8 +73,7 @@ fn settings(plan: Plan) -> Settings {
 impl Run {
     fn new(plan: Plan) -> Run {
         let settings = settings(plan);
-        let mut world = World::configured(plan.seed, Weather::bad(10), settings.clone());
-        world.trace.quiet = true;
+        let world = World::configured(plan.seed, Weather::bad(10), settings.clone());
         let mut run = Run {
             watch: Watch::new(plan.seed, &settings),
             dice: SeededEntropy::new(plan.seed ^ 0x5eed),

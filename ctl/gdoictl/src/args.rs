@@ -228,24 +228,6 @@ pub enum ServerShow {
     },
 }
 
-impl ServerShow {
-    /// The name of what does not exist yet.
-    pub fn later(&self) -> Option<&'static str> {
-        match self {
-            ServerShow::Audit { .. }
-            | ServerShow::RegisteredMembers { .. }
-            | ServerShow::Kek(_)
-            | ServerShow::Ipsec(_)
-            | ServerShow::Ike(_)
-            | ServerShow::Statistics { .. }
-            | ServerShow::ServerMemberCommunication
-            | ServerShow::Groups
-            | ServerShow::Policy
-            | ServerShow::Certificates => None,
-        }
-    }
-}
-
 /// `security-associations`, as in Junos.
 #[derive(Debug, Subcommand)]
 pub enum Associations {
@@ -369,7 +351,6 @@ mod tests {
             "gdoictl server expel --group g1 --member 10.0.0.1:848",
             "gdoictl server revoke --group g1 --member 10.0.0.1",
             "gdoictl server unrevoke --group g1 --member gm7.example",
-            "gdoictl server revoke --group g1 --member m",
             "gdoictl server clear members --group g1",
             "gdoictl server clear statistics",
             "gdoictl server plan file",

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! VPN  Check       Result
-//! v    key server  reached, 192.0.2.1:848
-//! v    phase 1     established: aes-256-cbc/sha-256/group19/ecdsa-256
-//! v    keys        registered, TEK 0x67bd01da in use
-//! v    clocks      3 senders, at most 12 ms apart
+//! v    key server  good    reached, 192.0.2.1:848
+//! v    phase 1     good    established: aes-256-cbc/sha-256/group19/ecdsa-256
+//! v    keys        good    registered, TEKs [0x67bd01da]
+//! v    clocks      good    3 senders, the furthest is 10.0.0.2 at 12 ms; 0 packets dropped for their time
 //! ```
 //!
 //! Certificates are part of phase 1: one that does not hold fails it, with the reason.

@@ -88,10 +88,7 @@ fn run(args: Args) -> Result<(), Failure> {
 fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), Failure> {
     match command {
         ServerCommand::Show(ServerShow::Audit { last, verify }) => audit::show(daemon, last, verify, json),
-        ServerCommand::Show(what) => match what.later() {
-            Some(name) => later(&format!("server show {name}")),
-            None => say(&server::show(&daemon.gcks()?, &what, json)?),
-        },
+        ServerCommand::Show(what) => say(&server::show(&daemon.gcks()?, &what, json)?),
         ServerCommand::Rekey { group, tek, kek, both: _ } => act::rekey(daemon, &group, (tek, kek), json),
         ServerCommand::Expel { group, member } => act::expel(daemon, group, member, json),
         ServerCommand::Clear(what) => act::clear(daemon, what, json),

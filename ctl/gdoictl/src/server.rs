@@ -59,7 +59,7 @@ pub fn show(snapshot: &GcksSnapshot, what: &ServerShow, json: bool) -> Result<St
         }
         ServerShow::Certificates => crate::calendar::show(snapshot, json),
         // Answered before a snapshot is asked for.
-        ServerShow::Audit { .. } => Err(Failure::Refused("not supported yet".to_owned())),
+        ServerShow::Audit { .. } => Err(Failure::Usage("the audit log is not in a snapshot".to_owned())),
     }
 }
 

@@ -123,13 +123,17 @@ impl TunSettings {
     /// # Errors
     /// [`DataPlaneError`] for pairs that name what is not there, or each other twice.
     pub fn layout(&self) -> Result<steer::Layout, DataPlaneError> {
+        Ok(self.layout_of(&resolve(self)?))
+    }
+
+    fn layout_of(&self, pairs: &Pairs) -> steer::Layout {
         let zones = self.steered();
-        let outward = resolve(self)?.into_iter().filter(|(_, (_, way))| *way == Way::Out);
-        Ok(steer::Layout {
+        let outward = pairs.iter().filter(|(_, (_, way))| *way == Way::Out);
+        steer::Layout {
             interfaces: zones.iter().map(|zone| zone.interfaces.clone()).collect(),
             host: zones.iter().position(|zone| zone.name == HOST),
-            pairs: outward.map(|(pair, _)| pair).collect(),
-        })
+            pairs: outward.map(|(pair, _)| *pair).collect(),
+        }
     }
 }
 
@@ -330,7 +334,7 @@ impl TunPlane {
     /// [`DataPlaneError`]: no rights, another data plane is running, a kernel without policy routing or TUN.
     pub fn start(settings: TunSettings, random: Random, tell: Tell) -> Result<TunPlane, DataPlaneError> {
         let pairs = resolve(&settings)?;
-        let layout = settings.layout()?;
+        let layout = settings.layout_of(&pairs);
         if steer::is_running()? {
             return Err(DataPlaneError("another data plane is running on this machine".to_owned()));
         }

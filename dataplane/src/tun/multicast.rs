@@ -85,17 +85,6 @@ impl Memberships {
     }
 }
 
-/// True for multicast no router forwards: 224.0.0.0/24 (RFC 5771 section 4), and scopes of interface and link (RFC 7346).
-pub fn stays_on_its_link(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => matches!(address.octets(), [224, 0, 0, _]),
-        IpAddr::V6(address) => {
-            let [first, scope, ..] = address.octets();
-            first == 0xff && matches!(scope & 0x0f, 1 | 2)
-        }
-    }
-}
-
 /// The multicast groups of a set of at most [`JOINED`] addresses.
 fn groups(destination: &Addresses) -> Vec<IpAddr> {
     let limit = u128::from(JOINED);
@@ -129,14 +118,5 @@ mod tests {
         assert_eq!(of("10.0.0.0/31"), Vec::<String>::new());
         assert_eq!(of("ff0e::7/128"), ["ff0e::7"]);
         assert_eq!(groups(&Addresses::Any), Vec::<IpAddr>::new());
-    }
-
-    #[test]
-    fn what_no_router_forwards_is_told_from_the_rest() {
-        let stays = |text: &str| stays_on_its_link(text.parse().unwrap());
-        assert!(["224.0.0.22", "ff02::16", "ff01::1", "ff12::5"].into_iter().all(stays));
-        assert!(
-            !["224.0.1.1", "239.1.1.1", "ff05::2", "ff0e::7", "fe80::1", "192.0.2.1"].into_iter().any(stays)
-        );
     }
 }

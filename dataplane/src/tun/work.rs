@@ -16,7 +16,7 @@ use rustix::time::ClockId;
 use tun_rs::{IDEAL_BATCH_SIZE, VIRTIO_NET_HDR_LEN};
 
 use super::merge::Trust;
-use super::multicast::{self, Senders};
+use super::multicast::Senders;
 use super::port::{Onward, Port};
 use super::routes::{Behind, Routes};
 use super::{DEVICE_MTU, Member, Shared, Way, clock, now};
@@ -217,7 +217,7 @@ impl Worker {
     /// Multicast goes to every zone this one forms a pair with.
     fn multicast(&mut self, shared: &Shared, view: &View, header: Header, whole: &[u8]) {
         // The kernel took the hop when it made the copy. What stays on its link is its own, about the TUN device: MLD.
-        if hops(whole) == 0 || multicast::stays_on_its_link(header.destination) {
+        if hops(whole) == 0 || header.is_link_local() {
             return;
         }
         let mut cast = std::mem::take(&mut self.cast);
@@ -247,9 +247,11 @@ impl Worker {
     }
 
     fn outbound_now(&mut self, case: &Case<'_>, buffer: &mut [u8], packet: Range<usize>) {
-        let Case { shared, view, member, gspd, .. } = *case;
+        let Case { shared, view, member, gspd, header, .. } = *case;
+        let (when, shape) = (view.when, member.shape);
+        let decided = gspd.outbound(&header, when.now);
         let mut counters = lock(&member.outbound);
-        let result = path::outbound(gspd, &mut counters, view.when, member.shape, buffer, packet.clone());
+        let result = path::outbound_by(decided, &mut counters, when, shape, &header, buffer, packet.clone());
         drop(counters);
         match result {
             Ok(Passed { packet, how }) => {
@@ -294,13 +296,11 @@ impl Worker {
     fn outbound(&mut self, case: &Case<'_>, buffers: &mut [Vec<u8>], index: usize, packet: Range<usize>) {
         let Case { shared, view, to, vpn, member, gspd, header, .. } = *case;
         let Some(buffer) = buffers.get_mut(index) else { return };
-        let mut counters = lock(&member.outbound);
         let sa = self.known.as_ref().and_then(|known| known.sa.as_ref());
         let (when, shape) = (view.when, member.shape);
-        let result = match sa {
-            Some(sa) => path::outbound_by(sa, &mut counters, when, shape, &header, buffer, packet.clone()),
-            None => path::outbound(gspd, &mut counters, when, shape, buffer, packet.clone()),
-        };
+        let decided = sa.map_or_else(|| gspd.outbound(&header, when.now), Outbound::Seal);
+        let mut counters = lock(&member.outbound);
+        let result = path::outbound_by(decided, &mut counters, when, shape, &header, buffer, packet.clone());
         match result {
             // The kernel takes no packet with an address of its own from a device.
             Ok(Passed { packet, how: How::Clear(_) }) if shared.layout.host == Some(self.zone) => {

@@ -420,18 +420,16 @@ mod tests {
         for place in 0..lines.len() - 1 {
             let changed = lines[place]
                 .replace("member_expired", "member_removed")
-                .replace("MEU", "MEV")
-                .replace("MEQ", "MEV");
+                .replace("\"signature\":\"ME", "\"signature\":\"MF");
+            assert_ne!(changed, lines[place]);
             let mut others = lines.clone();
-            if changed != lines[place] {
-                others[place] = &changed;
-                let error = wrong(&others);
-                assert!(
-                    error.contains(&format!("line {}", place + 1))
-                        || error.contains(&format!("line {}", place + 2)),
-                    "{place}: {error}"
-                );
-            }
+            others[place] = &changed;
+            let error = wrong(&others);
+            assert!(
+                error.contains(&format!("line {}", place + 1))
+                    || error.contains(&format!("line {}", place + 2)),
+                "{place}: {error}"
+            );
             let mut others = lines.clone();
             others.remove(place);
             if place > 0 {

@@ -60,10 +60,7 @@ impl Embedded {
                 .map_err(|error| refuse(directory, format!("cannot be made: {error}")))?;
         }
         private(directory, 0o700)?;
-        if directory.join(PENDING).exists() {
-            let reason = "a restore was interrupted here: run gcksd --restore FILE again".to_owned();
-            return Err(refuse(&directory.join(PENDING), reason));
-        }
+        refuse_pending(directory)?;
         let path = directory.join(FILE);
         if path.exists() {
             private(&path, 0o600)?;
@@ -109,7 +106,7 @@ impl Embedded {
         // Nothing of a row goes to a file of its own.
         connection.pragma_update(None, "temp_store", "MEMORY").map_err(failed)?;
         if header.schema.is_none() {
-            create(&connection, FRESH).map_err(failed)?;
+            connection.execute_batch(FRESH).map_err(failed)?;
             // SQLite syncs its files; that they are there at all is in their directory, and that in its own.
             sync(directory).map_err(|error| refuse(directory, format!("cannot be synced: {error}")))?;
         }
@@ -201,6 +198,16 @@ impl Store for Embedded {
     }
 }
 
+/// A state whose restore was interrupted is neither the old one nor the new.
+pub(super) fn refuse_pending(directory: &Path) -> Result<(), StoreError> {
+    if directory.join(PENDING).exists() {
+        let reason = "a restore was interrupted here: run gcksd --restore FILE again".to_owned();
+        return Err(StoreError::Refused { path: directory.join(PENDING), reason });
+    }
+    Ok(())
+}
+
+/// One transaction: a crash leaves an empty file or a whole one.
 const FRESH: &str = "BEGIN;
     CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE record (
@@ -208,11 +215,6 @@ const FRESH: &str = "BEGIN;
     ) WITHOUT ROWID;
     INSERT INTO meta (name, value) VALUES ('schema', '2');
     COMMIT;";
-
-/// One transaction: a crash leaves an empty file or a whole one.
-fn create(connection: &Connection, tables: &str) -> rusqlite::Result<()> {
-    connection.execute_batch(tables)
-}
 
 fn new_seal(path: &Path, state_key: &SecretBytes) -> Result<Seal, StoreError> {
     Seal::new(state_key).map_err(|_| {

@@ -9,7 +9,7 @@ use gdoi_proto::secret::SecretBytes;
 use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
-use super::embedded::{self, FILE, LOG, PENDING, described, inspect, sync};
+use super::embedded::{self, FILE, LOG, PENDING, described, inspect, refuse_pending, sync};
 use crate::engine::durable::{Change, Kind, Row};
 
 /// A file that was read and found whole.
@@ -43,10 +43,7 @@ impl std::fmt::Display for Verified {
 /// # Errors
 /// [`StoreError`] with what is wrong.
 pub fn verify(directory: &Path, state_key: Option<&SecretBytes>) -> Result<Verified, StoreError> {
-    if directory.join(PENDING).exists() {
-        let reason = "a restore was interrupted here: run gcksd --restore FILE again".to_owned();
-        return Err(StoreError::Refused { path: directory.join(PENDING), reason });
-    }
+    refuse_pending(directory)?;
     verify_file(&directory.join(FILE), state_key)
 }
 

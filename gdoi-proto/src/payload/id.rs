@@ -43,7 +43,7 @@ pub(crate) fn data_fits(id_type: IdType, data: &[u8]) -> bool {
 }
 
 /// The address of an ID_IPV4_ADDR or ID_IPV6_ADDR.
-fn address_of(id_type: IdType, data: &[u8]) -> Option<IpAddr> {
+pub(super) fn address_of(id_type: IdType, data: &[u8]) -> Option<IpAddr> {
     match id_type {
         IdType::Ipv4Addr => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
         IdType::Ipv6Addr => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),

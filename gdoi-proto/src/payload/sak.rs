@@ -7,6 +7,9 @@
 //!
 //! There is no "DST ID Prot" octet: erratum 3598 of RFC 6407.
 
+use std::net::IpAddr;
+
+use super::id::address_of;
 use crate::attribute::Attribute;
 use crate::codec::{Reader, Writer};
 use crate::error::DecodeError;
@@ -23,6 +26,13 @@ pub struct Endpoint {
     pub port: u16,
     /// Identification data, at most 255 octets.
     pub data: Vec<u8>,
+}
+
+impl Endpoint {
+    /// The address of an ID_IPV4_ADDR or ID_IPV6_ADDR; none of another type, or when the data is no address.
+    pub fn address(&self) -> Option<IpAddr> {
+        address_of(self.id_type, &self.data)
+    }
 }
 
 /// Body of a SAK. Typed reading of the attributes: [`crate::policy::KekPolicy`].

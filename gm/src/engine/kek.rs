@@ -7,7 +7,6 @@ use bytes::Bytes;
 use gdoi_proto::ids::SeqNumber;
 use gdoi_proto::payload::Endpoint;
 use gdoi_proto::policy::{AckRequest, KekKey, KekPolicy};
-use gdoi_proto::registry::IdType;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::Cipher;
 use ike::crypto::cipher::CipherKey;
@@ -103,12 +102,8 @@ impl Kek {
 
 /// The multicast group that an endpoint of a SAK names.
 fn multicast(destination: &Endpoint) -> Option<SocketAddr> {
-    let address: IpAddr = match destination.id_type {
-        IdType::Ipv4Addr => <[u8; 4]>::try_from(destination.data.as_slice()).ok()?.into(),
-        IdType::Ipv6Addr => <[u8; 16]>::try_from(destination.data.as_slice()).ok()?.into(),
-        _ => return None,
-    };
-    (address.is_multicast() && destination.port != 0).then(|| SocketAddr::new(address, destination.port))
+    let address = destination.address().filter(IpAddr::is_multicast)?;
+    (destination.port != 0).then(|| SocketAddr::new(address, destination.port))
 }
 
 /// When a key without a successor sends us to the server: at max(3 % of life, min(30 s, 10 % of life)) before the end, and

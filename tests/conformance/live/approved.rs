@@ -1,7 +1,6 @@
 //! What is never chosen, whatever a gateway statement allows: algorithms that are too old, and with `approved-only`
 //! everything outside its list. And what is logged when `allow-legacy` lets something in.
 
-
 use bytes::Bytes;
 use ctl::event::Event;
 use gdoi_proto::attribute::Attribute;

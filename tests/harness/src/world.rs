@@ -383,6 +383,14 @@ impl World {
         self.lives += 1;
         let entropy = SeededEntropy::new(self.seed.wrapping_mul(1_000_003).wrapping_add(self.lives));
         let rows = self.rows.values().cloned().collect();
+        let settings = self.settings.clone().unwrap_or_else(|| self.usual_settings());
+        let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
+        self.server = Some(server.expect("rows written by this release restore"));
+        self.drain_server();
+    }
+
+    /// The configuration of a world that was given none.
+    fn usual_settings(&self) -> Settings {
         let mut settings = server_settings(self.timing, self.dialect, self.rekeying);
         if let Some(delay) = self.deactivation_delay {
             for group in &mut settings.groups {
@@ -401,10 +409,7 @@ impl World {
             communication.way = self.way.clone();
         }
         settings.groups.iter_mut().for_each(|group| group.rekey_on_join = self.rekey_on_join);
-        let settings = self.settings.clone().unwrap_or(settings);
-        let server = KeyServer::new(settings, rows, self.now(), Box::new(entropy));
-        self.server = Some(server.expect("rows written by this release restore"));
-        self.drain_server();
+        settings
     }
 
     /// What another configuration would do; none while the server does not run.

@@ -281,7 +281,11 @@ pre-shared-key = {{ file = "{host}.psk" }}
             .map_err(LabError::system(format!("the configuration of {host}")))
     }
 
-    fn write_secret(&self, name: &str, secret: &str) -> Result<(), LabError> {
+    /// Writes a file beside the configurations that only its owner may read.
+    ///
+    /// # Errors
+    /// [`LabError`] when it cannot be written.
+    pub fn write_secret(&self, name: &str, secret: &str) -> Result<(), LabError> {
         let path = self.path(name);
         std::fs::write(&path, secret)
             .and_then(|()| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)))

@@ -1,10 +1,7 @@
 //! A stranger on the wire: ESP between the LANs that nobody's key opens.
 
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsFd;
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::LabError;
@@ -19,23 +16,19 @@ const TO: Ipv4Addr = Ipv4Addr::new(172, 16, 1, 2);
 const LENGTH: u8 = 80;
 
 impl Network {
-    /// Sends `count` packets of ESP to the host behind the first member, from the network between, each from another address of
-    /// the second LAN and under another SPI, as fast as they go; how many the system took.
+    /// Sends `count` packets of ESP to the host behind the first member, from the machine of the second member, each from
+    /// another address of the second LAN and under another SPI, as fast as they go; how many the system took.
     ///
     /// # Errors
     /// [`LabError`] without namespaces.
     pub fn spoof_esp(&self, count: u32) -> Result<u32, LabError> {
-        let wanted = || LabError::system("a raw socket in the namespace of a member");
-        let namespace = File::open(format!("/run/netns/{}", MEMBERS[1])).map_err(wanted())?;
-        let sender = std::thread::spawn(move || -> Result<u32, LabError> {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(|error| wanted()(error.into()))?;
+        self.inside(MEMBERS[1], || {
+            let wanted = || LabError::system("a raw socket in the namespace of a member");
             let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW))).map_err(wanted())?;
             let to = SocketAddrV4::new(TO, 0).into();
             let sent = (0..count).filter(|number| socket.send_to(&packet(*number), &to).is_ok());
             Ok(u32::try_from(sent.count()).unwrap_or(u32::MAX))
-        });
-        sender.join().unwrap_or_else(|_| Err(LabError::Wrong("the sender panicked".to_owned())))
+        })?
     }
 }
 
@@ -43,7 +36,7 @@ impl Network {
 fn packet(number: u32) -> [u8; LENGTH as usize] {
     let mut packet = [0x5a; LENGTH as usize];
     let source = Ipv4Addr::new(172, 16, 2, (number % 250) as u8 + 3);
-    // Scattered over all SPIs that may be, each once.
+    // Scattered over the upper half of all SPIs.
     let spi = number.wrapping_mul(0x9e37_79b1) | 0x8000_0000;
     let head = [0x45, 0, 0, LENGTH, 0, 0, 0, 0, 64, ESP, 0, 0];
     let parts = [&head[..], &source.octets(), &TO.octets(), &spi.to_be_bytes(), &number.to_be_bytes()];
