@@ -190,6 +190,9 @@ fn libreswan_and_we_agree_on_phase_1_both_ways() {
         let failed = asks().err();
         if failed.is_some() {
             println!("{}", gcks.tail(6).join("\n"));
+            let log = pluto.log();
+            let lines: Vec<&str> = log.lines().collect();
+            println!("{}", lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n"));
         }
         outcomes.push(table::note("libreswan", "asks", *cell, failed));
     }
