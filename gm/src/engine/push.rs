@@ -24,7 +24,7 @@ use ike::retransmit::below;
 
 use super::kek::Kek;
 use super::lkh::LkhError;
-use super::vpn::Vpn;
+use super::vpn::{Doubt, Vpn};
 use super::{Cx, Owner, accept};
 
 /// Accepted PUSHes remembered.
@@ -44,6 +44,8 @@ const MULTICAST_JITTER: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Pushes {
     accepted: VecDeque<Accepted>,
+    /// PUSHes whose key arrays are all for others. They use no number up: the one for us may come after them.
+    for_others: VecDeque<ForOthers>,
     pending: VecDeque<Pending>,
     /// Acknowledgements of PUSHes by multicast that wait for their moment.
     late: Vec<LateAck>,
@@ -66,6 +68,13 @@ struct Accepted {
 }
 
 #[derive(Debug)]
+struct ForOthers {
+    octets: Bytes,
+    spi: KekSpi,
+    seq: SeqNumber,
+}
+
+#[derive(Debug)]
 struct Pending {
     job: JobId,
     spi: KekSpi,
@@ -81,6 +90,10 @@ impl Vpn {
         if let Some(index) = self.pushes.accepted.iter().position(|push| push.octets == datagram.octets) {
             self.statistics.push_duplicate += 1;
             return self.acknowledge_copy(index, datagram, cx);
+        }
+        if self.pushes.for_others.iter().any(|push| push.octets == datagram.octets) {
+            self.statistics.push_duplicate += 1;
+            return;
         }
         let spi = KekSpi::from(header.cookies);
         let Some(kek) = self.keyring.find_kek(spi) else { return };
@@ -196,9 +209,8 @@ impl Vpn {
         let Some(last) = self.keyring.find_kek(spi).map(|kek| kek.last).filter(|last| seq > *last) else {
             return self.refuse_push("its KEK or number is no longer current".to_owned(), Some(seq), cx);
         };
-        self.keyring.accept_seq(spi, seq);
         let expected = last.next().unwrap_or(last);
-        let gap = seq > expected;
+        let gap = self.pushes.misses(spi, expected, seq);
         if gap {
             self.statistics.push_gaps += 1;
             cx.out.event(Event::PushGap {
@@ -209,15 +221,18 @@ impl Vpn {
         }
         match self.apply(protecting, &content, cx) {
             // Nothing of it is for us, so that nothing of it is acknowledged.
-            Ok(None) => {}
+            Ok(None) => self.pushes.note_for_others(ForOthers { octets: datagram.octets.clone(), spi, seq }),
             Ok(Some(listed)) => {
                 // What the missed ones said of a TEK that this one accounts for is out of date.
-                if gap && self.keyring.leaves_open(&listed) {
-                    self.plan(Duration::from_secs(1), Duration::from_secs(30), "rekeys were missed", cx);
+                match self.keyring.leaves_open(&listed) {
+                    true if gap => self.doubt(Doubt::Teks, cx),
+                    true => {}
+                    false => self.settle(Doubt::Teks),
                 }
                 self.acknowledge(protecting, seq, datagram, cx);
             }
             Err(reason) => {
+                self.keyring.accept_seq(spi, seq);
                 self.refuse_push(reason.clone(), Some(seq), cx);
                 cx.out.event(Event::PolicyRefused { vpn: self.name().to_owned(), reason });
                 let why = "a push could not be used";
@@ -247,12 +262,12 @@ impl Vpn {
                     match path.updated(&keys.lkh_updates) {
                         Ok((path, key)) => {
                             let key = KekKey { public_key: keys.lkh_public_key.take(), ..key };
-                            self.found_kek(sak.spi);
+                            self.settle(Doubt::Kek(sak.spi));
                             (Some(key), Some(path))
                         }
                         Err(LkhError::Excluded) => {
                             self.refuse_push(LkhError::Excluded.to_string(), Some(content.seq), cx);
-                            self.seek_kek(sak.spi, cx);
+                            self.doubt(Doubt::Kek(sak.spi), cx);
                             return Ok(None);
                         }
                         Err(error) => return Err(error.to_string()),
@@ -280,6 +295,7 @@ impl Vpn {
             };
             new = Some((policy, keys, kek));
         }
+        self.keyring.accept_seq(protecting.policy.spi, content.seq);
         let delay = new.as_ref().and_then(|(policy, _, _)| policy.deactivation_delay);
         let deleted = self.keyring.delete(&content.deletes, delay, cx);
         self.statistics.delete_received += deleted.count;
@@ -358,6 +374,20 @@ impl Pushes {
                     .iter()
                     .any(|other| other.spi == done.spi && other.unverified.seq() < done.unverified.seq())
         })
+    }
+
+    /// True when a PUSH between `expected` and `seq` is not known.
+    fn misses(&self, spi: KekSpi, expected: SeqNumber, seq: SeqNumber) -> bool {
+        let between = |push: &&ForOthers| push.spi == spi && (expected..seq).contains(&push.seq);
+        let known = self.for_others.iter().filter(between).count();
+        u64::from(seq.0).saturating_sub(u64::from(expected.0)) > known as u64
+    }
+
+    fn note_for_others(&mut self, push: ForOthers) {
+        if self.for_others.len() >= REMEMBERED {
+            self.for_others.pop_front();
+        }
+        self.for_others.push_back(push);
     }
 
     /// True when a datagram was accepted lately: its KEK may be gone, and a copy still deserves its acknowledgement.
@@ -586,6 +616,31 @@ mod tests {
             assert_eq!(bench.pass(30), !comes);
             assert_eq!(bench.vpn.keyring.teks().len(), 1, "keys in use stay");
         }
+    }
+
+    #[test]
+    fn arrays_for_us_are_taken_after_those_for_others_whatever_the_order_and_copies_cost_nothing() {
+        let mut bench = in_a_tree();
+        let others = |seq| push_arrays(&bench, seq, 2, vec![array(&node(7, 70, 0x77), 2)]);
+        let (before, after) = (others(5), others(7));
+        let ours = push_arrays(&bench, 6, 2, vec![array(&node(5, 50, 0x55), 2)]);
+        bench.receive(&after);
+        bench.receive(&after);
+        assert_eq!(bench.vpn.statistics.push_duplicate, 1);
+        bench.receive(&before);
+        bench.receive(&ours);
+        assert!(bench.vpn.keyring.kek().is_some_and(|kek| kek.key().ct_eq(&[2; 16])));
+        assert_eq!(bench.sent.len(), 1, "only what was for us is acknowledged");
+        assert!(!bench.pass(60), "nothing is missing");
+    }
+
+    #[test]
+    fn a_push_that_accounts_for_every_tek_settles_what_a_gap_before_left_open() {
+        let mut bench = in_a_tree();
+        bench.receive(&push_arrays(&bench, 7, 2, vec![array(&node(5, 50, 0x55), 2)]));
+        assert!(bench.happened("push_gap") && bench.happened("reregistration_scheduled"));
+        bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(301, 3600)])));
+        assert!(!bench.pass(60));
     }
 
     #[test]

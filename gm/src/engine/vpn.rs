@@ -68,8 +68,8 @@ pub struct Vpn {
     current: usize,
     rounds: u32,
     planned: Option<Instant>,
-    /// The plan was made because no array of a PUSH was for us: another PUSH may bring it yet.
-    pub(super) seeks_kek: Option<(KekSpi, Instant)>,
+    /// Why the plan was made, when another PUSH may settle it yet.
+    doubt: Option<(Doubt, Instant)>,
     /// When to look whether an earlier server is back.
     returns: Option<Instant>,
     fruitless_returns: u32,
@@ -77,6 +77,15 @@ pub struct Vpn {
     registered_once: bool,
     /// Multicast groups we asked to listen to.
     listens: Vec<SocketAddr>,
+}
+
+/// What a PUSH left open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// No array led us to this KEK: excluded, or the array for us is in another PUSH of the same change.
+    Kek(KekSpi),
+    /// Rekeys were missed, and what they did to a TEK in use is not known.
+    Teks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +122,7 @@ impl Vpn {
             current: 0,
             rounds: 0,
             planned: None,
-            seeks_kek: None,
+            doubt: None,
             returns: None,
             fruitless_returns: 0,
             registered_once: false,
@@ -279,18 +288,22 @@ impl Vpn {
         });
     }
 
-    /// No array of a PUSH leads us to the KEK `spi`: excluded, or the array for us is in another PUSH of the same change.
-    pub(super) fn seek_kek(&mut self, spi: KekSpi, cx: &mut Cx<'_>) {
+    /// Plans a registration that another PUSH may make needless.
+    pub(super) fn doubt(&mut self, doubt: Doubt, cx: &mut Cx<'_>) {
         let before = self.planned;
-        self.plan(Duration::from_secs(1), Duration::from_secs(30), "no key array of a push is for us", cx);
+        let reason = match doubt {
+            Doubt::Kek(_) => "no key array of a push is for us",
+            Doubt::Teks => "rekeys were missed",
+        };
+        self.plan(Duration::from_secs(1), Duration::from_secs(30), reason, cx);
         if let (None, Some(at)) = (before, self.planned) {
-            self.seeks_kek = Some((spi, at));
+            self.doubt = Some((doubt, at));
         }
     }
 
-    /// The KEK `spi` is here: what was planned for the want of it is off.
-    pub(super) fn found_kek(&mut self, spi: KekSpi) {
-        if let Some((_, at)) = self.seeks_kek.take_if(|(sought, _)| *sought == spi)
+    /// A PUSH settled it: what was planned for it is off.
+    pub(super) fn settle(&mut self, settled: Doubt) {
+        if let Some((_, at)) = self.doubt.take_if(|(doubt, _)| *doubt == settled)
             && self.planned == Some(at)
         {
             self.planned = None;
