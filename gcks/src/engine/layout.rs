@@ -138,7 +138,7 @@ impl Group {
         Some(Part {
             seq,
             unsigned: Unsigned::new(protecting.spi, &content, signature_len),
-            teks: teks.iter().map(|tek| tek.spi.to_string()).collect(),
+            teks: teks.iter().filter(|tek| tek.retires.is_none()).map(|tek| tek.spi.to_string()).collect(),
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })
     }

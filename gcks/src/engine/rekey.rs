@@ -344,6 +344,7 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
+        let told = [self.still_going_round(now.at, &sas), teks.clone()].concat();
         let apart = new_kek_wanted && !self.left_leaves().is_empty();
         let made = if new_kek_wanted { self.new_kek(now, false, entropy, &mut changes) } else { None };
         let (successor, arrays) = made.map_or((None, Vec::new()), |(kek, arrays)| (Some(kek), arrays));
@@ -353,12 +354,12 @@ impl Group {
             match successor.filter(|_| apart) {
                 Some((next, arrays)) => {
                     parts = self.lay_out(now, kek, &[], Some((next, arrays)), &besides);
-                    if !teks.is_empty() && !parts.is_empty() {
+                    if !told.is_empty() && !parts.is_empty() {
                         let besides = Besides { deletes: Vec::new(), ..besides.clone() };
-                        after = self.lay_out(now, next, &teks, None, &besides);
+                        after = self.lay_out(now, next, &told, None, &besides);
                     }
                 }
-                None => parts = self.lay_out(now, kek, &teks, successor, &besides),
+                None => parts = self.lay_out(now, kek, &told, successor, &besides),
             }
         }
         let keys = format!(
@@ -413,6 +414,23 @@ impl Group {
         self.out.push_back(GroupOutput::Persist(changes));
         self.sign_next();
         outcome
+    }
+
+    /// The TEKs of these SAs that were replaced while copies of their own PUSH go round. Whoever hears only of the successor
+    /// must open what the others send until then, so that they are told again.
+    fn still_going_round(&self, at: Instant, sas: &BTreeSet<String>) -> Vec<Tek> {
+        let Some(communication) = &self.settings.communication else { return Vec::new() };
+        let activation = Duration::from_secs(u64::from(communication.activation_delay));
+        let span = communication.retransmission_period * (communication.retransmissions + 1);
+        let goes_round = |tek: &&Tek| {
+            // Who came later must not learn what encrypted before.
+            let used = tek.activates <= at;
+            tek.retires.is_some()
+                && sas.contains(&tek.sa)
+                && at < tek.activates + span.saturating_sub(activation)
+                && !(used && self.settings.rekey_on_join)
+        };
+        self.teks.iter().filter(goes_round).cloned().collect()
     }
 
     /// PUSHes under the present KEK begin their way to every member.

@@ -241,15 +241,22 @@ impl Keyring {
         let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
         let sending: Vec<Spi> =
             self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
+        // This long before the others drop a TEK, they all send under its successor.
+        let overlap =
+            u32::from(policy.deactivation_delay.unwrap_or(0).saturating_sub(policy.activation_delay));
+        let left = |tek: &TekPolicy| {
+            let lasts = |other: &TekPolicy| other.lifetime_seconds > tek.lifetime_seconds;
+            tek.lifetime_seconds <= overlap && flows.iter().any(|other| same_flow(other, tek) && lasts(other))
+        };
         for (tek, key) in ours {
             // Nothing that the others can open encrypts this flow: what is not listed, they have dropped. The TEK that they
-            // use now is the one that ends first.
-            let flow = flows.iter().filter(|other| same_flow(other, tek));
+            // use now is the one that ends first of those they have not left.
+            let flow = flows.iter().filter(|other| same_flow(other, tek) && !left(other));
             let open = flow.clone().any(|other| sending.contains(&other.spi));
             let first = flow.min_by_key(|other| other.lifetime_seconds);
             let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
             let at = if at_once { cx.now.at } else { cx.now.at + activation };
-            self.install_tek(tek.clone(), key, Some(at), cx);
+            self.install_tek(tek.clone(), key, (!left(tek)).then_some(at), cx);
         }
         self.activate_due(cx);
         let leave = cx.now.at + self.deactivation_delay.max(activation);

@@ -4,7 +4,7 @@
 //! for silence, registers again, or the server dies with a PUSH to it under way: whoever is in step opens whatever others in step send.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,9 +14,10 @@ use gcks::engine::settings::Settings;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::message::Dialect;
+use gdoi_proto::policy::TekPolicy;
 use gdoi_proto::secret::SecretBytes;
 use gdoi_sim::World;
-use gdoi_sim::world::{GROUP, member_index};
+use gdoi_sim::world::{GROUP, member_address, member_index};
 use gm::engine::keyring::Sending;
 use ike::io::Instant;
 use ike::protect::push::{self, KekCipherKey};
@@ -31,7 +32,7 @@ const YOUTH: Duration = Duration::from_secs(90);
 /// Copies, and a rollover after the last of them.
 const RETOLD: Duration = Duration::from_secs(180);
 /// Events that are remembered for who asks what went wrong.
-const RECENT: usize = 40;
+const RECENT: usize = 200;
 
 /// What is known of a member.
 #[derive(Debug, Default, Clone)]
@@ -243,7 +244,19 @@ impl Watch {
         self.configured(settings);
         let stays = |name: &str| settings.groups[0].sas.iter().any(|sa| sa.name == name);
         let gone = world.server().groups()[GROUP].teks().iter().filter(|tek| !stays(&tek.sa));
-        self.departed.extend(gone.map(|tek| tek.spi));
+        let gone: Vec<(Spi, TekPolicy)> = gone.map(|tek| (tek.spi, tek.policy(world.now().at))).collect();
+        self.departed.extend(gone.iter().map(|(spi, _)| *spi));
+        // Whoever was away may hold older ones of the same flows.
+        for index in (0..self.members.len()).filter(|index| world.member_runs(*index)) {
+            let teks = world.member(index).vpns()[GROUP].keyring.teks().iter().map(|tek| &tek.policy);
+            let same = |tek: &&TekPolicy| {
+                gone.iter().any(|(_, it)| (&it.source, &it.destination) == (&tek.source, &tek.destination))
+            };
+            self.departed.extend(teks.filter(same).map(|tek| tek.spi));
+        }
+        if !gone.is_empty() {
+            (0..self.members.len()).for_each(|index| self.set(index, world, |_| {}));
+        }
     }
 
     /// The change was made: what it began with.
@@ -387,12 +400,13 @@ impl Watch {
             let holders = self.holders.get(spi).copied().unwrap_or(0);
             assert!(
                 holders == self.synced,
-                "seed {} at {:?}: {count} send under {spi}, {holders} of {} can open it, not {:?}\n{}",
+                "seed {} at {:?}: {count} send under {spi}, {holders} of {} can open it\n{}they send:\n{}they do not hold it:\n{}",
                 self.seed,
                 world.now().at,
                 self.synced,
-                self.deaf(*spi),
-                self.story()
+                self.story(),
+                self.rings(world, |known| known.sends.contains(spi)),
+                self.rings(world, |known| !known.holds.contains(spi)),
             );
         }
         let now = world.now().at;
@@ -409,11 +423,21 @@ impl Watch {
         }
     }
 
-    /// The first members in step that do not hold a key.
-    fn deaf(&self, spi: Spi) -> Vec<usize> {
-        let deaf = |known: &Known| known.synced && !known.holds.contains(&spi);
-        let all = self.members.iter().enumerate().filter(|(_, known)| deaf(known));
-        all.map(|(index, _)| index).take(5).collect()
+    /// The TEKs of the first members in step of which something is true.
+    fn rings(&self, world: &World, so: impl Fn(&Known) -> bool) -> String {
+        let all = self.members.iter().enumerate().filter(|(_, known)| known.synced && so(known));
+        let mut text = String::new();
+        for (index, _) in all.take(3) {
+            for tek in world.member(index).vpns()[GROUP].keyring.teks() {
+                let (spi, address) = (tek.policy.spi, member_address(index).ip());
+                let _ = writeln!(
+                    text,
+                    "{address} {spi} {:?}, ends {:?}, leaves {:?}",
+                    tek.sending, tek.expires, tek.leaves
+                );
+            }
+        }
+        text
     }
 
     /// What was told last.
