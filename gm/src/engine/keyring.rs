@@ -27,6 +27,7 @@ use ike::io::Instant;
 use super::Cx;
 use super::io::Output;
 use super::kek::{Kek, soft_expiry};
+use super::pull::Age;
 
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
@@ -205,7 +206,7 @@ impl Keyring {
         policy: &GroupPolicy,
         keys: KeySet,
         kek: Option<Kek>,
-        seq: SeqNumber,
+        (seq, age): (SeqNumber, Age),
         outside: &[Spi],
         cx: &mut Cx<'_>,
     ) {
@@ -219,7 +220,8 @@ impl Keyring {
             .filter(|(spi, _)| !outside.contains(spi))
             .filter_map(|(spi, key)| policy.teks.iter().find(|tek| tek.spi == spi).map(|tek| (tek, key)))
             .collect();
-        let activation = Duration::from_secs(u64::from(policy.activation_delay));
+        let delay = Duration::from_secs(u64::from(policy.activation_delay));
+        let activation = delay.saturating_sub(age.least);
         if standing != Standing::Current {
             // The path belongs to the KEK, whatever its PUSHes brought meanwhile.
             if let (Some(known), Some(kek)) = (&mut self.kek, &kek)
@@ -242,11 +244,12 @@ impl Keyring {
         let sending: Vec<Spi> =
             self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
         // This long before the others drop a TEK, they all send under its successor.
-        let overlap =
-            u32::from(policy.deactivation_delay.unwrap_or(0).saturating_sub(policy.activation_delay));
+        let overlap = Duration::from_secs(u64::from(policy.deactivation_delay.unwrap_or(0)));
+        let overlap = overlap.saturating_sub(delay) + age.most;
         let left = |tek: &TekPolicy| {
             let lasts = |other: &TekPolicy| other.lifetime_seconds > tek.lifetime_seconds;
-            tek.lifetime_seconds <= overlap && flows.iter().any(|other| same_flow(other, tek) && lasts(other))
+            let life = Duration::from_secs(u64::from(tek.lifetime_seconds));
+            life <= overlap && flows.iter().any(|other| same_flow(other, tek) && lasts(other))
         };
         for (tek, key) in ours {
             // Nothing that the others can open encrypts this flow: what is not listed, they have dropped. The TEK that they

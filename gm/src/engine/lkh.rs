@@ -90,7 +90,7 @@ mod tests {
     use gdoi_proto::policy::{KekPolicy, SignatureAlgorithm};
     use gdoi_proto::registry::PayloadType;
 
-    use super::super::pull::Download;
+    use super::super::pull::{Age, Download};
     use super::super::testing::{Bench, kek, policy, tek};
     use super::*;
 
@@ -153,7 +153,8 @@ mod tests {
             (keys.kek, keys.lkh_download) = (Some(key), Some(download));
             let mut bench = Bench::new();
             bench.begin();
-            let registered = Download { policy: policy.clone(), keys, seq: SeqNumber(0) };
+            let registered =
+                Download { policy: policy.clone(), keys, seq: SeqNumber(0), age: Age::default() };
             let here = "192.0.2.10".parse().unwrap();
             bench.step(|vpn, cx| vpn.on_keys(registered, here, cx)).unwrap();
             bench.receive(&octets(&push["message"]).into());

@@ -10,6 +10,7 @@
 //! Message 3 carries no GAP: one Sender-ID is implied (RFC 6407 section 3.5). Nothing is installed before message 4.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use gdoi_proto::Dialect;
@@ -36,13 +37,15 @@ pub struct Pull {
     last_sent: Bytes,
     retransmit: Retransmit,
     fresh_sa: bool,
+    /// When message 1 left for the first time.
+    begun: Instant,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
     AwaitPolicy { ni: Vec<u8> },
-    AwaitKeys { ni: Vec<u8>, nr: Vec<u8>, policy: GroupPolicy },
+    AwaitKeys { ni: Vec<u8>, nr: Vec<u8>, policy: GroupPolicy, told: Instant },
     Over,
 }
 
@@ -55,6 +58,17 @@ pub struct Download {
     pub keys: KeySet,
     /// Last number used under the KEK; 0 without one.
     pub seq: SeqNumber,
+    /// How old its terms are.
+    pub age: Age,
+}
+
+/// The age of a server's terms, from which their lives and delays count: made between our message 1 and its message 2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Age {
+    /// Since message 2 came.
+    pub least: Duration,
+    /// Since message 1 left for the first time.
+    pub most: Duration,
 }
 
 /// What a message of a PULL leads to.
@@ -113,6 +127,7 @@ impl Pull {
             last_sent: first.clone(),
             retransmit,
             fresh_sa,
+            begun: now,
             state: State::AwaitPolicy { ni },
         };
         (pull, first)
@@ -170,13 +185,14 @@ impl Pull {
                     Err(PullError::Dropped(error))
                 }
             },
-            State::AwaitKeys { ni, nr, policy } => {
+            State::AwaitKeys { ni, nr, policy, told } => {
                 match self.exchange.open(sa, header, octets, &[&ni, &nr]) {
                     Ok(opened) => {
-                        on_keys(policy, opened.into_inner(), sa.dialect).map_err(PullError::Refused)
+                        let age = Age { least: now.since(told), most: now.since(self.begun) };
+                        on_keys(policy, age, opened.into_inner(), sa.dialect).map_err(PullError::Refused)
                     }
                     Err(error) => {
-                        self.state = State::AwaitKeys { ni, nr, policy };
+                        self.state = State::AwaitKeys { ni, nr, policy, told };
                         Err(PullError::Dropped(error))
                     }
                 }
@@ -207,13 +223,18 @@ impl Pull {
         let third = self.exchange.seal(sa, &[&ni, &nr], &[]);
         self.last_sent = third.clone();
         self.retransmit = Retransmit::sent(Schedule::PULL, now, entropy);
-        self.state = State::AwaitKeys { ni, nr, policy };
+        self.state = State::AwaitKeys { ni, nr, policy, told: now };
         Ok(Progress::Send(third))
     }
 }
 
 /// Message 4: SEQ is there exactly when the policy has a rekey SA (RFC 6407 section 5.7).
-fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>, dialect: Dialect) -> Result<Progress, String> {
+fn on_keys(
+    policy: GroupPolicy,
+    age: Age,
+    payloads: Vec<Payload>,
+    dialect: Dialect,
+) -> Result<Progress, String> {
     let mut payloads = payloads.into_iter().peekable();
     let seq = match payloads.next_if(|payload| matches!(payload, Payload::Seq(_))) {
         Some(Payload::Seq(seq)) => Some(seq),
@@ -230,13 +251,11 @@ fn on_keys(policy: GroupPolicy, payloads: Vec<Payload>, dialect: Dialect) -> Res
     };
     let kd = dialect.kd_from_peer(kd, policy.kek.as_ref().map(|kek| kek.spi));
     let keys = KeySet::read(&kd, &policy, Carriage::Pull).map_err(|error| error.to_string())?;
-    Ok(Progress::Complete(Box::new(Download { policy, keys, seq })))
+    Ok(Progress::Complete(Box::new(Download { policy, keys, seq, age })))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use gdoi_proto::ids::{Cookie, CookiePair};
     use gdoi_proto::payload::{LkhDownload, LkhKey};
     use gdoi_proto::policy::TekCipher;
@@ -363,7 +382,7 @@ mod tests {
             if with_seq {
                 payloads.insert(0, Payload::Seq(SeqNumber(1)));
             }
-            assert!(on_keys(policy, payloads, Dialect::STRICT).is_err());
+            assert!(on_keys(policy, Age::default(), payloads, Dialect::STRICT).is_err());
         }
     }
 
@@ -381,7 +400,8 @@ mod tests {
         let mut keys = Bench::new().keys(&policy, true);
         keys.lkh_download = Some(LkhDownload { keys: vec![key(7), key(8)] });
         let payloads = vec![Payload::Seq(SeqNumber(1)), Payload::Kd(keys.write(&policy))];
-        let Ok(Progress::Complete(download)) = on_keys(policy, payloads, Dialect::STRICT) else {
+        let Ok(Progress::Complete(download)) = on_keys(policy, Age::default(), payloads, Dialect::STRICT)
+        else {
             panic!("keys")
         };
         assert_eq!(download.keys.kek.unwrap().key.expose(), [8; 16]);

@@ -26,7 +26,7 @@ use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
 use super::io::Output;
-use super::pull::Download;
+use super::pull::{Age, Download};
 use super::settings::{GatewaySettings, VpnSettings};
 use super::vpn::Vpn;
 use super::{Cx, Outputs};
@@ -263,7 +263,9 @@ impl Bench {
         self.sid += 1;
         keys.sender_ids = Some(SenderIds { bits: 16, values: vec![SenderId(self.sid)] });
         let local = MEMBER.parse::<SocketAddr>().expect("an address").ip();
-        self.step(|vpn, cx| vpn.on_keys(Download { policy, keys, seq: SeqNumber(seq) }, local, cx))
+        self.step(|vpn, cx| {
+            vpn.on_keys(Download { policy, keys, seq: SeqNumber(seq), age: Age::default() }, local, cx)
+        })
     }
 
     /// A PUSH under the KEK `spi`.

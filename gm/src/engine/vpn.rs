@@ -366,7 +366,7 @@ impl Vpn {
     /// Why they cannot be used; nothing is installed.
     pub fn on_keys(&mut self, download: Download, local: IpAddr, cx: &mut Cx<'_>) -> Result<(), String> {
         let Registration::Trying { server, .. } = self.registration else { return Ok(()) };
-        let Download { policy, mut keys, seq } = download;
+        let Download { policy, mut keys, seq, age } = download;
         let kek = match (&policy.kek, keys.kek.take()) {
             (Some(sak), Some(key)) => {
                 let kek = Kek::new(sak.clone(), key, self.keyring.kek(), cx.now.at, cx.entropy)?
@@ -397,7 +397,7 @@ impl Vpn {
             self.plan(Duration::from_secs(1), Duration::from_secs(10), why, cx);
             return Ok(());
         }
-        self.keyring.apply_pull(&policy, keys, kek, seq, &outside, cx);
+        self.keyring.apply_pull(&policy, keys, kek, (seq, age), &outside, cx);
         let sids = self.keyring.sender_ids.iter().flat_map(|sids| &sids.values);
         cx.out.event(Event::Registered {
             vpn: self.name().to_owned(),

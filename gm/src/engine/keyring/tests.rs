@@ -1,5 +1,6 @@
 //! What a keyring does with registrations and pushes.
 
+use super::super::pull::Download;
 use super::super::testing::{Bench, kek, policy, tek};
 use super::*;
 
@@ -129,7 +130,7 @@ fn a_counting_tek_without_a_sender_id_is_never_activated() {
     bench
         .step(|vpn, cx| {
             vpn.begin(cx);
-            vpn.on_keys(super::super::pull::Download { policy: first, keys, seq: SeqNumber(0) }, local, cx)
+            vpn.on_keys(Download { policy: first, keys, seq: SeqNumber(0), age: Age::default() }, local, cx)
         })
         .unwrap();
     bench.pass(100);
@@ -223,9 +224,31 @@ fn sender_ids_of_another_width_are_for_new_teks_only() {
     let both = policy(Some(kek(1, 7200)), vec![tek(300, 3600), tek(301, 3600)]);
     let mut keys = bench.keys(&both, true);
     keys.sender_ids = Some(SenderIds { bits: 8, values: vec![gdoi_proto::ids::SenderId(0)] });
-    let download = super::super::pull::Download { policy: both, keys, seq: SeqNumber(4) };
+    let download = Download { policy: both, keys, seq: SeqNumber(4), age: Age::default() };
     bench.begin();
     let local = "192.0.2.10".parse().unwrap();
     bench.step(|vpn, cx| vpn.on_keys(download, local, cx)).unwrap();
     assert_eq!(bench.take_told(), "install 301");
+}
+
+#[test]
+fn who_registers_late_in_a_rollover_sends_under_what_the_others_have_turned_to() {
+    // DTD is 45 s and ATD 30 s: 15 s before the others drop 300, all of them send under 301.
+    for (life, age, at_once) in [(40, 0, 300), (15, 0, 301), (40, 25, 301)] {
+        let mut bench = Bench::new();
+        let policy = policy(Some(kek(1, 7200)), vec![tek(300, life), tek(301, 3600)]);
+        let keys = bench.keys(&policy, true);
+        let age = Age { least: Duration::ZERO, most: Duration::from_secs(age) };
+        let download = Download { policy, keys, seq: SeqNumber(4), age };
+        bench.begin();
+        let local = "192.0.2.10".parse().unwrap();
+        bench.step(|vpn, cx| vpn.on_keys(download, local, cx)).unwrap();
+        let teks = bench.vpn.keyring.teks();
+        let sends = teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi.0);
+        assert_eq!(
+            (teks.len(), sends.collect::<Vec<_>>()),
+            (2, vec![at_once]),
+            "{life} s left, asked {age:?} ago"
+        );
+    }
 }
