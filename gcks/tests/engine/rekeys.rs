@@ -315,6 +315,33 @@ fn two_rekeys_in_one_moment_are_told_apart_by_their_number_and_their_kek() {
     assert_eq!((&sent, &acked, &completed), (&started, &started, &started));
 }
 
+#[test]
+fn a_key_whose_copies_go_round_is_told_again_with_its_successor() {
+    let mut bench = Bench::new();
+    let mut one = joined(&mut bench, 1);
+    let rekey = Command::Rekey { group: "g1".to_owned(), tek: true, kek: false };
+    let mut teks = Vec::new();
+    for missed in [true, false] {
+        bench.command(rekey.clone()).expect("a rekey");
+        teks = bench.server.groups()["g1"].teks().iter().map(|tek| tek.spi).collect();
+        let push = pushes(&mut bench, one.address).pop().expect("a push");
+        if missed {
+            one.last = one.last.next().expect("a number");
+        } else {
+            let ack = one.take(&bench, &push);
+            bench.tell(one.address, ack);
+        }
+        bench.pass(Duration::from_secs(5));
+    }
+    let told: Vec<_> = one.teks.iter().map(|(spi, _)| *spi).collect();
+    assert_eq!((told.len(), &told), (3, &teks), "the second push brought both");
+    bench.pass(Duration::from_secs(60));
+    bench.command(rekey).expect("a rekey");
+    let latest = pushes(&mut bench, one.address).pop().expect("a push");
+    one.take(&bench, &latest);
+    assert_eq!(one.teks.len(), 4, "what everybody has is not told again");
+}
+
 fn stored(bench: &Bench) -> Vec<(Kind, String)> {
     bench.rows.keys().cloned().collect()
 }
