@@ -20,7 +20,7 @@ use ctl::event::Event;
 use ike::io::Now;
 
 use super::GroupMember;
-use super::servers::Server;
+use super::servers::{Server, ServerName};
 use super::settings::{GatewaySettings, Settings, VpnSettings};
 use super::vpn::Vpn;
 
@@ -133,6 +133,10 @@ impl GroupMember {
         let asking: Vec<String> = pauses.chain(change.added).chain(change.anew).collect();
         for name in asking {
             self.register(now, &name);
+        }
+        let servers: Vec<ServerName> = self.servers.keys().cloned().collect();
+        for name in servers {
+            self.at_server(now, name, Server::resume);
         }
     }
 }

@@ -151,11 +151,23 @@ impl Server {
             || self.policy.dialect != new.policy.dialect
     }
 
-    /// The same with the settings of `new`, which hold from the next phase 1 on.
+    /// The same with the settings of `new`, which hold from the next phase 1 on. One that is being negotiated begins again.
     #[must_use]
     pub fn reconfigured(self, new: Server) -> Server {
         let Server { policy, ask_route, dead_peer_detection, .. } = new;
-        Server { policy, ask_route, dead_peer_detection, outdated: true, ..self }
+        let phase = match self.phase {
+            Phase::Down | Phase::Routing | Phase::Negotiating { .. } => Phase::Down,
+            up @ Phase::Up { .. } => up,
+        };
+        Server { policy, ask_route, dead_peer_detection, phase, outdated: true, ..self }
+    }
+
+    /// Goes on with what waits, if nothing else does.
+    pub fn resume(&mut self, cx: &mut Cx<'_>) -> Letters {
+        match self.phase {
+            Phase::Down => self.begin(cx),
+            Phase::Routing | Phase::Negotiating { .. } | Phase::Up { .. } => Letters::new(),
+        }
     }
 
     /// A VPN wants nothing any more.

@@ -124,12 +124,14 @@ fn another_identity_or_limit_registers_anew_and_the_recovery_probe_does_not() {
 }
 
 #[test]
-fn a_member_that_pauses_asks_at_once_by_what_changed() {
-    let mut site = Site::new(vec![vpn(1)], &[Manner::DeafToProofs]);
-    site.pass(95);
-    assert_eq!(site.states(), ["unregistered"]);
-    site.servers[0].manner = HERE;
-    let told = apply(&mut site, |_| ());
-    assert!(told.contains("going on: v01"), "{told}");
-    assert_eq!(site.states(), ["registered"]);
+fn a_member_that_negotiates_or_pauses_asks_at_once_by_what_changed() {
+    for (seconds, state) in [(1, "registering"), (95, "unregistered")] {
+        let mut site = Site::new(vec![vpn(1)], &[Manner::DeafToProofs]);
+        site.pass(seconds);
+        assert_eq!(site.states(), [state]);
+        site.servers[0].manner = HERE;
+        let told = apply(&mut site, |_| ());
+        assert!(told.contains("going on: v01"), "{told}");
+        assert_eq!((site.knocks.len(), site.states()), (2, vec!["registered"]));
+    }
 }
