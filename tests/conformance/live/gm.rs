@@ -174,7 +174,7 @@ const COOKIE: Cookie = Cookie([0x77; 8]);
 
 /// Message 2 with this SA.
 pub fn second(first: &[u8], sa: Sa) -> Bytes {
-    second_by(first, sa, VENDOR_DPD)
+    second_by(first, sa, &VENDOR_DPD)
 }
 
 /// The same with this vendor ID.
@@ -186,7 +186,7 @@ fn second_by(first: &[u8], sa: Sa, vendor: &[u8]) -> Bytes {
 
 /// Messages 1 to 5 with a member that has begun; what message 5 said.
 pub fn keyed(gm: &mut Gm) -> (Hand, Heard) {
-    keyed_by(gm, VENDOR_DPD)
+    keyed_by(gm, &VENDOR_DPD)
 }
 
 fn keyed_by(gm: &mut Gm, vendor: &[u8]) -> (Hand, Heard) {
@@ -222,7 +222,7 @@ fn keyed_by(gm: &mut Gm, vendor: &[u8]) -> (Hand, Heard) {
 
 /// A whole phase 1 as responder; the SA and the member's message 1 of a PULL.
 pub fn established(gm: &mut Gm) -> (IkeSa, Bytes) {
-    established_by(gm, VENDOR_DPD)
+    established_by(gm, &VENDOR_DPD)
 }
 
 /// The same with a server that announces this vendor ID.

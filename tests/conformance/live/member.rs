@@ -32,7 +32,7 @@ fn error(kind: NotifyType, spi: &[u8]) -> Payload {
 
 #[test]
 fn a_member_asks_and_answers_only_a_server_that_announced_dead_peer_detection() {
-    for (vendor, announced) in [(VENDOR_DPD, true), (&b"another"[..], false)] {
+    for (vendor, announced) in [(&VENDOR_DPD[..], true), (b"another", false)] {
         let mut settings = settings();
         let asks = ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 5 };
         settings.gateways[0].dead_peer_detection = Some(asks);
