@@ -159,6 +159,9 @@ pub trait DataPlane: Send {
     /// [`DataPlaneError`] when the backend cannot.
     fn remove(&mut self, vpn: &str, spi: Spi) -> Result<(), DataPlaneError>;
 
+    /// Other rules of the operator for a VPN, from the next packet on. A backend without rules has no use for them.
+    fn set_rules(&mut self, _vpn: &str, _rules: policy::Rules) {}
+
     /// What became of the traffic of a VPN; none when this backend carries none for it.
     fn traffic(&self, _vpn: &str) -> Option<Traffic> {
         None

@@ -166,6 +166,11 @@ impl Gspd {
         Gspd { rules: Arc::new(rules), entries: Vec::new() }
     }
 
+    /// Takes other rules.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.rules = Arc::new(rules);
+    }
+
     /// The rules.
     pub fn rules(&self) -> &Rules {
         &self.rules
@@ -413,6 +418,24 @@ mod tests {
         assert_eq!(out(&gspd, &to(2, 17, 53), 6000), "drop NoKey");
         assert_eq!(out(&gspd, &to(3, 17, 123), 6000), "seal 302");
         assert_eq!(out(&gspd, &to(4, 17, 123), 6000), "drop NoMatch");
+    }
+
+    #[test]
+    fn other_rules_hold_from_the_next_packet_on_and_leave_the_keys_alone() {
+        let exclude =
+            |port| Rules { exclude: vec![rule("0.0.0.0/0", "0.0.0.0/0", 17, port)], ..Rules::default() };
+        let mut gspd = Gspd::new(exclude(53));
+        key(&mut gspd, 301, selector("10.1.0.0/16", "10.2.0.0/16"), 0);
+        let to = |port| packet("10.1.0.1", "10.2.0.1", 17, Some((9, port)));
+        assert_eq!(
+            (out(&gspd, &to(53), 10), out(&gspd, &to(123), 10)),
+            ("clear Exclude(0)".into(), "seal 301".into())
+        );
+        gspd.set_rules(exclude(123));
+        assert_eq!(
+            (out(&gspd, &to(53), 10), out(&gspd, &to(123), 10)),
+            ("seal 301".into(), "clear Exclude(0)".into())
+        );
     }
 
     #[test]

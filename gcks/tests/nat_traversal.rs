@@ -1,6 +1,6 @@
 //! The server's peer table with a NAT on the way: a member that floats, and one whose NAT changes its mind (RFC 3947).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,11 +76,18 @@ struct Bench {
     provider: Arc<dyn Provider>,
     peers: Peers,
     member: Option<IkeSa>,
+    /// Our own address; members know us by 192.0.2.1.
+    server: IpAddr,
 }
 
 impl Bench {
     /// A table with a member behind a NAT, up and floated.
     fn floated(mode: Mode) -> Bench {
+        Bench::floated_at(mode, [192, 0, 2, 1])
+    }
+
+    /// The same with a server of this address.
+    fn floated_at(mode: Mode, server: [u8; 4]) -> Bench {
         let provider = default_provider();
         let settings = Settings {
             gateways: vec![GatewaySettings {
@@ -98,16 +105,21 @@ impl Bench {
             approved_only: false,
         };
         let peers = Peers::new(&settings, &mut Random(provider.clone()));
-        let mut bench = Bench { provider, peers, member: None };
+        let mut bench = Bench { provider, peers, member: None, server: server.into() };
         bench.negotiate(mode);
         bench
+    }
+
+    /// As the server sees packets from there.
+    fn along(&self, port: u16, outside: &str) -> Ends {
+        Ends { local: SocketAddr::new(self.server, port), peer: at(outside) }
     }
 
     fn negotiate(&mut self, mode: Mode) {
         let mut random = Random(self.provider.clone());
         let member = policy(mode, "gm1.example", "gcks.example");
         let (mut initiator, mut todo) = Initiator::start(member, inside(848), false, NOW.at, &mut random);
-        let mut along = ends(848, OUTSIDE[0]);
+        let mut along = self.along(848, OUTSIDE[0]);
         while !todo.is_empty() {
             let mut answers = Vec::new();
             for step in std::mem::take(&mut todo) {
@@ -138,7 +150,7 @@ impl Bench {
                 todo.extend(initiator.on_message(NOW, &header, &answer).expect("an answer that fits"));
                 if initiator.nat().any() {
                     initiator.moved(inside(4500));
-                    along = ends(4500, OUTSIDE[1]);
+                    along = self.along(4500, OUTSIDE[1]);
                 }
             }
         }
@@ -228,6 +240,25 @@ fn fresh_messages_from_a_new_port_move_the_member_and_repeats_do_not() {
     let wanted = bench.tell(old, &first);
     assert_eq!(wanted.moved, [Move { from: new.peer, to: old }]);
     assert!(matches!(&wanted.asked[..], [Ask::Policy(_, asker, _)] if asker.peer == old.peer));
+}
+
+#[test]
+fn a_server_behind_a_nat_follows_nobody() {
+    let mut bench = Bench::floated_at(Mode::Main, [10, 0, 9, 1]);
+    let (sa, _, peer, _) = bench.peers.established().next().expect("phase 1 is up");
+    assert!(sa.nat.theirs && sa.nat.ours);
+    let (old, new) = (bench.along(4500, OUTSIDE[1]), bench.along(4500, OUTSIDE[2]));
+    assert_eq!(peer, old.peer);
+    let question = bench.question(7);
+    let wanted = bench.tell(new, &question);
+    assert!(wanted.moved.is_empty(), "{:?}", wanted.events);
+    assert!(wanted.sent.iter().all(|(to, _)| *to == old));
+    let first = bench.first_of_pull();
+    let wanted = bench.tell(new, &first);
+    assert!(wanted.moved.is_empty() && wanted.asked.is_empty(), "{:?}", wanted.events);
+    let (_, _, peer, _) = bench.peers.established().next().expect("it stays");
+    assert_eq!(peer, old.peer);
+    assert_eq!(bench.tell(old, &first).asked.len(), 1, "where it always came from it goes on");
 }
 
 #[test]

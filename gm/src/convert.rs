@@ -172,7 +172,7 @@ fn accept(accept: &config::Accept) -> Accept {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use gdoi_proto::policy::SignatureAlgorithm;
@@ -203,11 +203,16 @@ accept = { encryption = ["aes-256-gcm"], rekey-signature = ["ecdsa-256"] }
 allowed-flows = [{ source = "172.16.0.0/12", destination = "172.16.0.0/12" }]
 "#;
 
-    fn config() -> Gm {
-        let directory = tempfile::tempdir().unwrap();
-        let key = directory.path().join("key");
+    /// The file `key`, which policies of tests name.
+    pub(crate) fn write_key(directory: &std::path::Path) {
+        let key = directory.join("key");
         std::fs::write(&key, "a secret of more than 16 octets").unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn config() -> Gm {
+        let directory = tempfile::tempdir().unwrap();
+        write_key(directory.path());
         let path = directory.path().join("gm.toml");
         std::fs::write(&path, FILE).unwrap();
         config::load_gm(&path, config::Options::default()).unwrap_or_else(|errors| panic!("{errors}")).config

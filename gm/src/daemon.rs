@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ use crate::engine::GroupMember;
 use crate::engine::io::{Command, Input, Output};
 use crate::engine::settings::Settings;
 use crate::notify::Notifier;
-use crate::plane;
+use crate::{plane, reload};
 
 /// Requests of local sockets that may wait for the loop.
 const ASKED: usize = 64;
@@ -114,8 +114,7 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     let (teller, faults) = mpsc::channel(FAULTS);
     let (data_plane, steered) = data_plane(config, teller)?;
     let (mut daemon, mut inlets) = Daemon::start(settings, options, data_plane, sockets, hub.clone())?;
-    let named = |vpn: &config::Vpn| Some((vpn.name.clone(), vpn.external_interface.clone()?));
-    daemon.interfaces = config.vpns.iter().filter_map(named).collect();
+    daemon.configured(config.clone());
     if let Some(path) = &member.notify_socket {
         let failed = |source| StartError::System { what: "no socket for notify-socket", source };
         daemon.notifier = Some(Mutex::new(Notifier::new(path.clone()).map_err(failed)?));
@@ -186,6 +185,8 @@ struct Daemon {
     notifier: Option<Mutex<Notifier>>,
     observer: plane::Observer,
     next_look: Instant,
+    /// What is in use; none in tests without a file.
+    config: Option<Gm>,
     /// The interface each VPN hears multicast on, where the configuration names one.
     interfaces: BTreeMap<String, String>,
     /// Multicast groups each VPN wants, and our address towards its key server.
@@ -229,6 +230,7 @@ impl Daemon {
             notifier: None,
             observer: plane::Observer::default(),
             next_look: clock_start,
+            config: None,
             interfaces: BTreeMap::new(),
             listening: BTreeMap::new(),
             listen_again: None,
@@ -388,13 +390,39 @@ impl Daemon {
         }
     }
 
+    /// What a file says beside the settings of the engine.
+    fn configured(&mut self, config: Gm) {
+        let named = |vpn: &config::Vpn| Some((vpn.name.clone(), vpn.external_interface.clone()?));
+        self.interfaces = config.vpns.iter().filter_map(named).collect();
+        for vpn in &config.vpns {
+            self.data_plane.set_rules(&vpn.name, plane::rules(&config, vpn));
+        }
+        self.config = Some(config);
+    }
+
     fn on_reload(&mut self) {
-        let options = config::Options { lab: self.options.lab };
-        let reason = match config::load_gm(&self.options.path, options) {
-            Ok(_) => "not supported yet: reload (the file is good; restart to use it)".to_owned(),
-            Err(errors) => errors.to_string().replace('\n', "; "),
-        };
-        self.publish(&Event::ConfigurationRefused { reason });
+        let path = self.options.path.clone();
+        if let Err(reason) = self.change(&path) {
+            self.publish(&Event::ConfigurationRefused { reason: reason.replace('\n', "; ") });
+        }
+    }
+
+    /// Reads a file whole and uses it. A file that is not good, or that only a restart takes whole, changes nothing.
+    fn change(&mut self, path: &Path) -> Result<String, String> {
+        let config = reload::read(path, config::Options { lab: self.options.lab })?;
+        let needs = self.config.as_ref().map(|old| reload::restart(old, &config)).unwrap_or_default();
+        if !needs.is_empty() {
+            let differ = needs.join(", ");
+            return Err(format!(
+                "{}: nothing is changed, for this takes a restart: {differ}",
+                path.display()
+            ));
+        }
+        let settings = convert::settings(&config, !self.sockets.nat_traversal().is_empty());
+        let change = self.engine.plan(&settings);
+        self.configured(config);
+        self.tell(Input::Apply(Box::new(settings)));
+        Ok(change.to_string())
     }
 
     fn on_asked(&mut self, Asked { request, reply, .. }: Asked) {
@@ -407,8 +435,12 @@ impl Daemon {
                 let text = format!("gmd {}", env!("CARGO_PKG_VERSION"));
                 return drop(reply.send(Reply::done(text)));
             }
-            Request::Apply { .. } => {
-                return refuse(reply, "not supported yet: member apply; restart to use a file");
+            Request::Apply { file } => {
+                let path = file.map_or_else(|| self.options.path.clone(), PathBuf::from);
+                return drop(reply.send(match self.change(&path) {
+                    Ok(text) => Reply::done(text),
+                    Err(reason) => Reply::Refused { reason },
+                }));
             }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.

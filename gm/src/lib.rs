@@ -6,6 +6,7 @@
 //! plane     configuration -> data plane, and what it shows    feature `daemon`
 //! notify    changes of keys -> other programs                 feature `daemon`
 //! confine   what the process gives up                         feature `daemon`
+//! reload    a changed file -> in use, or why not             feature `daemon`
 //! daemon    outputs -> sockets, data plane, log              feature `daemon`
 //! ```
 #![forbid(unsafe_code)]
@@ -22,3 +23,5 @@ pub mod engine;
 pub mod notify;
 #[cfg(feature = "daemon")]
 pub mod plane;
+#[cfg(feature = "daemon")]
+pub mod reload;

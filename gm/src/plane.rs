@@ -48,13 +48,18 @@ pub fn settings(config: &Gm) -> Option<TunSettings> {
             config::EspEncapsulation::Raw => Carrier::Raw,
             config::EspEncapsulation::Udp => Carrier::Udp,
         },
-        rules: Rules {
-            exclude: vpn.exclude.iter().map(rule).collect(),
-            fail_open: vpn.fail_open.iter().map(rule).collect(),
-            own: config.gateways.iter().filter_map(|gateway| gateway.local_address).collect(),
-        },
+        rules: rules(config, vpn),
     });
     Some(TunSettings { zones: zones.collect(), vpns: vpns.collect(), pairs })
+}
+
+/// The rules of a VPN.
+pub fn rules(config: &Gm, vpn: &config::Vpn) -> Rules {
+    Rules {
+        exclude: vpn.exclude.iter().map(rule).collect(),
+        fail_open: vpn.fail_open.iter().map(rule).collect(),
+        own: config.gateways.iter().filter_map(|gateway| gateway.local_address).collect(),
+    }
 }
 
 fn rule(rule: &config::Rule) -> Rule {

@@ -13,9 +13,9 @@ use rcgen::{
 
 use crate::support::{Lab, SOON, site};
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
+pub type Ca = CertifiedIssuer<'static, KeyPair>;
 
-fn root(name: &str) -> Ca {
+pub fn root(name: &str) -> Ca {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -25,7 +25,18 @@ fn root(name: &str) -> Ca {
 }
 
 /// Lets `host` prove its address by a certificate of `issuer`, and check others against `anchors`.
-fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
+pub fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
+    issue(site, host, issuer);
+    replace(site, host, "\"pre-shared-keys\"", "\"ecdsa-signatures-256\"");
+    let own = format!(
+        "certificates = [{{ certificate = \"{host}.pem\", private-key = {{ file = \"{host}.key\" }} }}]\n\
+         trust-anchors = {anchors:?}"
+    );
+    replace(site, host, &format!("pre-shared-key = {{ file = \"{host}.psk\" }}"), &own);
+}
+
+/// A certificate of `issuer` and its key, in the files of `host`.
+pub fn issue(site: &Site, host: &str, issuer: &Ca) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![site.network.ip(host).to_string()]).unwrap();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -33,12 +44,6 @@ fn certify(site: &Site, host: &str, issuer: &Ca, anchors: &[&str]) {
     params.serial_number = Some(serial(host));
     std::fs::write(site.path(&format!("{host}.pem")), params.signed_by(&key, issuer).unwrap().pem()).unwrap();
     site.write_secret(&format!("{host}.key"), &key.serialize_pem()).unwrap();
-    replace(site, host, "\"pre-shared-keys\"", "\"ecdsa-signatures-256\"");
-    let own = format!(
-        "certificates = [{{ certificate = \"{host}.pem\", private-key = {{ file = \"{host}.key\" }} }}]\n\
-         trust-anchors = {anchors:?}"
-    );
-    replace(site, host, &format!("pre-shared-key = {{ file = \"{host}.psk\" }}"), &own);
 }
 
 /// The number of the certificate of a host, by its place among the machines.
@@ -48,7 +53,7 @@ fn serial(host: &str) -> SerialNumber {
 }
 
 /// A revocation list of `issuer`, in the file `ca.crl`.
-fn revoke(site: &Site, issuer: &Ca, hosts: &[&str]) {
+pub fn revoke(site: &Site, issuer: &Ca, hosts: &[&str]) {
     let revoked = hosts.iter().map(|host| RevokedCertParams {
         serial_number: serial(host),
         revocation_time: date_time_ymd(2020, 1, 1),
@@ -67,18 +72,18 @@ fn revoke(site: &Site, issuer: &Ca, hosts: &[&str]) {
 }
 
 /// Replaces text of the file of `host`; it must be there.
-fn replace(site: &Site, host: &str, from: &str, to: &str) {
+pub fn replace(site: &Site, host: &str, from: &str, to: &str) {
     let file = site.path(&format!("{host}.toml"));
     let text = std::fs::read_to_string(&file).unwrap();
     assert!(text.contains(from), "{from:?} is not in {text}");
     std::fs::write(file, text.replace(from, to)).unwrap();
 }
 
-/// The server takes its file again.
-fn reload(server: &Daemon) -> Mark {
-    let mark = server.mark();
-    server.reload().unwrap();
-    server.wait_named(mark, SOON, "configuration_reloaded").unwrap();
+/// A daemon takes its file again.
+pub fn reload(daemon: &Daemon) -> Mark {
+    let mark = daemon.mark();
+    daemon.reload().unwrap();
+    daemon.wait_named(mark, SOON, "configuration_reloaded").unwrap();
     mark
 }
 
@@ -96,7 +101,7 @@ fn drops_none(server: &Daemon, since: Mark) {
 }
 
 /// The anchor of each member, in the order of the members.
-fn anchors(server: &Daemon) -> Vec<Option<String>> {
+pub fn anchors(server: &Daemon) -> Vec<Option<String>> {
     let members = server.group().unwrap().members;
     members.into_iter().map(|member| member.certificate.and_then(|held| held.anchor)).collect()
 }

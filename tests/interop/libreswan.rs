@@ -6,19 +6,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use gdoi_lab::network::{GCKS, Network};
 use gdoi_lab::site::Site;
 use ike::phase1::Mode;
 
-use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET};
+use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET, SOON};
 use crate::table;
 
 const UNPACKED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop/libreswan");
 const PROGRAMS: &str = "/usr/libexec";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
-const SOON: Duration = Duration::from_secs(10);
 
 /// A running pluto; ended on drop.
 struct Pluto {
@@ -68,10 +66,7 @@ impl Pluto {
         command.arg("--ipsecdir").arg(path("ipsec.d")).env("LD_LIBRARY_PATH", libraries());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let pluto = Pluto { child: command.spawn().expect("pluto starts"), directory };
-        let up = (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(50));
-            pluto.whack(&["--listen"]).is_ok()
-        });
+        let up = ground::soon(|| pluto.whack(&["--listen"]).is_ok());
         assert!(up, "pluto does not answer: {}", pluto.log());
         pluto.whack(&["--debug", "base"]).expect("a long log");
         pluto
@@ -93,14 +88,8 @@ impl Pluto {
 
     /// Waits until its log says `word` beyond `from` octets.
     fn says(&self, from: usize, word: &str) -> Result<(), String> {
-        for _ in 0..100 {
-            let log = self.log();
-            if log.get(from..).is_some_and(|text| text.contains(word)) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(format!("pluto did not log `{word}`"))
+        let said = ground::soon(|| self.log().get(from..).is_some_and(|text| text.contains(word)));
+        said.then_some(()).ok_or_else(|| format!("pluto did not log `{word}`"))
     }
 
     /// Its only connection.
@@ -165,7 +154,7 @@ fn libreswan_and_we_agree_on_phase_1_both_ways() {
     ground::certificates(&directory);
     ground::server(&directory, &cells, "192.0.2.1:500");
     let gcks = site.start(GCKS, None).expect("gcksd starts");
-    gcks.wait_named(gcks.beginning(), SOON * 3, "listening").expect("it listens");
+    gcks.wait_named(gcks.beginning(), SOON, "listening").expect("it listens");
     let pluto = Pluto::start(&site.network, &directory);
     let mut outcomes: Vec<Outcome> = Vec::new();
 

@@ -4,17 +4,15 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use gdoi_lab::network::{GCKS, Network};
 use gdoi_lab::site::Site;
 use ike::phase1::Mode;
 
-use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET};
+use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET, SOON};
 use crate::table;
 
 pub const CHARON: &str = "/usr/lib/ipsec/charon";
-const SOON: Duration = Duration::from_secs(10);
 
 /// A running charon; ended on drop.
 pub struct Charon {
@@ -59,10 +57,7 @@ impl Charon {
         command.env("STRONGSWAN_CONF", directory.join("strongswan.conf"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let charon = Charon { child: command.spawn().expect("charon starts"), directory };
-        let up = (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(50));
-            charon.swanctl(&["--stats"]).is_ok()
-        });
+        let up = ground::soon(|| charon.swanctl(&["--stats"]).is_ok());
         assert!(up, "charon does not answer: {}", charon.log());
         let secrets = format!("secrets {{\n ike-any {{\n secret = \"{SECRET}\"\n }}\n}}\n");
         std::fs::write(charon.directory.join("swanctl/secrets.conf"), secrets).expect("its secrets");
@@ -93,13 +88,8 @@ impl Charon {
 
     /// Waits until its log says `word` beyond `from` octets.
     pub fn says(&self, from: usize, word: &str) -> Result<(), String> {
-        for _ in 0..100 {
-            if self.log().get(from..).is_some_and(|text| text.contains(word)) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(format!("charon did not log `{word}`"))
+        let said = ground::soon(|| self.log().get(from..).is_some_and(|text| text.contains(word)));
+        said.then_some(()).ok_or_else(|| format!("charon did not log `{word}`"))
     }
 
     /// Its only connection.
@@ -194,7 +184,7 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
     ground::certificates(&directory);
     ground::server(&directory, &cells, "192.0.2.1:848");
     let gcks = site.start(GCKS, None).expect("gcksd starts");
-    gcks.wait_named(gcks.beginning(), SOON * 3, "listening").expect("it listens");
+    gcks.wait_named(gcks.beginning(), SOON, "listening").expect("it listens");
     let charon = Charon::start(&site.network, "gm1", &directory, "");
     let mut outcomes: Vec<Outcome> = Vec::new();
 
@@ -202,7 +192,7 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
         let asks = || -> Result<(), String> {
             charon.load(cell, &cell.address(), "192.0.2.1", 1)?;
             let (mark, from) = (gcks.mark(), charon.log().len());
-            charon.swanctl(&["--initiate", "--ike", "cell", "--timeout", "8"])?;
+            charon.swanctl(&["--initiate", "--ike", "cell", "--timeout", "60"])?;
             let late = |error: gdoi_lab::LabError| error.to_string();
             let suite = cell.suite().to_string();
             gcks.wait(mark, SOON, "phase 1 of that suite", |event| {
@@ -211,7 +201,7 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
             .map_err(late)?;
             charon.says(from, "N(DPD_ACK)")?;
             let mark = gcks.mark();
-            charon.swanctl(&["--terminate", "--ike", "cell", "--timeout", "5"])?;
+            charon.swanctl(&["--terminate", "--ike", "cell", "--timeout", "60"])?;
             gcks.wait_named(mark, SOON, "phase1_deleted").map_err(late)?;
             Ok(())
         };
@@ -251,7 +241,7 @@ fn a_member_of_ours_comes_up_with_strongswan_and_says_goodbye() {
     charon.load(&cell, "192.0.2.11", "192.0.2.12", 0).expect("its connection");
     member(&site, &cell);
     let gm2 = site.start("gm2", None).expect("gmd starts");
-    let up = gm2.wait_named(gm2.beginning(), SOON * 3, "phase1_established");
+    let up = gm2.wait_named(gm2.beginning(), SOON, "phase1_established");
     let up = up.unwrap_or_else(|error| panic!("{error}\n{}", charon.log())).to_string();
     assert!(up.contains(&cell.identity()) && up.contains("group14"), "{up}");
     // It knows no GROUPKEY-PULL: whether it says so or not, there are no keys, and phase 1 ends with the member.

@@ -1,6 +1,7 @@
 //! Commands that change something.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use ctl::client::ClientError;
@@ -12,7 +13,7 @@ use crate::args::{ClearWhat, StateWhat};
 use crate::connect::Daemon;
 use crate::server::select;
 use crate::table;
-use crate::{say, watch};
+use crate::{plan, say, watch};
 
 /// Takes a member out of the list.
 ///
@@ -77,6 +78,14 @@ pub fn state(daemon: &Daemon, what: StateWhat, json: bool) -> Result<(), Failure
 /// The daemon's refusal.
 pub fn register(daemon: &Daemon, vpn: Option<String>, json: bool) -> Result<(), Failure> {
     simple(daemon, &Request::Register { vpn }, json)
+}
+
+/// Lets a member use `file`, or the one it was started with.
+///
+/// # Errors
+/// The problems of the file, or the daemon's refusal.
+pub fn apply(daemon: &Daemon, file: Option<&Path>, json: bool) -> Result<(), Failure> {
+    simple(daemon, &Request::Apply { file: file.map(plan::absolute).transpose()? }, json)
 }
 
 fn simple(daemon: &Daemon, request: &Request, json: bool) -> Result<(), Failure> {

@@ -263,8 +263,11 @@ pub enum MemberCommand {
         #[arg(long, value_name = "V")]
         vpn: Option<String>,
     },
-    /// Use a changed configuration (not supported yet)
-    Apply(Later),
+    /// Use a changed configuration; keys in use stay until others replace them
+    Apply {
+        /// Read by the daemon [default: the file it was started with]
+        file: Option<PathBuf>,
+    },
     /// Can the key server be reached, does phase 1 work, do the certificates hold, are the clocks right
     Check,
 }
@@ -366,6 +369,8 @@ mod tests {
             "gdoictl member show statistics",
             "gdoictl member show inactive-tunnels",
             "gdoictl member register --vpn v",
+            "gdoictl member apply",
+            "gdoictl member apply file",
             "gdoictl member check",
             "gdoictl --socket /tmp/s watch --level debug",
             "gdoictl metrics --listen 127.0.0.1:9848",

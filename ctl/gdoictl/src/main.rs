@@ -106,7 +106,7 @@ fn on_member(command: MemberCommand, daemon: &Daemon, json: bool) -> Result<(), 
     match command {
         MemberCommand::Show(what) => say(&member::show(&daemon.gm()?, &what, json)?),
         MemberCommand::Register { vpn } => act::register(daemon, vpn, json),
-        MemberCommand::Apply(_) => later("member apply"),
+        MemberCommand::Apply { file } => act::apply(daemon, file.as_deref(), json),
         MemberCommand::Check => check::check(daemon, json),
     }
 }

@@ -24,7 +24,8 @@ pub fn apply(daemon: &Daemon, file: Option<&Path>, json: bool) -> Result<(), Fai
     ask(daemon, &Request::Apply { file: file.map(absolute).transpose()? }, json)
 }
 
-fn absolute(file: &Path) -> Result<String, Failure> {
+/// The daemon reads it, and stands elsewhere.
+pub fn absolute(file: &Path) -> Result<String, Failure> {
     let path = std::path::absolute(file).map_err(|error| Failure::Refused(error.to_string()))?;
     path.into_os_string()
         .into_string()

@@ -459,6 +459,12 @@ impl DataPlane for TunPlane {
         Ok(())
     }
 
+    fn set_rules(&mut self, vpn: &str, rules: Rules) {
+        if let Ok(member) = self.member(vpn) {
+            member.change(|gspd| gspd.set_rules(rules));
+        }
+    }
+
     fn traffic(&self, vpn: &str) -> Option<Traffic> {
         let (outbound, inbound) = self.counters(vpn)?;
         let gspd = self.member(vpn).ok()?.gspd();

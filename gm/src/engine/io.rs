@@ -9,6 +9,7 @@ use gdoi_proto::policy::SenderIds;
 use ike::io::{Datagram, JobRequest, JobResult};
 
 use super::servers::ServerName;
+use super::settings::Settings;
 
 /// What the member is told.
 #[derive(Debug)]
@@ -64,6 +65,8 @@ pub enum Input {
         /// The wish.
         command: Command,
     },
+    /// A changed configuration, used from now on: see [`super::change`].
+    Apply(Box<Settings>),
     /// The daemon ends: the servers are told that their ISAKMP SAs are gone, and nothing more is begun.
     Stop,
 }

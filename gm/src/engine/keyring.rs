@@ -456,6 +456,23 @@ impl Keyring {
         }
     }
 
+    /// The group is not ours any more: none of its pushes is taken, and its Sender-IDs are for its TEKs alone, which stay.
+    pub fn leave_group(&mut self) {
+        self.kek = None;
+        self.old_keks.clear();
+        self.gone_keks.clear();
+        self.sender_ids = None;
+        self.ack_request = None;
+    }
+
+    /// No key stays.
+    pub fn wipe(&mut self, reason: &str, cx: &mut Cx<'_>) {
+        self.leave_group();
+        for tek in std::mem::take(&mut self.teks) {
+            self.tell_removed(tek.policy.spi, reason, cx);
+        }
+    }
+
     /// Drops KEKs and remembers that they are gone.
     fn drop_keks(&mut self, which: impl Fn(KekSpi) -> bool) {
         let known = self.kek.iter().chain(self.old_keks.iter().map(|old| &old.kek));

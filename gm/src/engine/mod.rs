@@ -2,9 +2,10 @@
 //!
 //! Where to look: `servers.rs` phase 1 and who runs under it, `path.rs` the NAT on the way, `pull.rs` the four messages of a
 //! registration, `vpn.rs` which server is asked when, `push.rs` what a rekey does, `keyring.rs` when a key encrypts and when
-//! it goes, `probe.rs` what traffic under unknown keys leads to.
+//! it goes, `probe.rs` what traffic under unknown keys leads to, `change.rs` what a changed configuration does.
 
 pub mod accept;
+pub mod change;
 pub mod io;
 pub mod kek;
 pub mod keyring;
@@ -128,10 +129,7 @@ impl GroupMember {
     pub fn new(settings: Settings, now: Now, entropy: Box<dyn Entropy>) -> GroupMember {
         let mut servers = BTreeMap::new();
         for gateway in &settings.gateways {
-            for index in 0..gateway.servers.len() {
-                let server = Server::new(gateway, index);
-                servers.extend(server.map(|server| ((gateway.name.clone(), index), server)));
-            }
+            servers.extend(change::servers_of(gateway).map(|server| (server.name().clone(), server)));
         }
         let mut vpns = BTreeMap::new();
         for vpn in settings.vpns {
@@ -380,7 +378,9 @@ impl GroupMember {
 
     fn stop(&mut self, now: Now) {
         self.stopped = true;
-        self.step(now, |servers, _, cx| servers.values_mut().for_each(|server| server.stop(cx)));
+        self.step(now, |servers, _, cx| {
+            servers.values_mut().for_each(|server| server.stop("the member stops", cx));
+        });
     }
 }
 
@@ -438,6 +438,7 @@ impl GroupMember {
                 self.at_vpn(now, &vpn, |vpn, cx| vpn.on_limit(spi, Limit::Spent, cx));
             }
             Input::Command { ticket, command } => self.on_command(now, ticket, command),
+            Input::Apply(settings) => self.apply(now, &settings),
             Input::Stop => self.stop(now),
         }
     }

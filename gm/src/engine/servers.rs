@@ -59,6 +59,8 @@ pub struct Server {
     phase: Phase,
     waiting: Waiting,
     assembly: Assembly,
+    /// The configuration changed since its SA was negotiated: the next registration takes another.
+    outdated: bool,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,56 @@ impl Server {
             phase: Phase::Down,
             waiting: Waiting::new(),
             assembly: Assembly::default(),
+            outdated: false,
         })
+    }
+
+    /// Which of which gateway.
+    pub fn name(&self) -> &ServerName {
+        &self.name
+    }
+
+    /// True when the one a new configuration has at this place is reached in the same way.
+    pub fn is_at(&self, new: &Server) -> bool {
+        let ours = |server: &Server| server.ask_route.is_none().then_some(server.local);
+        self.path.server() == new.path.server() && ours(self) == ours(new)
+    }
+
+    /// True when that one is another, or when we are another for it.
+    pub fn is_another(&self, new: &Server) -> bool {
+        let identities =
+            |server: &Server| (server.policy.local_identity.clone(), server.policy.remote.clone());
+        !self.is_at(new)
+            || self.ask_route != new.ask_route
+            || identities(self) != identities(new)
+            || self.policy.dialect != new.policy.dialect
+    }
+
+    /// The same with the settings of `new`, which hold from the next phase 1 on. One that is being negotiated begins again.
+    #[must_use]
+    pub fn reconfigured(self, new: Server) -> Server {
+        let Server { policy, ask_route, dead_peer_detection, .. } = new;
+        let phase = match self.phase {
+            Phase::Down | Phase::Routing | Phase::Negotiating { .. } => Phase::Down,
+            up @ Phase::Up { .. } => up,
+        };
+        Server { policy, ask_route, dead_peer_detection, phase, outdated: true, ..self }
+    }
+
+    /// Goes on with what waits, if nothing else does.
+    pub fn resume(&mut self, cx: &mut Cx<'_>) -> Letters {
+        match self.phase {
+            Phase::Down => self.begin(cx),
+            Phase::Routing | Phase::Negotiating { .. } | Phase::Up { .. } => Letters::new(),
+        }
+    }
+
+    /// A VPN wants nothing any more.
+    pub fn forget(&mut self, vpn: &str) {
+        self.waiting.remove(vpn);
+        if let Phase::Up { pulls, .. } = &mut self.phase {
+            pulls.forget(vpn);
+        }
     }
 
     /// Its established SA.
@@ -176,8 +227,11 @@ impl Server {
         if self.waiting.is_empty() {
             return Letters::new();
         }
-        if self.sa().is_some_and(|sa| sa.expires <= cx.now.at + REUSE) {
-            self.close("its life ends", true, cx);
+        let ends = self.sa().map(|sa| sa.expires <= cx.now.at + REUSE);
+        match (ends, self.outdated) {
+            (Some(true), _) => drop(self.close("its life ends", true, cx)),
+            (Some(false), true) => drop(self.close("the configuration changed", true, cx)),
+            (Some(false), false) | (None, _) => {}
         }
         match (&self.phase, self.ask_route) {
             (Phase::Up { .. }, _) => {
@@ -215,6 +269,7 @@ impl Server {
     fn negotiate(&mut self, cx: &mut Cx<'_>) -> Letters {
         // The server may hold an SA of an earlier life of ours: it learns so once (RFC 2407 section 4.6.3.3).
         let first = cx.out.first_contact(&self.name.0);
+        self.outdated = false;
         let ends = self.path.first();
         (self.local, self.peer) = (ends.local, ends.peer);
         let mut policy = self.policy.clone();
@@ -504,9 +559,9 @@ impl Server {
         letters
     }
 
-    /// The daemon ends: the server is told.
-    pub fn stop(&mut self, cx: &mut Cx<'_>) {
-        self.close("the member stops", true, cx);
+    /// It is not needed any more: the server is told.
+    pub fn stop(&mut self, reason: &str, cx: &mut Cx<'_>) {
+        self.close(reason, true, cx);
         self.path.stop();
         self.phase = Phase::Down;
         self.waiting.clear();

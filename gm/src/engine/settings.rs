@@ -53,7 +53,7 @@ impl Default for GatewaySettings {
 }
 
 /// A group to join.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VpnSettings {
     /// Its name.
     pub name: String,

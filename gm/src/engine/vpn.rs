@@ -106,6 +106,10 @@ enum Purpose {
     Return,
 }
 
+fn dialect(gateway: &GatewaySettings) -> Dialect {
+    gateway.policies.first().map_or(Dialect::STRICT, |policy| policy.dialect)
+}
+
 impl Vpn {
     /// A group not joined yet.
     pub fn new(settings: VpnSettings, gateway: &GatewaySettings) -> Vpn {
@@ -116,7 +120,7 @@ impl Vpn {
             pushes: Pushes::default(),
             statistics: VpnStatistics::default(),
             address: None,
-            dialect: gateway.policies.first().map_or(Dialect::STRICT, |policy| policy.dialect),
+            dialect: dialect(gateway),
             servers: gateway.servers.clone(),
             registration: Registration::Idle,
             current: 0,
@@ -164,6 +168,45 @@ impl Vpn {
     /// True while it is registering with that server.
     pub fn tries(&self, server: usize) -> bool {
         matches!(self.registration, Registration::Trying { server: current, .. } if current == server)
+    }
+
+    /// True while it waits for its next try after all servers failed.
+    pub fn pauses(&self) -> bool {
+        matches!(self.registration, Registration::Backoff { .. })
+    }
+
+    /// True when other settings are a reason to register anew.
+    pub fn wants_other(&self, new: &VpnSettings) -> bool {
+        VpnSettings { recovery_probe: self.settings.recovery_probe, ..new.clone() } != *self.settings
+    }
+
+    /// Takes other settings. To register `anew` what is under way ends. Keys in use stay; of a group that is not ours any
+    /// more, nothing else does.
+    pub fn reconfigure(&mut self, settings: VpnSettings, gateway: &GatewaySettings, anew: bool) {
+        let group = |settings: &VpnSettings| (settings.gateway.clone(), settings.group.clone());
+        let other = group(&settings) != group(&self.settings);
+        let in_use = self.servers.get(self.current).copied();
+        self.current = gateway.servers.iter().position(|server| Some(*server) == in_use).unwrap_or(0);
+        self.returns = self.returns.filter(|_| self.current > 0);
+        self.servers.clone_from(&gateway.servers);
+        self.dialect = dialect(gateway);
+        self.probe = settings.recovery_probe.then(|| self.probe.take().unwrap_or_default());
+        self.settings = Arc::new(settings);
+        if anew {
+            self.registration = Registration::Idle;
+            self.rounds = 0;
+        }
+        if other {
+            self.keyring.leave_group();
+            self.pushes = Pushes::default();
+            self.seeks_kek = None;
+        }
+    }
+
+    /// It is gone from the configuration: so are its keys.
+    pub fn leave(&mut self, cx: &mut Cx<'_>) {
+        self.keyring.wipe("its vpn is gone from the configuration", cx);
+        self.listen(cx.out);
     }
 
     /// When it registers again by plan.

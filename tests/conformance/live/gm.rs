@@ -174,15 +174,24 @@ const COOKIE: Cookie = Cookie([0x77; 8]);
 
 /// Message 2 with this SA.
 pub fn second(first: &[u8], sa: Sa) -> Bytes {
+    second_by(first, sa, &VENDOR_DPD)
+}
+
+/// The same with this vendor ID.
+fn second_by(first: &[u8], sa: Sa, vendor: &[u8]) -> Bytes {
     let cookies = CookiePair { responder: COOKIE, ..header(first).cookies };
-    let extras = Extras { vendors: vec![VENDOR_DPD.to_vec()], ..Extras::default() };
+    let extras = Extras { vendors: vec![vendor.to_vec()], ..Extras::default() };
     messages::clear(ExchangeType::MainMode, cookies, messages::offer(sa, &extras))
 }
 
 /// Messages 1 to 5 with a member that has begun; what message 5 said.
 pub fn keyed(gm: &mut Gm) -> (Hand, Heard) {
+    keyed_by(gm, &VENDOR_DPD)
+}
+
+fn keyed_by(gm: &mut Gm, vendor: &[u8]) -> (Hand, Heard) {
     let first = only(gm.take());
-    let second = second(&first, offered(&first));
+    let second = second_by(&first, offered(&first), vendor);
     let third = only(gm.tell(&second));
     let (g_xi, ni) = key_exchange(&third);
     let own = default_provider().dh_generate(suite().group).expect("a key");
@@ -213,7 +222,12 @@ pub fn keyed(gm: &mut Gm) -> (Hand, Heard) {
 
 /// A whole phase 1 as responder; the SA and the member's message 1 of a PULL.
 pub fn established(gm: &mut Gm) -> (IkeSa, Bytes) {
-    let (mut hand, _) = keyed(gm);
+    established_by(gm, &VENDOR_DPD)
+}
+
+/// The same with a server that announces this vendor ID.
+pub fn established_by(gm: &mut Gm, vendor: &[u8]) -> (IkeSa, Bytes) {
+    let (mut hand, _) = keyed_by(gm, vendor);
     let sixth = hand.prove(&address_identity(SERVER.ip()));
     let first = only(gm.tell(&sixth));
     (hand.sa(), first)

@@ -12,10 +12,10 @@ use gdoi_sim::world::SERVER;
 use ike::crypto::{AuthMethod, DhGroup, Hash};
 use ike::identity::address_identity;
 use ike::phase1::messages::{self, Extras};
-use ike::phase1::{Mode, proposal};
+use ike::phase1::{Mode, VENDOR_DPD, proposal};
 use ike::protect::notify::{self, Informational};
 
-use super::gm::{Gm, aggressive, established, keyed, offered, second, settings};
+use super::gm::{Gm, aggressive, established, established_by, keyed, offered, second, settings};
 use super::hand::told;
 use super::{at, exchanges, header, only};
 
@@ -28,6 +28,29 @@ fn error(kind: NotifyType, spi: &[u8]) -> Payload {
         kind: kind.number(),
         data: Vec::new(),
     })
+}
+
+#[test]
+fn a_member_asks_and_answers_only_a_server_that_announced_dead_peer_detection() {
+    for (vendor, announced) in [(&VENDOR_DPD[..], true), (b"another", false)] {
+        let mut settings = settings();
+        let asks = ike::dpd::Settings { interval: Duration::from_secs(10), threshold: 5 };
+        settings.gateways[0].dead_peer_detection = Some(asks);
+        let mut gm = Gm::with(settings, 1);
+        let (mut sa, _) = established_by(&mut gm, vendor);
+        let question = notify::dpd(sa.cookies, NotifyType::RUThere, 77);
+        let answers = gm.tell(&notify::seal(&mut sa, &[question], &mut SeededEntropy::new(9)));
+        let expected = [Informational::RUThereAck(77)];
+        assert_eq!(told(&mut sa, &answers), expected[..usize::from(announced)]);
+
+        // A server that does not go on with the registration owes it a word.
+        gm.pass(Duration::from_secs(25));
+        let mut sent = gm.take();
+        sent.retain(|octets| header(octets).exchange == ExchangeType::Informational);
+        let asked = told(&mut sa, &sent);
+        assert_eq!(asked.is_empty(), !announced, "{asked:?}");
+        assert!(asked.iter().all(|said| matches!(said, Informational::RUThere(_))), "{asked:?}");
+    }
 }
 
 #[test]

@@ -32,15 +32,12 @@ impl Binaries {
     /// [`LabError::Program`] when the build fails.
     pub fn build(profile: Profile) -> Result<Binaries, LabError> {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+        // Asked when it runs: what is compiled in is another checkout's where a target directory came from there.
+        let package = std::env::var_os("CARGO_MANIFEST_DIR");
+        let package = package.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
         let mut command = Command::new(cargo);
-        command.args([
-            "build",
-            "--bins",
-            "--message-format=json-render-diagnostics",
-            "--manifest-path",
-            manifest,
-        ]);
+        command.args(["build", "--bins", "--message-format=json-render-diagnostics", "--manifest-path"]);
+        command.arg(package.join("Cargo.toml"));
         // The whole workspace, so that crates are built with the features everything else builds them with; not the
         // program that runs now.
         command.args(["--workspace", "--exclude", "gdoi-lab"]);

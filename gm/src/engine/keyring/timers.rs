@@ -37,14 +37,14 @@ impl Keyring {
         self.teks = left;
         for tek in gone {
             let reason = if tek.expires <= now { "its life ended" } else { "replaced or deleted" };
-            let spi = tek.policy.spi;
-            cx.out.push(Output::Remove { vpn: self.vpn.clone(), spi });
-            cx.out.event(Event::TekRemoved {
-                vpn: self.vpn.clone(),
-                spi: spi.to_string(),
-                reason: reason.to_owned(),
-            });
+            self.tell_removed(tek.policy.spi, reason, cx);
         }
+    }
+
+    pub(super) fn tell_removed(&self, spi: Spi, reason: &str, cx: &mut Cx<'_>) {
+        cx.out.push(Output::Remove { vpn: self.vpn.clone(), spi });
+        let (vpn, spi, reason) = (self.vpn.clone(), spi.to_string(), reason.to_owned());
+        cx.out.event(Event::TekRemoved { vpn, spi, reason });
     }
 
     /// Activates, removes, and says why the server must be asked, if it must.

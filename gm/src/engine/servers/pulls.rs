@@ -84,6 +84,12 @@ impl Pulls {
         Some(name)
     }
 
+    /// A VPN wants nothing any more.
+    pub fn forget(&mut self, vpn: &str) {
+        self.open.retain(|_, pull| pull.vpn().name != vpn);
+        self.made_for.remove(vpn);
+    }
+
     /// The server said that something failed: the VPNs that must be meant, with the reason.
     pub fn on_error(&mut self, kind: NotifyType) -> Vec<(String, String)> {
         self.refusals += 1;

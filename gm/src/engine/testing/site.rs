@@ -282,6 +282,10 @@ pub struct Site {
     pub knocks: Vec<(Instant, usize)>,
     /// New Sender-IDs of installed TEKs, in order.
     pub sender_ids: Vec<(Spi, u32)>,
+    /// TEKs taken from the data plane, in order.
+    pub removed: Vec<Spi>,
+    /// The configuration it was made with.
+    pub settings: Settings,
     /// Servers without a route.
     pub no_route: BTreeSet<usize>,
     last_knock: Option<Bytes>,
@@ -341,12 +345,14 @@ impl Site {
         let no_route = no_route.map(|(index, _)| index).collect();
         let settings = Settings { gateways: vec![gateway], vpns, ..Settings::default() };
         let mut site = Site {
-            member: GroupMember::new(settings, now, Box::new(Counting(1))),
+            member: GroupMember::new(settings.clone(), now, Box::new(Counting(1))),
             now,
             servers,
             events: Vec::new(),
             knocks: Vec::new(),
             sender_ids: Vec::new(),
+            removed: Vec::new(),
+            settings,
             no_route,
             last_knock: None,
             provider: default_provider(),
@@ -378,9 +384,9 @@ impl Site {
                         inputs.push_back(Input::Job(JobResult { id: request.id, done }));
                     }
                     Output::Route { server, peer, .. } => {
-                        assert_eq!(peer, server_address(server.1));
                         let first = MEMBER.parse().expect("an address");
-                        let locals = match self.no_route.contains(&server.1) {
+                        let index = self.servers.iter().position(|known| known.address == peer);
+                        let locals = match self.no_route.contains(&index.expect("a server")) {
                             true => Err(format!("no route to key server {peer}")),
                             false => Ok(Locals { first, float: None }),
                         };
@@ -389,6 +395,7 @@ impl Site {
                     Output::SenderIds { spi, sender_ids, .. } => {
                         self.sender_ids.push((spi, sender_ids.values[0].0));
                     }
+                    Output::Remove { spi, .. } => self.removed.push(spi),
                     Output::Event(event) => self.events.push((self.now.at, event)),
                     _ => {}
                 }
