@@ -1,9 +1,11 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
 mod certificates;
+mod crowd;
 mod multicast;
 mod refusals;
 mod rekey;
+mod reload;
 mod restart;
 mod restore;
 mod rollover;
