@@ -53,6 +53,9 @@ source = "10.4.0.0/16"
 destination = "10.4.0.0/16"
 "#;
 
+/// Of an hour less the activation delay, in whole seconds.
+const FIVE_PERCENT: u64 = 179;
+
 const fn kind(name: &'static str, from: &'static str, to: &'static str, check: fn(&GroupPlan)) -> Kind {
     Kind { name, from, to, pushes: 1, check }
 }
@@ -64,7 +67,7 @@ const KINDS: [Kind; 14] = [
     }),
     kind("match policy changed", ONE, TWO, |plan| {
         assert_eq!((plan.sas_changed.len(), plan.pushes[0].teks, plan.pushes[0].deletes), (1, 1, 1));
-        assert_eq!(plan.deactivation_delay, Some(180), "5 % of an hour");
+        assert_eq!(plan.deactivation_delay, Some(FIVE_PERCENT));
     }),
     kind("SA removed", TWO, "# end\n", |plan| {
         assert_eq!((plan.sas_removed.len(), plan.pushes[0].teks, plan.pushes[0].deletes), (1, 0, 1));
@@ -73,7 +76,7 @@ const KINDS: [Kind; 14] = [
         assert_eq!((plan.sas_changed.len(), plan.pushes[0].teks, plan.pushes[0].deletes), (1, 1, 0));
     }),
     kind("TEK life shortened", "lifetime-seconds = 3600", "lifetime-seconds = 1500", |plan| {
-        assert_eq!((plan.sas_shortened.len(), plan.deactivation_delay), (1, Some(180)));
+        assert_eq!((plan.sas_shortened.len(), plan.deactivation_delay), (1, Some(FIVE_PERCENT)));
     }),
     kind("encapsulation changed", "lifetime-seconds = 1500\n", "lifetime-seconds = 1500\nencapsulation = \"transport\"\n", |plan| {
         assert_eq!((plan.sas_changed.len(), plan.deactivation_delay), (1, Some(90)), "5 % are less");
