@@ -160,9 +160,9 @@ impl Run {
             // Of several of a flow the newest encrypts; what is on its way out serves a flow that is no more.
             let sends = |place: usize| {
                 let tek = &teks[place];
-                let newer = teks[place + 1..].iter().any(|newer| {
-                    newer.sending == Sending::Now && newer.policy.source == tek.policy.source
-                });
+                let newer = teks[place + 1..]
+                    .iter()
+                    .any(|newer| newer.sending == Sending::Now && newer.policy.source == tek.policy.source);
                 tek.sending == Sending::Now && tek.leaves.is_none() && !newer
             };
             sent.extend((0..teks.len()).filter(|place| sends(*place)).map(|place| teks[place].policy.spi));
@@ -226,8 +226,7 @@ impl Run {
         }
         let what = &self.what;
         let group = &self.world.server().groups()[GROUP];
-        let listed: BTreeSet<String> =
-            group.members().map(|(_, member)| member.peer.to_string()).collect();
+        let listed: BTreeSet<String> = group.members().map(|(_, member)| member.peer.to_string()).collect();
         let kek = group.kek().expect("a KEK");
         for index in self.inside() {
             assert!(listed.contains(&member_address(index).to_string()), "{what}: {index} is forgotten");
