@@ -2,9 +2,11 @@
 
 mod certificates;
 mod member_reload;
+mod crowd;
 mod multicast;
 mod refusals;
 mod rekey;
+mod reload;
 mod restart;
 mod restore;
 mod rollover;

@@ -1,6 +1,7 @@
 //! Scenarios in the simulator: engines of key server and members, one clock, a network that loses, doubles and reorders.
 //! Every scenario takes a seed and prints it when it fails.
 
+mod crash;
 mod long;
 mod revocation;
 

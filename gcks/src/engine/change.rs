@@ -6,6 +6,7 @@
 //! SA removed    a Delete payload at the head of the PUSH
 //! gateway gone  its members are expelled; new keys to the rest when `rekey-on-leave`
 //! KEK changed   a new KEK in the same PUSH
+//! key of the signature changed   the same, signed with the key before, which members know
 //! ```
 //!
 //! A restart with another configuration comes to the same by the same rules: what a TEK was made for is stored with it.
@@ -53,12 +54,14 @@ fn same_flow(left: &TekPolicy, right: &TekPolicy) -> bool {
         && left.direction == right.direction
 }
 
-/// True when members need another rekey SA to check what is signed.
-fn other_signature(left: &CommunicationSettings, right: &CommunicationSettings) -> bool {
-    let key = |it: &CommunicationSettings| it.signing_key.as_ref().map(|key| key.expose().to_vec());
-    (left.signature, left.signature_key_bits, left.signature_hash)
-        != (right.signature, right.signature_key_bits, right.signature_hash)
-        || key(left) != key(right)
+/// True when PUSHes are signed by another key; another hash alone leaves it as it is.
+fn other_signing_key(left: &CommunicationSettings, right: &CommunicationSettings) -> bool {
+    let same = match (&left.signing_key, &right.signing_key) {
+        (Some(left), Some(right)) => left.ct_eq(right.expose()),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    (left.signature, left.signature_key_bits) != (right.signature, right.signature_key_bits) || !same
 }
 
 /// The statement of a group under which an identity at this address may be its member at `now`, in Unix seconds.
@@ -150,6 +153,8 @@ impl Group {
         shadow.signer.clone_from(&self.signer);
         shadow.signing_key.clone_from(&self.signing_key);
         shadow.public_key.clone_from(&self.public_key);
+        shadow.former_keys.clone_from(&self.former_keys);
+        shadow.tried = true;
         shadow.kek.clone_from(&self.kek);
         shadow.old_keks.clone_from(&self.old_keks);
         shadow.teks.clone_from(&self.teks);
@@ -189,18 +194,17 @@ impl Group {
             plan.notes.push(format!("it is group {} from now on; members keep their keys", self.settings.id));
         }
         match (&old.communication, self.settings.communication.clone()) {
-            (Some(before), Some(after)) if other_signature(before, &after) => {
-                self.change_signer();
-                let note = "another signing key: the rekey SA is made anew, members get it when they register \
-                            again before their keys end";
+            (Some(before), Some(after)) if other_signing_key(before, &after) => {
+                self.change_signer(&after);
+                let note = "another signing key: the push that brings it is signed with the one before";
                 plan.notes.push(note.to_owned());
             }
-            (None, Some(_)) => {
-                self.change_signer();
+            (None, Some(after)) => {
+                self.change_signer(&after);
                 plan.notes.push("rekeying begins: members get its SA when they register again".to_owned());
             }
             (Some(_), None) => {
-                self.change_signer();
+                self.end_rekeying();
                 plan.notes.push("rekeying ends: members register again before their keys end".to_owned());
             }
             (Some(_), Some(_)) | (None, None) => {}
@@ -282,16 +286,6 @@ impl Group {
         }
     }
 
-    /// Another signing key, or none: rekey SAs under the old one end without a word.
-    fn change_signer(&mut self) {
-        self.drop_keks();
-        self.signer = None;
-        self.signing_key = None;
-        self.public_key = None;
-        (self.failures, self.retry) = (0, None);
-        self.ask_for_signer();
-    }
-
     /// Flat keys lead to no tree, a tree to no flat keys, and neither to a tree of other keys.
     fn holds_other_keys(&self) -> bool {
         let Some(communication) = self.settings.communication.as_ref().filter(|_| self.kek.is_some()) else {
@@ -310,6 +304,11 @@ impl Group {
         let note = "key-management: members are told that the rekey SA is gone, and register again";
         plan.notes.push(note.to_owned());
         (plan.new_kek, plan.rekeys) = (true, 1);
+        // The new KEK takes the new signing key: `fill_keys` goes on when it is there.
+        self.other_keys = !self.is_ready();
+        if self.other_keys {
+            return;
+        }
         self.clear_members(now, "key-management changed", entropy);
         self.read_pushes(before, 1, plan);
     }
@@ -317,7 +316,7 @@ impl Group {
     /// The one rekey of a change, when it takes one.
     fn rekey_for(&mut self, now: Now, plan: &mut GroupPlan, entropy: &mut dyn Entropy) {
         let before = self.out.len();
-        let ready = self.settings.communication.is_none() || self.signer.is_some();
+        let ready = self.is_ready();
         let due = |group: &Group, at| group.kek_due().is_some_and(|due| due <= at);
         let communication = self.settings.communication.as_ref();
         let outlives =
@@ -328,6 +327,8 @@ impl Group {
             self.out.push_back(GroupOutput::Persist(vec![change]));
         }
         let communication = self.settings.communication.as_ref();
+        // What the new signing key brings is a new KEK.
+        let other_key = self.kek.is_some() && !ready;
         let leave = !plan.expelled.is_empty() && self.settings.rekey_on_leave;
         let span =
             communication.map_or(Duration::ZERO, |it| it.retransmission_period * (it.retransmissions + 1));
@@ -336,13 +337,13 @@ impl Group {
         if leave {
             sas.extend(self.settings.sas.iter().map(|sa| sa.name.clone()));
         }
-        let mut kek = self.kek.is_some() && (leave || outlives || due(self, now.at));
+        let mut kek = self.kek.is_some() && (leave || outlives || other_key || due(self, now.at));
         let wanted = !sas.is_empty() || kek || self.departed().next().is_some();
         if ready && self.sids_end() {
             self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
             self.clean_slate(now, "sender-ids end", Vec::new(), Vec::new(), entropy);
             (plan.new_kek, plan.rekeys) = (plan.new_kek || self.kek.is_some(), 1);
-        } else if ready && wanted {
+        } else if wanted && (ready || self.kek.is_some()) && !self.other_keys {
             // What ends soon after goes along: one rekey instead of two.
             sas.extend(self.due_sas(now.at + span));
             kek = kek || due(self, now.at + span);
@@ -381,7 +382,9 @@ impl Group {
         } else if plan.pushes.is_empty() && self.settings.communication.is_none() {
             plan.notes.push("without a rekey SA members learn of it when they register again".to_owned());
         } else if plan.pushes.is_empty() {
-            plan.notes.push("its pushes follow those that are being signed".to_owned());
+            plan.notes.push(
+                "its pushes follow when those before are signed and the signing key is ready".to_owned(),
+            );
         }
         if plan.pushes.iter().any(|push| push.octets > push.limit) {
             plan.notes.push("a push is larger than max-push-size and cannot be split".to_owned());
@@ -408,10 +411,9 @@ impl Group {
         changes.extend(self.deliveries.iter().map(|delivery| self.push_gone(delivery)));
         self.deliveries.clear();
         self.wanted = Default::default();
-        if let Some(communication) = self.settings.communication.clone().filter(|_| !addresses.is_empty())
-            && self.signer.is_some()
-            && let Some(part) = self.lay_out_delete(&communication, everything)
-        {
+        // Under a former signing key as well.
+        let able = self.settings.communication.is_some() && !addresses.is_empty();
+        if let Some(part) = able.then(|| self.lay_out_delete(everything)).flatten() {
             plan.rekeys = 1;
             self.counters.rekeys += 1;
             let cause = Cause { rekey: self.next_rekey(), pushes: 1, why: "group removed" };

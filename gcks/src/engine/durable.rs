@@ -3,8 +3,8 @@
 //!
 //! | kind | key | body |
 //! | --- | --- | --- |
-//! | `group` | group name | signing key and its kind, reserved SIDs and their width |
-//! | `kek` | group name/SPI | rekey SA with its last SEQ, end, generation and acknowledgement type |
+//! | `group` | group name | signing keys and their kind, reserved SIDs and their width, a rekey that waits for its turn |
+//! | `kek` | group name/SPI | rekey SA with its last SEQ, end, generation, acknowledgement type and what signs its PUSHes |
 //! | `tek` | group name/SPI | data-security SA with its keys, end and the policy it was made for |
 //! | `push` | group name/KEK SPI/SEQ | content to sign or the signed datagram |
 //! | `member` | group name/identity | address, gateway, SIDs, last PUSH its PULL contained, leaf |

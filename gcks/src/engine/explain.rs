@@ -256,7 +256,7 @@ impl Group {
                 None,
             );
         }
-        if self.settings.communication.is_some() && (self.kek.is_none() || self.signer.is_none()) {
+        if self.settings.communication.is_some() && (self.kek.is_none() || !self.is_ready()) {
             return step(
                 "keys",
                 false,

@@ -13,7 +13,7 @@ use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::payload::{Endpoint, GdoiSa, Identification, KeyDownload};
 use gdoi_proto::policy::{
     AckRequest, AddressPreservation, Carriage, Direction, GroupPolicy, KekCipher, KekKey, KekPolicy, KeySet,
-    SenderIds, TekKey, TekPolicy,
+    SenderIds, SignatureAlgorithm, TekKey, TekPolicy,
 };
 use gdoi_proto::registry::{IdType, NotifyType};
 use gdoi_proto::secret::SecretBytes;
@@ -32,7 +32,8 @@ use super::peers::{Asker, PolicyAnswer};
 use super::push::{Delivered, Delivery, Mark};
 use super::roster::{NumberSet, Roster};
 use super::sender_id::SenderIdPool;
-use super::settings::{Channel, CommunicationSettings, GroupSettings, SaSettings};
+use super::settings::{Channel, CommunicationSettings, GroupSettings, SaSettings, Signing};
+use super::signing::{Asking, FormerKey};
 
 /// Keys count as unused this long, however short ATD is: a newcomer must have the time to ask for them.
 const LEAST_FRESH: Duration = Duration::from_secs(10);
@@ -63,6 +64,10 @@ pub struct Kek {
     pub iv: [u8; 16],
     /// Cipher key.
     pub key: SecretBytes,
+    /// How its PUSHes are signed.
+    pub signing: Signing,
+    /// DER SubjectPublicKeyInfo: what its members verify them with.
+    pub public_key: Vec<u8>,
     /// Last number used.
     pub seq: SeqNumber,
     /// KEKs of the group before it.
@@ -173,6 +178,10 @@ pub struct Group {
     pub(super) signer: Option<Arc<dyn Signer>>,
     pub(super) signing_key: Option<SecretBytes>,
     pub(super) public_key: Option<Vec<u8>>,
+    /// Signing keys before it, while rekey SAs made under them last.
+    pub(super) former_keys: Vec<FormerKey>,
+    /// The signing key that is being made or read: one at a time, results do not say whose they are.
+    pub(super) asking: Option<Asking>,
     pub(super) kek: Option<Kek>,
     pub(super) old_keks: Vec<Kek>,
     pub(super) teks: Vec<Tek>,
@@ -202,6 +211,8 @@ pub struct Group {
     pub(super) delivered: VecDeque<Delivered>,
     /// Rekeys that no member was told of: each makes the terms before it void.
     pub(super) untold: u64,
+    /// The stored signing key's kind and public key, for KEK rows of older builds, which do not say.
+    pub(super) stored_signing: Option<(SignatureAlgorithm, u16, Vec<u8>)>,
     /// Rows that mean nothing any more, found by restore.
     pub(super) stale: Vec<Change>,
     pub(super) wanted: super::rekey::Wanted,
@@ -218,6 +229,8 @@ pub struct Group {
     pub(super) retry: Option<Instant>,
     /// It is gone from the configuration and tells its members so.
     pub(super) leaving: bool,
+    /// A copy that a change is tried on.
+    pub(super) tried: bool,
     pub(super) out: VecDeque<GroupOutput>,
     /// Counters.
     pub counters: GroupCounters,
@@ -233,6 +246,8 @@ impl Group {
             signer: None,
             signing_key: None,
             public_key: None,
+            former_keys: Vec::new(),
+            asking: None,
             kek: None,
             old_keks: Vec::new(),
             teks: Vec::new(),
@@ -251,6 +266,7 @@ impl Group {
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
             untold: 0,
+            stored_signing: None,
             stale: Vec::new(),
             wanted: super::rekey::Wanted::default(),
             rekeys: 0,
@@ -260,6 +276,7 @@ impl Group {
             failures: 0,
             retry: None,
             leaving: false,
+            tried: false,
             out: VecDeque::new(),
             counters: GroupCounters::default(),
         }
@@ -366,7 +383,7 @@ impl Group {
 
     /// Policy and keys as of now; none while the keys are being made.
     fn terms(&self, now: Now, asker: &Asker) -> Option<Terms> {
-        if self.settings.communication.is_some() && (self.kek.is_none() || self.signer.is_none()) {
+        if self.settings.communication.is_some() && (self.kek.is_none() || !self.is_ready()) {
             return None;
         }
         let at = now.at;
@@ -402,7 +419,7 @@ impl Group {
         };
         self.spread(at, &asker.identity, &mut policy);
         let keys = KeySet {
-            kek: self.kek.as_ref().map(|kek| self.kek_key(kek)),
+            kek: self.kek.as_ref().map(Group::kek_key),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
         };
@@ -461,16 +478,16 @@ impl Group {
             destination,
             cipher: KekCipher::AesCbc { key_octets: kek.key.len() },
             lifetime_seconds: seconds(kek.ends.since(at)),
-            signature_hash: communication.signature_hash,
-            signature: communication.signature,
-            signature_key_bits: Some(communication.signature_key_bits),
+            signature_hash: kek.signing.hash,
+            signature: kek.signing.algorithm,
+            signature_key_bits: Some(kek.signing.key_bits),
             acknowledgement: kek.ack,
             lkh: communication.lkh,
         }
     }
 
-    pub(super) fn kek_key(&self, kek: &Kek) -> KekKey {
-        KekKey { iv: kek.iv.to_vec(), key: kek.key.clone(), public_key: self.public_key.clone() }
+    pub(super) fn kek_key(kek: &Kek) -> KekKey {
+        KekKey { iv: kek.iv.to_vec(), key: kek.key.clone(), public_key: Some(kek.public_key.clone()) }
     }
 
     pub(super) fn sa_settings(&self, name: &str) -> Option<&SaSettings> {

@@ -8,7 +8,6 @@ use ike::io::Now;
 use ike::protect::push::{PushContent, Unsigned};
 
 use super::group::{Group, Kek, Tek, pushed_endpoints};
-use super::settings::CommunicationSettings;
 
 /// What a rekey says besides new keys.
 #[derive(Debug, Clone, Default)]
@@ -31,16 +30,11 @@ pub(super) struct Part {
 
 impl Group {
     /// A PUSH that only deletes; none without a KEK or a number.
-    pub(super) fn lay_out_delete(
-        &self,
-        communication: &CommunicationSettings,
-        deletes: Vec<Delete>,
-    ) -> Option<Part> {
+    pub(super) fn lay_out_delete(&self, deletes: Vec<Delete>) -> Option<Part> {
         let kek = self.kek.as_ref()?;
         let seq = kek.seq.next()?;
         let content = PushContent { seq, deletes, keys: None };
-        let length = communication.signature.octets(communication.signature_key_bits);
-        let unsigned = Unsigned::new(kek.spi, &content, length);
+        let unsigned = Unsigned::new(kek.spi, &content, kek.signing.octets());
         Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
     }
 
@@ -116,9 +110,9 @@ impl Group {
             teks: teks.iter().map(|tek| tek.policy(now.at)).collect(),
         };
         let keys = KeySet {
-            kek: successor.filter(|_| !communication.lkh).map(|kek| self.kek_key(kek)),
+            kek: successor.filter(|_| !communication.lkh).map(Group::kek_key),
             lkh_updates: arrays.to_vec(),
-            lkh_public_key: self.public_key.clone().filter(|_| !arrays.is_empty()),
+            lkh_public_key: successor.filter(|_| !arrays.is_empty()).map(|kek| kek.public_key.clone()),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
         };
@@ -134,10 +128,9 @@ impl Group {
                 )
             }),
         };
-        let signature_len = communication.signature.octets(communication.signature_key_bits);
         Some(Part {
             seq,
-            unsigned: Unsigned::new(protecting.spi, &content, signature_len),
+            unsigned: Unsigned::new(protecting.spi, &content, protecting.signing.octets()),
             teks: teks.iter().filter(|tek| tek.retires.is_none()).map(|tek| tek.spi.to_string()).collect(),
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })

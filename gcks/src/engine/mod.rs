@@ -267,6 +267,7 @@ impl KeyServer {
                 self.command(&group, |group, entropy| group.rekey_now(now, tek, kek, "operator", entropy))
             }
             Command::ClearMembers { group } => self.command(&group, |group, entropy| {
+                group.must_be_ready()?;
                 Ok(group.clear_members(now, "cleared by the operator", entropy))
             }),
             Command::Expel { group, member } => {

@@ -19,7 +19,7 @@ use ike::protect::ack::{Ack, AckKey};
 use ike::protect::push::Unsigned;
 
 use super::durable::Change;
-use super::group::{Group, GroupOutput, Terms};
+use super::group::{Group, GroupOutput, Kek, Terms};
 use super::member::MemberKey;
 use super::peers::Move;
 use super::pull;
@@ -223,6 +223,9 @@ impl Group {
         missed_rekeys: u32,
     ) {
         let delivery = self.deliveries.remove(index);
+        // Members that hold a KEK which asks for nothing need not answer for what the next one asks.
+        let asked = self.kek_of(delivery.kek_spi).is_some_and(|kek| kek.ack.is_some());
+        let acknowledgement = if asked { acknowledgement } else { Acknowledgement::None };
         let mut changes: Vec<Change> = vec![self.push_gone(&delivery)];
         self.delivered.retain(|delivered| delivered.until > now.at);
         if let Stage::Signed { datagram, .. } = &delivery.stage {
@@ -352,8 +355,7 @@ impl Group {
             return self.refuse_ack(peer, "its ID is not the address it came from");
         }
         let spi = ack.spi;
-        let kek = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi);
-        let asked = kek.filter(|kek| kek.ack.is_some());
+        let asked = self.kek_of(spi).filter(|kek| self.ack_types(kek).next().is_some());
         let waits =
             self.deliveries.iter().position(|d| d.kek_spi == spi && d.seq == ack.seq && !d.is_unsigned());
         let index = match (asked, waits) {
@@ -422,18 +424,36 @@ impl Group {
     }
 
     fn is_genuine(&self, ack: &Ack, output_length: bool, from: Option<MemberNumber>) -> bool {
-        let Some(kek) = self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == ack.spi) else {
-            return false;
-        };
-        if let Some(request @ (AckRequest::LkhSha256 | AckRequest::LkhSha512)) = kek.ack {
-            // Each member has a key of its own: that of its leaf.
-            let Some(leaf) = from.and_then(|number| self.leaf_key(number)) else { return false };
-            let strict = AckKey::derive(request, &leaf, kek.spi);
-            let other = output_length.then(|| AckKey::derive_output_length(request, &leaf, kek.spi));
-            return std::iter::once(strict).chain(other).any(|key| key.verify(ack.clone()).is_ok());
-        }
+        let Some(kek) = self.kek_of(ack.spi) else { return false };
         let other = kek.ack_key_output.as_ref().filter(|_| output_length);
-        kek.ack_key.iter().chain(other).any(|key| key.verify(ack.clone()).is_ok())
+        if kek.ack_key.iter().chain(other).any(|key| key.verify(ack.clone()).is_ok()) {
+            return true;
+        }
+        // Each member has a key of its own where there is a tree: that of its leaf (RFC 8263 section 4.2).
+        self.ack_types(kek).any(|request| {
+            let base = match request {
+                AckRequest::KekSha256 | AckRequest::KekSha512 => Some(kek.key.clone()),
+                AckRequest::LkhSha256 | AckRequest::LkhSha512 => {
+                    from.and_then(|number| self.leaf_key(number))
+                }
+            };
+            let Some(base) = base else { return false };
+            let strict = AckKey::derive(request, &base, kek.spi);
+            let other = output_length.then(|| AckKey::derive_output_length(request, &base, kek.spi));
+            std::iter::once(strict).chain(other).any(|key| key.verify(ack.clone()).is_ok())
+        })
+    }
+
+    pub(super) fn kek_of(&self, spi: KekSpi) -> Option<&Kek> {
+        self.kek.iter().chain(&self.old_keks).find(|kek| kek.spi == spi)
+    }
+
+    /// How a PUSH under this KEK may be acknowledged: as its SAK asks, or as a later one does, because a member goes by the
+    /// most recent that it took (RFC 8263 section 7.2), which is that of the very PUSH when it brings one.
+    fn ack_types<'a>(&'a self, kek: &'a Kek) -> impl Iterator<Item = AckRequest> + 'a {
+        let later = self.old_keks.iter().chain(&self.kek).filter(|it| it.generation > kek.generation);
+        let later = later.filter_map(|it| it.ack).filter(|ack| Some(*ack) != kek.ack);
+        kek.ack.into_iter().chain(later)
     }
 
     /// A PUSH that told a former member to come again is acknowledged: it needs no more copies.

@@ -10,6 +10,7 @@
 //! The SEQ is written with the message it names before anything is signed: a restart signs the same message again
 //! and never another one under that number.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,27 +32,28 @@ use super::pull;
 use super::push::{Delivery, Mark};
 use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
-use super::settings::SaSettings;
+use super::settings::{SaSettings, Signing};
 
 /// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
 /// due at once (RFC 6407 section 4).
 const LAST_NUMBERS: u32 = u32::MAX - 0xffff;
 
-/// Rekeys asked for while another was being signed.
-#[derive(Debug, Default)]
+/// Rekeys asked for while another was being signed, or before there was a signing key. Stored with the group: who was
+/// told that one is queued can rely on it.
+#[derive(Debug, Default, Clone)]
 pub struct Wanted {
-    tek: BTreeSet<String>,
-    kek: bool,
-    why: Option<&'static str>,
-    /// Its number.
-    rekey: u64,
+    pub(super) tek: BTreeSet<String>,
+    pub(super) kek: bool,
+    pub(super) why: Option<Cow<'static, str>>,
+    /// Its number in this life of the server.
+    pub(super) rekey: Option<u64>,
 }
 
 /// What an event of a PUSH says of its rekey.
-pub(super) struct Cause {
+pub(super) struct Cause<'a> {
     pub(super) rekey: u64,
     pub(super) pushes: u64,
-    pub(super) why: &'static str,
+    pub(super) why: &'a str,
 }
 
 /// Who a PUSH is for: members, and addresses that are no members any more.
@@ -148,6 +150,8 @@ impl Group {
         let (communication, kek) = self.settings.communication.as_ref().zip(self.kek.as_ref())?;
         let fits = kek.key.len() == communication.cipher.key_len()
             && kek.ack == communication.ack_request()
+            && kek.signing == communication.signing()
+            && self.public_key.as_ref().is_none_or(|key| *key == kek.public_key)
             && kek.channel == communication.way.channel().map(|channel| channel.group)
             && kek.seq.0 < LAST_NUMBERS
             && communication.lkh == self.tree.is_some()
@@ -164,7 +168,7 @@ impl Group {
     /// The next rekey, retirement or end, when nothing is being signed.
     pub(super) fn rekey_wakeup(&self) -> Option<Wakeup> {
         let signing = self.is_signing();
-        let ready = self.settings.communication.is_none() || self.signer.is_some();
+        let ready = self.is_ready();
         let rekeys = self
             .settings
             .sas
@@ -212,8 +216,8 @@ impl Group {
         if !changes.is_empty() {
             self.out.push_back(GroupOutput::Persist(changes));
         }
-        let ready = self.settings.communication.is_none() || self.signer.is_some();
-        if ready && !self.is_signing() {
+        self.forget_former_keys();
+        if self.is_ready() && !self.is_signing() {
             if self.sids_end() {
                 self.event(Event::SenderIdsExhausted { group: self.settings.name.clone() });
                 self.clean_slate(now, "sender-ids end", Vec::new(), Vec::new(), entropy);
@@ -267,15 +271,20 @@ impl Group {
         why: &'static str,
         entropy: &mut dyn Entropy,
     ) -> Outcome {
-        if self.deliveries.iter().any(Delivery::is_unsigned) {
+        if !self.is_ready() || self.deliveries.iter().any(Delivery::is_unsigned) {
             self.wanted.tek.extend(sas);
             self.wanted.kek |= kek;
-            if self.wanted.why.replace(why).is_none() {
-                self.wanted.rekey = self.next_rekey();
-            }
+            self.wanted.why = Some(Cow::Borrowed(why));
+            let rekey = match self.wanted.rekey {
+                Some(rekey) => rekey,
+                None => self.next_rekey(),
+            };
+            self.wanted.rekey = Some(rekey);
+            let row = self.group_row();
+            self.out.push_back(GroupOutput::Persist(vec![row]));
             return Outcome {
                 text: "queued behind the rekey that is being signed".to_owned(),
-                rekey: Some(self.wanted.rekey),
+                rekey: Some(rekey),
                 push: None,
             };
         }
@@ -283,11 +292,23 @@ impl Group {
         self.rekey(now, sas, kek, (rekey, why), Vec::new(), entropy)
     }
 
+    /// What was asked for meanwhile, when nothing waits for a signature any more but what is behind it.
     pub(super) fn want_more(&mut self, now: Now, entropy: &mut dyn Entropy) {
-        let wanted = std::mem::take(&mut self.wanted);
-        if let Some(why) = wanted.why {
-            self.rekey(now, wanted.tek, wanted.kek, (wanted.rekey, why), Vec::new(), entropy);
+        // Where Sender-IDs end every key is replaced at once.
+        if self.wanted.why.is_none() || self.sids_end() {
+            return;
         }
+        let Wanted { mut tek, kek, why, rekey } = std::mem::take(&mut self.wanted);
+        // What waited long may be due, or gone from the configuration.
+        tek.retain(|sa| self.sa_settings(sa).is_some());
+        tek.extend(self.due_sas(now.at));
+        let kek = self.kek.is_some() && (kek || self.kek_due().is_some_and(|due| due <= now.at));
+        let rekey = match rekey {
+            Some(rekey) => rekey,
+            None => self.next_rekey(),
+        };
+        let changes = vec![self.group_row()];
+        self.rekey(now, tek, kek, (rekey, why.as_deref().unwrap_or_default()), changes, entropy);
     }
 
     pub(super) fn next_rekey(&mut self) -> u64 {
@@ -302,7 +323,7 @@ impl Group {
         now: Now,
         sas: BTreeSet<String>,
         new_kek_wanted: bool,
-        (rekey, why): (u64, &'static str),
+        (rekey, why): (u64, &str),
         mut changes: Vec<Change>,
         entropy: &mut dyn Entropy,
     ) -> Outcome {
@@ -434,7 +455,7 @@ impl Group {
     }
 
     /// PUSHes under the present KEK begin their way to every member.
-    fn dispatch_all(&mut self, now: Now, parts: Vec<Part>, cause: &Cause, changes: &mut Vec<Change>) {
+    fn dispatch_all(&mut self, now: Now, parts: Vec<Part>, cause: &Cause<'_>, changes: &mut Vec<Change>) {
         let limit = self.settings.communication.as_ref().map_or(usize::MAX, |it| it.max_push_size);
         for part in parts {
             let octets = part.unsigned.datagram_len();
@@ -457,7 +478,7 @@ impl Group {
         &mut self,
         now: Now,
         part: Part,
-        cause: &Cause,
+        cause: &Cause<'_>,
         (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
@@ -513,9 +534,8 @@ impl Group {
         let text = format!("{count} members cleared; they register again before their keys end");
         let mut outcome = Outcome::from(text);
         let mut changes = Vec::new();
-        let communication = self.settings.communication.clone().filter(|_| !members.is_empty());
-        if let Some(communication) = communication
-            && let Some(part) = self.lay_out_delete(&communication, vec![delete_everything(0, 16)])
+        let told = self.settings.communication.is_some() && !members.is_empty();
+        if let Some(part) = told.then(|| self.lay_out_delete(vec![delete_everything(0, 16)])).flatten()
             && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
             && let Some((successor, _)) = self.new_kek(now, true, entropy, &mut changes)
         {
@@ -559,12 +579,13 @@ impl Group {
         for tek in &ended {
             self.spis.remove(&tek.spi);
         }
-        let communication = self.settings.communication.clone();
+        // It leaves nothing to be wanted.
+        self.wanted = Wanted::default();
+        let communication = self.settings.communication.is_some();
         let successor = self.new_kek(now, false, entropy, &mut changes);
         let everything = vec![delete_everything(TekProtocol::Esp.number(), 4), delete_everything(0, 16)];
         let anybody = !self.members.is_empty() || !farewell.is_empty();
-        if let Some(communication) = communication.as_ref().filter(|_| anybody)
-            && let Some(part) = self.lay_out_delete(communication, everything)
+        if let Some(part) = (communication && anybody).then(|| self.lay_out_delete(everything)).flatten()
             && let Some(spi) = self.kek.as_ref().map(|kek| kek.spi)
         {
             let rekey = self.next_rekey();
@@ -642,6 +663,7 @@ pub(super) fn make_kek(
     seq: SeqNumber,
     (made, ends, ends_unix): (Instant, Instant, u64),
     ack: Option<gdoi_proto::policy::AckRequest>,
+    (signing, public_key): (Signing, Vec<u8>),
 ) -> Option<Kek> {
     Some(Kek {
         spi,
@@ -651,6 +673,8 @@ pub(super) fn make_kek(
         ack_key: ack.map(|request| AckKey::derive(request, &key, spi)),
         ack_key_output: ack.map(|request| AckKey::derive_output_length(request, &key, spi)),
         key,
+        signing,
+        public_key,
         seq,
         generation: 0,
         made,

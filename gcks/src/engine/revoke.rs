@@ -127,7 +127,7 @@ impl Group {
     /// # Errors
     /// For the operator: the signing key is still being made or read.
     pub(super) fn must_be_ready(&self) -> Result<(), String> {
-        if self.settings.communication.is_some() && self.signer.is_none() {
+        if !self.is_ready() {
             return Err("the group's signing key is not ready".to_owned());
         }
         Ok(())

@@ -8,7 +8,9 @@ use std::time::Duration;
 use gdoi_proto::ids::{KekSpi, SenderId, SeqNumber, Spi};
 use gdoi_proto::message::{Chain, Rules, encode_payload};
 use gdoi_proto::payload::{Identification, Payload};
-use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, SignatureAlgorithm, TekKey, TekPolicy};
+use gdoi_proto::policy::{
+    AckRequest, Carriage, GroupPolicy, SignatureAlgorithm, SignatureHash, TekKey, TekPolicy,
+};
 use gdoi_proto::registry::{IdType, PayloadType};
 use gdoi_proto::secret::SecretBytes;
 use ike::io::{Instant, Now};
@@ -23,9 +25,11 @@ use super::group::{Group, GroupOutput, Kek, Tek, policy_of};
 use super::lkh::{Changed, Node, NodeKey, Tree};
 use super::member::{Member, MemberKey, member_key};
 use super::push::{Delivery, Mark, Stage};
-use super::rekey::make_kek;
+use super::rekey::{Wanted, make_kek};
 use super::roster::NumberSet;
 use super::sender_id::SenderIdPool;
+use super::settings::Signing;
+use super::signing::FormerKey;
 
 /// Version of every body this build writes.
 const VERSION: u32 = 1;
@@ -52,6 +56,27 @@ struct GroupBody {
     /// What the signing key is for.
     #[serde(default)]
     signature: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    former: Vec<FormerBody>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wanted: Option<WantedBody>,
+}
+
+/// A signing key before, for KEKs that were made under it.
+#[derive(Serialize, Deserialize)]
+struct FormerBody {
+    signature: String,
+    signing_key: Hex,
+    public_key: Hex,
+}
+
+/// A rekey that waits for its turn.
+#[derive(Serialize, Deserialize)]
+struct WantedBody {
+    /// SAs that get new TEKs.
+    sas: Vec<String>,
+    kek: bool,
+    why: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -75,6 +100,9 @@ struct KekBody {
     channel: Option<SocketAddr>,
     #[serde(default)]
     overheard: bool,
+    /// What signs its PUSHes, absent in rows of older builds: kind, hash (SIG_HASH_ALGORITHM) and public key.
+    #[serde(default)]
+    signed: Option<(String, u16, Hex)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -135,6 +163,12 @@ struct MemberBody {
 /// Subject, serial number, last second of validity; subject and serial number of the anchor.
 #[derive(Serialize, Deserialize)]
 struct CertificateBody(String, String, u64, Option<(String, String)>);
+
+impl From<WantedBody> for Wanted {
+    fn from(WantedBody { sas, kek, why }: WantedBody) -> Wanted {
+        Wanted { tek: sas.into_iter().collect(), kek, why: Some(why.into()), ..Wanted::default() }
+    }
+}
 
 impl From<&PeerCertificate> for CertificateBody {
     fn from(certificate: &PeerCertificate) -> CertificateBody {
@@ -215,10 +249,11 @@ pub fn without_keys(rows: &[Row]) -> Result<Vec<Change>, RestoreError> {
     for stored in rows {
         match stored.kind {
             Kind::Group => {
-                let body: GroupBody = body(stored)?;
+                let mut body: GroupBody = body(stored)?;
                 check(stored, body.version)?;
+                (body.sids_reserved, body.former, body.wanted) = (0, Vec::new(), None);
                 // SIDs count within a TEK, and every TEK goes.
-                changes.push(row(Kind::Group, stored.key.clone(), &GroupBody { sids_reserved: 0, ..body }));
+                changes.push(row(Kind::Group, stored.key.clone(), &body));
             }
             Kind::Kek | Kind::Tek | Kind::Push | Kind::Member | Kind::Node => changes.push(gone(stored)),
             // Who was revoked stays out.
@@ -276,6 +311,12 @@ impl Group {
                 .communication
                 .as_ref()
                 .map(|it| signature_name(it.signature, it.signature_key_bits)),
+            former: self.former_keys.iter().map(former_body).collect(),
+            wanted: self.wanted.why.as_ref().map(|why| WantedBody {
+                sas: self.wanted.tek.iter().cloned().collect(),
+                kek: self.wanted.kek,
+                why: why.to_string(),
+            }),
         };
         row(Kind::Group, self.settings.name.clone(), &body)
     }
@@ -297,6 +338,11 @@ impl Group {
             ack: Some(kek.ack.map(|ack| ack.registry().number())),
             channel: kek.channel,
             overheard: kek.overheard,
+            signed: Some((
+                signature_name(kek.signing.algorithm, kek.signing.key_bits),
+                kek.signing.hash.registry().number(),
+                Hex::of(&kek.public_key),
+            )),
         };
         row(Kind::Kek, self.kek_key_name(kek.spi), &body)
     }
@@ -430,10 +476,23 @@ impl Group {
             .communication
             .as_ref()
             .map(|it| signature_name(it.signature, it.signature_key_bits));
-        // A key of another algorithm signs nothing any more: a new one is made, and a new KEK with it.
-        let fits = body.signature.is_none() || body.signature == wanted;
-        self.signing_key = body.signing_key.map(|key| key.0).filter(|_| fits);
-        self.public_key = body.public_key.map(|key| key.0.expose().to_vec());
+        let configured = self.settings.communication.as_ref().and_then(|it| it.signing_key.as_ref());
+        self.former_keys = body.former.iter().filter_map(former_key).collect();
+        let signature = body.signature.or(wanted.clone());
+        if let (Some(key), Some(public_key), Some(signature)) = (body.signing_key, body.public_key, signature)
+        {
+            let fits = wanted.as_ref() == Some(&signature)
+                && configured.is_none_or(|configured| configured.ct_eq(key.0.expose()));
+            self.stored_signing = parse_signature(&signature)
+                .map(|(algorithm, key_bits)| (algorithm, key_bits, public_key.0.expose().to_vec()));
+            if fits {
+                (self.signing_key, self.public_key) = (Some(key.0), Some(public_key.0.expose().to_vec()));
+            } else {
+                // Another one is configured by now: this one tells the members so.
+                self.former_keys.extend(former_key(&FormerBody { signature, signing_key: key, public_key }));
+            }
+        }
+        self.wanted = body.wanted.map(Wanted::from).unwrap_or_default();
         self.foreign_sids = body.sid_bits != self.settings.sender_id_bits;
         self.sids = SenderIdPool::new(self.settings.sender_id_bits, body.sids_reserved);
         Ok(())
@@ -462,7 +521,26 @@ impl Group {
             Some(stored) => stored.and_then(ack_request),
             None => communication.ack_request(),
         };
-        let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), (made, ends, ends_unix), ack)
+        let signed = match body.signed {
+            Some((signature, hash, public_key)) => {
+                let (algorithm, key_bits) =
+                    parse_signature(&signature).ok_or_else(|| refuse(row, "kind of signature"))?;
+                let hash = signature_hash(hash).ok_or_else(|| refuse(row, "hash of signature"))?;
+                (Signing { algorithm, key_bits, hash }, public_key.0.expose().to_vec())
+            }
+            None => {
+                let now = communication.signing();
+                let first =
+                    self.former_keys.first().map(|it| (it.algorithm, it.key_bits, it.public_key.clone()));
+                let (algorithm, key_bits, public_key) = first
+                    .or_else(|| self.stored_signing.clone())
+                    .ok_or_else(|| refuse(row, "no signing key"))?;
+                let hash = algorithm.implied_hash().unwrap_or(now.hash);
+                (Signing { algorithm, key_bits, hash }, public_key)
+            }
+        };
+        let life = (made, ends, ends_unix);
+        let mut kek = make_kek(spi, iv, body.key.0, SeqNumber(body.seq), life, ack, signed)
             .ok_or_else(|| refuse(row, "key length"))?;
         kek.generation = body.generation;
         (kek.channel, kek.overheard) = (body.channel, body.overheard);
@@ -635,6 +713,7 @@ impl Group {
     /// content (acknowledgements are not stored).
     pub(super) fn restored(&mut self) {
         self.restore_tree();
+        self.forget_former_keys();
         for delivery in &mut self.deliveries {
             delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
             delivery.addressed = delivery.outstanding.len() + delivery.farewell.len();
@@ -716,6 +795,40 @@ pub(super) fn gone(row: &Row) -> Change {
 /// Names a signing key's kind: another kind cannot sign for the group.
 fn signature_name(algorithm: SignatureAlgorithm, key_bits: u16) -> String {
     format!("{algorithm:?}-{key_bits}")
+}
+
+/// The reverse of [`signature_name`].
+fn parse_signature(name: &str) -> Option<(SignatureAlgorithm, u16)> {
+    let (algorithm, key_bits) = name.split_once('-')?;
+    let algorithm = [
+        SignatureAlgorithm::Rsa,
+        SignatureAlgorithm::Ecdsa256,
+        SignatureAlgorithm::Ecdsa384,
+        SignatureAlgorithm::Ecdsa521,
+    ]
+    .into_iter()
+    .find(|known| format!("{known:?}") == algorithm)?;
+    Some((algorithm, key_bits.parse().ok()?))
+}
+
+fn signature_hash(number: u16) -> Option<SignatureHash> {
+    [SignatureHash::Sha1, SignatureHash::Sha256, SignatureHash::Sha384, SignatureHash::Sha512]
+        .into_iter()
+        .find(|hash| hash.registry().number() == number)
+}
+
+fn former_body(former: &FormerKey) -> FormerBody {
+    FormerBody {
+        signature: signature_name(former.algorithm, former.key_bits),
+        signing_key: Hex(former.pkcs8.clone()),
+        public_key: Hex::of(&former.public_key),
+    }
+}
+
+fn former_key(body: &FormerBody) -> Option<FormerKey> {
+    let (algorithm, key_bits) = parse_signature(&body.signature)?;
+    let (pkcs8, public_key) = (body.signing_key.0.clone(), body.public_key.0.expose().to_vec());
+    Some(FormerKey { algorithm, key_bits, pkcs8, public_key, signer: None })
 }
 
 fn ack_request(number: u16) -> Option<AckRequest> {

@@ -189,7 +189,31 @@ pub struct CommunicationSettings {
     pub margin: Duration,
 }
 
+/// How PUSHes are signed: SIG_ALGORITHM, SIG_ALGORITHM_KEY_LENGTH and SIG_HASH_ALGORITHM of a SAK.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signing {
+    /// Signature algorithm.
+    pub algorithm: SignatureAlgorithm,
+    /// RSA modulus, or the curve's bits.
+    pub key_bits: u16,
+    /// Hash of the signature.
+    pub hash: SignatureHash,
+}
+
+impl Signing {
+    /// Octets of a SIG body.
+    pub fn octets(self) -> usize {
+        self.algorithm.octets(self.key_bits)
+    }
+}
+
 impl CommunicationSettings {
+    /// How PUSHes of a new KEK are signed.
+    pub fn signing(&self) -> Signing {
+        let (algorithm, key_bits, hash) = (self.signature, self.signature_key_bits, self.signature_hash);
+        Signing { algorithm, key_bits, hash }
+    }
+
     /// KEK_ACK_REQUESTED for this group.
     pub fn ack_request(&self) -> Option<AckRequest> {
         let short = matches!(self.signature_hash, SignatureHash::Sha1 | SignatureHash::Sha256);

@@ -1,19 +1,49 @@
-//! A group's signing key: made or loaded at the start, asked for one signature at a time, tried again when it fails.
+//! A group's signing keys: made or loaded at the start, asked for one signature at a time, tried again when it fails.
+//!
+//! ```text
+//! current   signs what goes out under KEKs made since it is there
+//! former    signs what goes out under the KEKs before: also the PUSH that brings the current one, since members verify
+//!           with the key of the SAK they hold (RFC 6407 section 4)
+//! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use gdoi_proto::ids::KekSpi;
+use gdoi_proto::policy::SignatureAlgorithm;
 use gdoi_proto::secret::SecretBytes;
 use ike::crypto::provider::{CryptoError, Done, Job, Signer};
 use ike::io::{Entropy, Instant, Now};
 
-use super::group::{Group, GroupOutput};
-use super::push::Stage;
+use super::group::{Group, GroupOutput, Kek};
+use super::push::{Delivery, Stage};
+use super::settings::CommunicationSettings;
 
 /// Failures to read a signing key that this server made, before it makes another.
 const OWN_KEY_TRIES: u32 = 5;
+
+/// A signing key that members of older KEKs verify with.
+#[derive(Debug, Clone)]
+pub(super) struct FormerKey {
+    pub(super) algorithm: SignatureAlgorithm,
+    pub(super) key_bits: u16,
+    pub(super) pkcs8: SecretBytes,
+    pub(super) public_key: Vec<u8>,
+    /// None until it is read after a restart.
+    pub(super) signer: Option<Arc<dyn Signer>>,
+}
+
+/// Whose signing key is being made or read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// The current one.
+    Current,
+    /// The one that the configuration named before it changed: nobody wants it any more.
+    Void,
+    /// The former one with this public key.
+    Former(Vec<u8>),
+}
 
 impl Group {
     /// Loads or makes the signing key; everything else waits for it. Called once after restore.
@@ -25,8 +55,28 @@ impl Group {
         self.ask_for_signer();
     }
 
+    /// True when what goes out under a new KEK can be signed, or nothing is pushed.
+    pub(super) fn is_ready(&self) -> bool {
+        self.settings.communication.is_none()
+            || self.signer.is_some()
+            || (self.tried && self.public_key.is_some())
+    }
+
     pub(super) fn ask_for_signer(&mut self) {
         let Some(communication) = &self.settings.communication else { return };
+        if self.asking.is_some() || self.tried {
+            return;
+        }
+        if let Some(former) = self.former_keys.iter().find(|former| former.signer.is_none()) {
+            let (algorithm, pkcs8) = (former.algorithm, former.pkcs8.clone());
+            self.asking = Some(Asking::Former(former.public_key.clone()));
+            self.out.push_back(GroupOutput::Job(Job::LoadSigner { algorithm, pkcs8 }));
+            return;
+        }
+        if self.signer.is_some() {
+            return;
+        }
+        self.asking = Some(Asking::Current);
         let algorithm = communication.signature;
         // One of our own that cannot be read again and again is given up for a new one.
         let own = self.signing_key.as_ref().filter(|_| self.failures < OWN_KEY_TRIES);
@@ -37,6 +87,62 @@ impl Group {
         }));
     }
 
+    /// Another signing key: the one of now signs on for the KEKs that were made under it.
+    pub(super) fn change_signer(&mut self, after: &CommunicationSettings) {
+        let current = self.kek.as_ref().map(|kek| kek.signing);
+        let known = (self.signer.take(), self.signing_key.take(), self.public_key.take());
+        if let ((Some(signer), Some(pkcs8), Some(public_key)), Some(signing)) = (known, current) {
+            let (algorithm, key_bits) = (signing.algorithm, signing.key_bits);
+            let signer = Some(signer);
+            self.former_keys.push(FormerKey { algorithm, key_bits, pkcs8, public_key, signer });
+        }
+        (self.failures, self.retry) = (0, None);
+        if let Some(asking) = self.asking.as_mut().filter(|asking| **asking == Asking::Current) {
+            *asking = Asking::Void;
+        }
+        if self.tried {
+            // Nothing is signed, and only its size counts.
+            self.public_key = Some(vec![0; after.signature.public_key_octets(after.signature_key_bits)]);
+        } else {
+            let row = self.group_row();
+            self.out.push_back(GroupOutput::Persist(vec![row]));
+        }
+        self.ask_for_signer();
+    }
+
+    /// Nothing is pushed any more: rekey SAs end without a word.
+    pub(super) fn end_rekeying(&mut self) {
+        self.drop_keks();
+        (self.signer, self.signing_key, self.public_key) = (None, None, None);
+        self.former_keys.clear();
+        (self.failures, self.retry) = (0, None);
+        self.asking = self.asking.take().map(|_| Asking::Void);
+        let row = self.group_row();
+        self.out.push_back(GroupOutput::Persist(vec![row]));
+    }
+
+    /// Former keys go with the last KEK that was made under them.
+    pub(super) fn forget_former_keys(&mut self) {
+        let before = self.former_keys.len();
+        let used = |former: &FormerKey| {
+            self.kek.iter().chain(&self.old_keks).any(|kek| kek.public_key == former.public_key)
+        };
+        let used: Vec<FormerKey> = self.former_keys.iter().filter(|former| used(former)).cloned().collect();
+        self.former_keys = used;
+        if self.former_keys.len() < before {
+            let row = self.group_row();
+            self.out.push_back(GroupOutput::Persist(vec![row]));
+        }
+    }
+
+    /// What signs PUSHes under this KEK; none while it is being read.
+    fn signer_of(&self, kek: &Kek) -> Option<Arc<dyn Signer>> {
+        if self.public_key.as_ref() == Some(&kek.public_key) {
+            return self.signer.clone();
+        }
+        self.former_keys.iter().find(|former| former.public_key == kek.public_key)?.signer.clone()
+    }
+
     /// A job of this group is done.
     ///
     /// # Errors
@@ -45,7 +151,12 @@ impl Group {
         match done {
             Done::Signer(Ok((signer, pkcs8))) => {
                 self.failures = 0;
-                self.on_signer(now, signer, pkcs8, entropy);
+                match self.asking.take() {
+                    Some(Asking::Former(public_key)) => self.on_former_signer(&public_key, &signer),
+                    Some(Asking::Void) => {}
+                    Some(Asking::Current) | None => self.on_signer(now, signer, pkcs8, entropy),
+                }
+                self.ask_for_signer();
                 Ok(())
             }
             Done::Signed(Ok(signature)) => {
@@ -54,7 +165,25 @@ impl Group {
                 self.want_more(now, entropy);
                 Ok(())
             }
-            Done::Signer(Err(error)) => Err(self.on_failure(now.at, "the signing key", &error)),
+            Done::Signer(Err(error)) => Err(match self.asking.take() {
+                Some(Asking::Former(public_key)) if self.failures + 1 >= OWN_KEY_TRIES => {
+                    self.failures = 0;
+                    self.former_keys.retain(|former| former.public_key != public_key);
+                    // Nobody can be told under these KEKs any more.
+                    if self.kek.as_ref().is_some_and(|kek| kek.public_key == public_key) {
+                        self.drop_keks();
+                    }
+                    self.ask_for_signer();
+                    format!("a former signing key cannot be read, its rekey SAs are dropped: {error}")
+                }
+                Some(Asking::Void) => {
+                    self.ask_for_signer();
+                    format!("a signing key that is no longer configured failed: {error}")
+                }
+                Some(Asking::Former(_) | Asking::Current) | None => {
+                    self.on_failure(now.at, "the signing key", &error)
+                }
+            }),
             Done::Signed(Err(error)) => Err(self.on_failure(now.at, "signing a push", &error)),
             Done::DhKey(_)
             | Done::Shared(_)
@@ -89,10 +218,8 @@ impl Group {
             return;
         }
         self.retry = None;
-        match self.signer {
-            Some(_) => self.sign_next(),
-            None => self.ask_for_signer(),
-        }
+        self.sign_next();
+        self.ask_for_signer();
     }
 
     fn on_signer(
@@ -103,8 +230,12 @@ impl Group {
         entropy: &mut dyn Entropy,
     ) {
         let public_key = signer.public_key().to_vec();
-        // Members verify with the key they were given: another key needs another rekey SA.
-        if self.public_key.as_ref().is_some_and(|old| *old != public_key) {
+        // Members verify with the key they were given: without it nobody can be told of another.
+        let signs = |kek: &Kek| {
+            kek.public_key == public_key
+                || self.former_keys.iter().any(|former| former.public_key == kek.public_key)
+        };
+        if self.kek.as_ref().is_some_and(|kek| !signs(kek)) {
             self.drop_keks();
         }
         self.public_key = Some(public_key);
@@ -114,6 +245,16 @@ impl Group {
         self.out.push_back(GroupOutput::Persist(vec![row]));
         self.fill_keys(now, entropy);
         self.sign_next();
+        if !self.deliveries.iter().any(Delivery::is_unsigned) {
+            self.want_more(now, entropy);
+        }
+    }
+
+    fn on_former_signer(&mut self, public_key: &[u8], signer: &Arc<dyn Signer>) {
+        for former in self.former_keys.iter_mut().filter(|former| former.public_key == public_key) {
+            former.signer = Some(Arc::clone(signer));
+        }
+        self.sign_next();
     }
 
     /// Asks for the signature of the first unsigned PUSH; one at a time keeps them in order.
@@ -121,12 +262,11 @@ impl Group {
         if self.retry.is_some() {
             return;
         }
-        let (Some(signer), Some(communication)) = (self.signer.clone(), &self.settings.communication) else {
-            return;
-        };
-        let hash = communication.signature_hash;
         let padded = self.settings.push_dialect.padded_length_signature;
         let bare_digest = self.settings.push_dialect.bare_digest_signature;
+        let Some(first) = self.deliveries.iter().find(|delivery| delivery.is_unsigned()) else { return };
+        let Some(kek) = self.kek_of(first.kek_spi) else { return };
+        let (hash, Some(signer)) = (kek.signing.hash, self.signer_of(kek)) else { return };
         let Some(delivery) = self.deliveries.iter_mut().find(|delivery| delivery.is_unsigned()) else {
             return;
         };
@@ -139,7 +279,7 @@ impl Group {
         }
     }
 
-    /// Drops every rekey SA without a word: the signing key changed under them.
+    /// Drops every rekey SA without a word: nothing can be signed for who holds them.
     pub(super) fn drop_keks(&mut self) {
         let gone: Vec<KekSpi> = self.kek_spis().collect();
         let keks = gone.iter().map(|spi| self.kek_gone(*spi));

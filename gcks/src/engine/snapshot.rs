@@ -17,7 +17,7 @@ use super::KeyServer;
 use super::calendar;
 use super::group::{Group, Kek, Tek};
 use super::membership::Gone;
-use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Way};
+use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Signing, Way};
 
 impl KeyServer {
     /// Everything an operator may see now; key octets only when `show_keys`.
@@ -166,9 +166,9 @@ impl Group {
             key_fingerprint: fingerprint(kek.key.expose()),
             remaining_seconds: kek.ends.since(at).as_secs(),
             seq: u64::from(kek.seq.0),
-            signature: signature_name(communication),
-            signature_hash: hash_name(communication.signature_hash).to_owned(),
-            signing_key_fingerprint: self.public_key.as_deref().map(fingerprint).unwrap_or_default(),
+            signature: signature_name(kek.signing),
+            signature_hash: hash_name(kek.signing.hash).to_owned(),
+            signing_key_fingerprint: fingerprint(&kek.public_key),
             acknowledgement: acknowledgement_name(communication.acknowledgement).to_owned(),
             key_hex: show_keys.then(|| hex(kek.key.expose())),
         }
@@ -218,7 +218,7 @@ fn communication_view(communication: &CommunicationSettings) -> CommunicationVie
         multicast_outgoing_interface: communication.way.channel().map(|channel| channel.interface.clone()),
         encryption_algorithm: format!("aes-{}-cbc", communication.cipher.key_len() * 8),
         sig_hash_algorithm: hash_name(communication.signature_hash).to_owned(),
-        signature: signature_name(communication),
+        signature: signature_name(communication.signing()),
         lifetime_seconds: communication.lifetime.as_secs(),
         number_of_retransmission: u64::from(communication.retransmissions),
         retransmission_period: communication.retransmission_period.as_secs(),
@@ -277,9 +277,9 @@ fn cipher_name(cipher: TekCipher) -> String {
     }
 }
 
-fn signature_name(communication: &CommunicationSettings) -> String {
-    match communication.signature {
-        SignatureAlgorithm::Rsa => format!("rsa-{}", communication.signature_key_bits),
+fn signature_name(signing: Signing) -> String {
+    match signing.algorithm {
+        SignatureAlgorithm::Rsa => format!("rsa-{}", signing.key_bits),
         SignatureAlgorithm::Ecdsa256 => "ecdsa-256".to_owned(),
         SignatureAlgorithm::Ecdsa384 => "ecdsa-384".to_owned(),
         SignatureAlgorithm::Ecdsa521 => "ecdsa-521".to_owned(),

@@ -94,6 +94,7 @@ impl Group {
         changes: &mut Vec<Change>,
     ) -> Option<(Kek, Vec<LkhUpdate>)> {
         let communication = self.settings.communication.clone()?;
+        let signed = (communication.signing(), self.public_key.clone()?);
         let mut spi = [0; 16];
         while spi[..8] == [0; 8] || spi[8..] == [0; 8] {
             entropy.fill(&mut spi);
@@ -111,7 +112,7 @@ impl Group {
         };
         let ends_unix = now.unix_seconds + communication.lifetime.as_secs();
         let life = (now.at, now.at + communication.lifetime, ends_unix);
-        let kek = make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, communication.ack_request())?;
+        let kek = make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, communication.ack_request(), signed)?;
         let channel = communication.way.channel().map(|channel| channel.group);
         Some((Kek { generation: self.next_generation(), channel, ..kek }, updates))
     }

@@ -4,7 +4,8 @@ use super::*;
 use crate::common::gateway;
 use ctl::plan::{GroupPlan, Plan};
 use gcks::engine::settings::CommunicationSettings;
-use gdoi_proto::policy::Encapsulation;
+use gdoi_proto::policy::{AckRequest, Encapsulation};
+use ike::protect::ack::Ack;
 
 /// What a change is called, how it changes the settings, and what must follow.
 struct Kind10 {
@@ -34,7 +35,16 @@ fn communication(settings: &mut Settings) -> &mut CommunicationSettings {
     settings.groups[0].communication.as_mut().expect("rekeying")
 }
 
-const KINDS: [Kind10; 10] = [
+fn sign_otherwise(communication: &mut CommunicationSettings) {
+    (communication.signature, communication.signature_key_bits) = (SignatureAlgorithm::Ecdsa384, 384);
+    communication.signature_hash = SignatureHash::Sha384;
+}
+
+fn signing_key() -> SecretBytes {
+    default_provider().generate_signing_key(SignatureAlgorithm::Ecdsa256, 256).expect("a key")
+}
+
+const KINDS: [Kind10; 12] = [
     Kind10 {
         name: "SA added",
         change: |it| it.groups[0].sas.push(sa("SA3/new", 96)),
@@ -81,6 +91,16 @@ const KINDS: [Kind10; 10] = [
         name: "KEK cipher changed",
         change: |it| communication(it).cipher = Cipher::Aes128Cbc,
         check: |plan| assert!(plan.new_kek && plan.pushes[0].new_kek),
+    },
+    Kind10 {
+        name: "kind of signature changed",
+        change: |it| sign_otherwise(communication(it)),
+        check: |plan| assert!(plan.new_kek && plan.pushes[0].new_kek && plan.pushes[0].teks == 0),
+    },
+    Kind10 {
+        name: "signing key given",
+        change: |it| communication(it).signing_key = Some(signing_key()),
+        check: |plan| assert!(plan.new_kek && plan.pushes[0].new_kek && plan.pushes[0].teks == 0),
     },
     Kind10 {
         name: "gateway removed",
@@ -268,4 +288,184 @@ fn a_group_that_is_removed_tells_its_members_and_one_that_is_added_takes_them() 
     assert!(bench.rows.values().all(|row| row.key.starts_with("g2")));
     joined(&mut bench, 1);
     assert_eq!(bench.server.groups()["g2"].members().count(), 1);
+}
+
+#[test]
+fn the_push_that_brings_a_signing_key_is_signed_with_the_one_before_whenever_the_server_dies() {
+    for lives_for in 0..6 {
+        let mut bench = Bench::with(before());
+        let [mut one, mut two] = both(&mut bench);
+        let first = one.public_key.clone();
+        let mut new = before();
+        sign_otherwise(communication(&mut new));
+        bench.lives_for = (lives_for > 0).then_some(lives_for);
+        apply(&mut bench, &new);
+        if bench.dead {
+            bench.restart();
+        }
+        bench.lives_for = None;
+        bench.pass(Duration::from_millis(1));
+        // `take` verifies with the key that the member holds.
+        for member in [&mut one, &mut two] {
+            let came = pushes(&mut bench, member.address);
+            let came = came.last().unwrap_or_else(|| panic!("life {lives_for}: nothing came"));
+            let ack = member.take(&bench, came);
+            bench.tell(member.address, ack);
+        }
+        assert_ne!(one.public_key, first, "life {lives_for}");
+        assert_eq!((one.kek.spi, one.kek.signature), (bench.seq().0, SignatureAlgorithm::Ecdsa384));
+        bench.pass(Duration::from_secs(300));
+        bench.rekey(true);
+        let octets = pushes(&mut bench, one.address).remove(0);
+        one.take(&bench, &octets);
+        assert_eq!((bench.members(), bench.count("member_reregistered")), (2, 0), "life {lives_for}");
+        // Once nobody needs the former key it is forgotten.
+        let former = |row: &Row| row.kind == Kind::Group && contains(row.body.expose(), b"former");
+        assert!(!bench.rows.values().any(former), "life {lives_for}");
+    }
+}
+
+fn contains(octets: &[u8], text: &[u8]) -> bool {
+    octets.windows(text.len()).any(|window| window == text)
+}
+
+#[test]
+fn a_signing_key_that_changes_twice_before_it_is_read_is_one_rekey_with_the_last() {
+    let mut bench = Bench::with(before());
+    let [mut one, _] = both(&mut bench);
+    bench.hold = |job| matches!(job, Job::LoadSigner { .. });
+    let (mut new, last) = (before(), signing_key());
+    for key in [signing_key(), last.clone()] {
+        communication(&mut new).signing_key = Some(key);
+        new.groups[0].sas.push(sa("SA3/new", 96));
+        new.groups[0].sas.dedup_by(|left, right| left.name == right.name);
+        apply(&mut bench, &new);
+    }
+    bench.hold = |_| false;
+    for _ in 0..2 {
+        let Some(request) = bench.held.pop() else { break };
+        let done = run(bench.provider.as_ref(), request.job);
+        bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+        bench.drain();
+    }
+    let came = pushes(&mut bench, one.address);
+    assert_eq!(came.len(), 1, "one PUSH says all of it");
+    one.take(&bench, &came[0]);
+    let signer = bench.provider.signer(SignatureAlgorithm::Ecdsa256, &last).expect("a key");
+    assert_eq!(one.public_key, signer.public_key());
+    assert_eq!(bench.server.groups()["g1"].counters.rekeys, 1);
+}
+
+#[test]
+fn a_rekey_that_was_queued_is_made_by_the_next_life_of_the_server() {
+    for dies in [false, true] {
+        let mut bench = Bench::with(before());
+        let [mut one, _] = both(&mut bench);
+        bench.hold = |job| matches!(job, Job::Sign { .. });
+        let rekey = |kek| Command::Rekey { group: "g1".to_owned(), tek: true, kek };
+        bench.command(rekey(false)).expect("the first");
+        let queued = bench.command(rekey(true)).expect("the second");
+        assert!(queued.0.starts_with("queued"), "{queued:?}");
+        bench.hold = |_| false;
+        if dies {
+            bench.held.clear();
+            bench.restart();
+        } else {
+            let request = bench.held.pop().expect("a signature is being made");
+            let done = run(bench.provider.as_ref(), request.job);
+            bench.server.handle(bench.now, Input::Job(JobResult { id: request.id, done }));
+            bench.drain();
+        }
+        let before = one.kek.spi;
+        let came = pushes(&mut bench, one.address);
+        assert_eq!(came.len(), 2, "dies {dies}: the queued one as well");
+        for octets in &came {
+            one.take(&bench, octets);
+        }
+        assert_ne!(one.kek.spi, before, "dies {dies}: it brought the new KEK");
+        assert!(
+            bench.events.iter().any(
+                |event| matches!(event, Event::RekeyStarted { new_kek: Some(_), why, .. } if why == "operator")
+            ),
+            "it says who asked"
+        );
+        // It is made once.
+        bench.restart();
+        assert!(!bench.rows.values().any(|row| contains(row.body.expose(), b"wanted")));
+        assert_eq!(bench.seq().0, one.kek.spi);
+    }
+}
+
+#[test]
+fn a_reload_while_the_signing_key_is_being_read_loses_no_rekey() {
+    let mut bench = Bench::with(before());
+    let [mut one, _] = both(&mut bench);
+    bench.hold = |job| matches!(job, Job::LoadSigner { .. });
+    bench.restart();
+    let mut new = before();
+    new.groups[0].gateways.retain(|name| name != "others");
+    apply(&mut bench, &new);
+    assert!(pushes(&mut bench, one.address).is_empty() && bench.members() == 1);
+    // And dies before it is read.
+    bench.held.clear();
+    bench.hold = |_| false;
+    bench.restart();
+    let came = pushes(&mut bench, one.address);
+    assert_eq!(came.len(), 1, "whoever was expelled is shut out");
+    let teks = one.teks.len();
+    one.take(&bench, &came[0]);
+    assert_eq!(one.teks.len(), teks + 2);
+}
+
+#[test]
+fn a_change_of_the_acknowledgement_type_takes_both_the_type_before_and_the_new_one() {
+    type Change = (AckRequest, fn(&mut CommunicationSettings));
+    let (hash, begin): (Change, Change) = (
+        (AckRequest::KekSha512, |it| it.signature_hash = SignatureHash::Sha512),
+        (AckRequest::KekSha256, |it| it.acknowledgement = Acknowledgement::Required),
+    );
+    for (number, (request, change)) in [(0, hash), (1, begin)] {
+        let mut settings = before();
+        let it = communication(&mut settings);
+        (it.signature, it.signature_key_bits) = (SignatureAlgorithm::Rsa, 2048);
+        if number == 1 {
+            it.acknowledgement = Acknowledgement::None;
+        }
+        let mut bench = Bench::with(settings.clone());
+        let [mut one, two] = both(&mut bench);
+        change(communication(&mut settings));
+        apply(&mut bench, &settings);
+        let octets = pushes(&mut bench, one.address).remove(0);
+        // The most recent SAK is that of the KEK for one member, that of the PUSH for the other.
+        let later = |member: &Member| {
+            let key = AckKey::derive(request, &member.key, member.kek.spi);
+            key.seal(member.kek.spi, SeqNumber(1), member.address.ip())
+        };
+        let ack = later(&two);
+        assert!(Ack::decode(&ack).is_ok());
+        bench.tell(two.address, ack);
+        let ack = if number == 0 { one.take(&bench, &octets) } else { later(&one) };
+        bench.tell(one.address, ack);
+        let counters = &bench.server.groups()["g1"].counters;
+        assert_eq!((counters.acks, counters.acks_forged, counters.acks_unexpected), (2, 0, 0), "{request:?}");
+        bench.pass(Duration::from_secs(60));
+        assert_eq!((bench.members(), bench.count("member_suspect")), (2, 0), "{request:?}");
+        // Another type than either is still a forgery.
+        bench.rekey(false);
+        let wrong = AckKey::derive(AckRequest::KekSha512, &two.key, two.kek.spi);
+        bench.tell(two.address, wrong.seal(two.kek.spi, SeqNumber(9), two.address.ip()));
+        assert_eq!(bench.server.groups()["g1"].counters.acks, 2);
+    }
+}
+
+#[test]
+fn members_whose_rekey_sa_asks_for_no_acknowledgement_are_not_missed_for_one() {
+    let mut settings = before();
+    communication(&mut settings).acknowledgement = Acknowledgement::None;
+    let mut bench = Bench::with(settings.clone());
+    both(&mut bench);
+    communication(&mut settings).acknowledgement = Acknowledgement::Required;
+    apply(&mut bench, &settings);
+    bench.pass(Duration::from_secs(60));
+    assert_eq!((bench.members(), bench.count("member_expired"), bench.count("member_suspect")), (2, 0, 0));
 }

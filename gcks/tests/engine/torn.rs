@@ -169,3 +169,83 @@ fn power_may_go_at_any_octet_of_the_log() {
 fn power_may_go_at_any_octet_of_a_sealed_log_with_a_key_tree() {
     power_goes_at_every_commit(true, Some(&SecretBytes::new(vec![7; 32])));
 }
+
+/// A state in one file, its log folded in, and its rows.
+fn folded(key: Option<&SecretBytes>) -> (Vec<u8>, Rows) {
+    let (_, batches) = eventful(true);
+    let directory = private_directory();
+    let mut store = Embedded::open(directory.path(), key).unwrap();
+    store.apply(&batches).unwrap();
+    let mut rows = Rows::new();
+    batches.iter().for_each(|batch| fold(&mut rows, batch));
+    drop(store);
+    assert!(!directory.path().join(LOG).exists(), "closed in order");
+    (fs::read(directory.path().join(FILE)).unwrap(), rows)
+}
+
+fn damage_is_named(key: Option<&SecretBytes>) {
+    let (file, rows) = folded(key);
+    let mut random: u64 = 0x2545_f491_4f6c_dd1d;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(random >> 33).unwrap() % below
+    };
+    let (mut named, mut harmless) = (0, 0);
+    for number in 0..600 {
+        let mut damaged = file.clone();
+        let place = match number {
+            // Every octet of the file's head.
+            0..100 => number,
+            _ => next(file.len()).max(1),
+        };
+        let what = match number % 3 {
+            1 if number > 100 => {
+                let end = file.len().min(place - place % SECTOR + SECTOR);
+                damaged[place - place % SECTOR..end].fill(0);
+                format!("the sector at {place} is zero")
+            }
+            2 if number > 100 => {
+                damaged.truncate(place);
+                format!("it ends at {place}")
+            }
+            _ => {
+                damaged[place] ^= 1 << next(8);
+                format!("a bit at {place} is flipped")
+            }
+        };
+        let directory = private_directory();
+        let path = directory.path().join(FILE);
+        fs::write(&path, &damaged).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        let loaded = Embedded::open(directory.path(), key).and_then(|mut store| store.load());
+        match loaded {
+            Err(error) => {
+                named += 1;
+                let said = error.to_string();
+                assert!(said.contains(FILE), "{what}: {said}");
+                assert!(fs::read(&path).unwrap() == damaged, "{what}: {said}, and it was changed");
+            }
+            // Where nothing stands, or what only SQLite counts.
+            Ok(found) => {
+                harmless += 1;
+                let found: Rows = found
+                    .iter()
+                    .map(|row| ((row.kind, row.key.clone()), row.body.expose().to_vec()))
+                    .collect();
+                assert!(found == rows, "{what}: other rows, and nobody is told");
+            }
+        }
+    }
+    println!("{} octets: {named} damages named, {harmless} without harm", file.len());
+    assert!(named > 200, "{named} named, {harmless} harmless");
+}
+
+#[test]
+fn a_damaged_file_is_named_and_left_as_it_is() {
+    damage_is_named(None);
+}
+
+#[test]
+fn a_damaged_sealed_file_is_named_and_left_as_it_is() {
+    damage_is_named(Some(&SecretBytes::new(vec![7; 32])));
+}

@@ -216,6 +216,17 @@ impl SignatureAlgorithm {
         }
     }
 
+    /// Octets of a SubjectPublicKeyInfo in DER with a key of `key_bits` (for RSA with the exponent 65537): SIG_ALGORITHM_KEY.
+    pub fn public_key_octets(self, key_bits: u16) -> usize {
+        match self {
+            // 38 octets of frame, and the modulus with the zero that keeps it positive.
+            SignatureAlgorithm::Rsa => usize::from(key_bits.div_ceil(8)) + 38,
+            SignatureAlgorithm::Ecdsa256 => 91,
+            SignatureAlgorithm::Ecdsa384 => 120,
+            SignatureAlgorithm::Ecdsa521 => 158,
+        }
+    }
+
     /// The hash that an ECDSA algorithm fixes, none for RSA.
     pub fn implied_hash(self) -> Option<SignatureHash> {
         match self {

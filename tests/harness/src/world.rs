@@ -88,7 +88,8 @@ pub struct World {
     provider: Deterministic,
     lives: u64,
     replies: Vec<Result<(String, Option<u32>), String>>,
-    crash_after_batches: Option<u64>,
+    /// At which batch the server dies, and whether that is still written.
+    crash: Option<(u64, bool)>,
     batches: u64,
     /// When each member wants a timeout.
     timers: BTreeSet<(Instant, usize)>,
@@ -321,7 +322,7 @@ impl World {
             provider: Deterministic::new(seed),
             lives: 0,
             replies: Vec::new(),
-            crash_after_batches: None,
+            crash: None,
             batches: 0,
             timers: BTreeSet::new(),
             wakes: Vec::new(),
@@ -367,7 +368,12 @@ impl World {
 
     /// The server dies right after `batches` more batches were written, before anything that waits for the next one.
     pub fn kill_server_after(&mut self, batches: u64) {
-        self.crash_after_batches = Some(self.batches + batches);
+        self.crash = Some((self.batches + batches, true));
+    }
+
+    /// The server dies with the `batches`-th batch from now: nothing of it was written.
+    pub fn kill_server_before(&mut self, batches: u64) {
+        self.crash = Some((self.batches + batches, false));
     }
 
     /// True while the server runs.
@@ -512,6 +518,15 @@ impl World {
                     }
                 }
                 ServerOutput::Persist(changes) => {
+                    self.batches += 1;
+                    let dies = self.crash.filter(|(at, _)| self.batches >= *at);
+                    if dies.is_some() {
+                        self.crash = None;
+                        self.server = None;
+                    }
+                    if dies.is_some_and(|(_, written)| !written) {
+                        return;
+                    }
                     for change in changes {
                         match change {
                             Change::Put(row) => {
@@ -521,11 +536,6 @@ impl World {
                                 self.rows.remove(&(kind, key));
                             }
                         }
-                    }
-                    self.batches += 1;
-                    if self.crash_after_batches.is_some_and(|at| self.batches >= at) {
-                        self.crash_after_batches = None;
-                        self.server = None;
                     }
                 }
                 ServerOutput::Job(request) => {
