@@ -30,6 +30,9 @@ pub const GM_CONTROL: &str = "/run/gm/control.sock";
 pub enum Request {
     /// What is: answered by [`Reply::Snapshot`].
     Snapshot,
+    /// The same without members and phase 1s one by one, for who only counts: answered by [`Reply::Snapshot`]. Never has
+    /// key octets.
+    Summary,
     /// Key server: replace keys now.
     Rekey {
         /// Name or number.
@@ -209,6 +212,7 @@ mod tests {
         let text = |text: &str| text.to_owned();
         for request in [
             Request::Snapshot,
+            Request::Summary,
             Request::Rekey { group: text("g\n1"), tek: true, kek: false },
             Request::ClearMembers { group: text("1") },
             Request::ClearStatistics { group: None },

@@ -71,6 +71,16 @@ macro_rules! events {
 
             /// Every name this build knows, in the order of the table.
             pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// The level of each, in the same order.
+            pub const LEVELS: &'static [Level] = &[$(Level::$level),*];
+
+            /// Its place in that order.
+            pub const fn place(&self) -> usize {
+                #[derive(Clone, Copy)]
+                enum Place { $($variant),* }
+                match self { $( Event::$variant { .. } => Place::$variant as usize, )* }
+            }
         }
 
         impl Event {
@@ -893,6 +903,14 @@ mod tests {
                 .iter()
                 .all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
         );
+    }
+
+    #[test]
+    fn the_place_of_an_event_is_that_of_its_name() {
+        for event in [rekey(), Event::LabMode, Event::AckSent { vpn: String::new(), seq: 0 }] {
+            assert_eq!(Event::NAMES[event.place()], event.name());
+            assert_eq!(Event::LEVELS[event.place()], event.level());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod control;
+pub mod durations;
 pub mod event;
 pub mod observe;
 pub mod plan;

@@ -4,8 +4,11 @@
 //! octets and a fingerprint (the first 16 octets of its SHA-256 in hexadecimal); `key_hex` is absent unless the daemon
 //! runs with `--show-keys`, and never on the observe socket: see [`Snapshot::without_keys`].
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::durations::Durations;
 use crate::traffic::TrafficView;
 
 /// A snapshot of either daemon. JSON: an object whose `daemon` is `gcks` or `gm`.
@@ -53,6 +56,20 @@ pub struct GcksSnapshot {
     pub approved_only: bool,
     /// Certificates and revocation lists of the configuration, what ends first at the head.
     pub certificates: Vec<CertificateView>,
+    /// The daemon itself.
+    pub process: ProcessView,
+}
+
+/// What a daemon says of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessView {
+    /// Of the program.
+    pub version: String,
+    /// Since its start.
+    pub uptime_seconds: u64,
+    /// Events it told since its start, by name; those that did not happen are left out.
+    pub events: BTreeMap<String, u64>,
 }
 
 /// A certificate or revocation list of the configuration.
@@ -110,8 +127,10 @@ pub struct GroupView {
     pub name: String,
     /// Group number, address or OID as text.
     pub id: String,
-    /// Registered members by identity.
+    /// Registered members by identity; left out of a summary.
     pub members: Vec<MemberView>,
+    /// How many there are of them, and of what kind.
+    pub counts: MemberCounts,
     /// Members that expired or whose membership ended since the server started, the last 256.
     pub former_members: Vec<FormerMemberView>,
     /// The rekey SA; none in a group without pushes, or before its first keys.
@@ -126,8 +145,58 @@ pub struct GroupView {
     pub member_threshold: Option<u64>,
     /// Counters.
     pub statistics: GroupStatistics,
+    /// How long registrations and rekeys took.
+    pub durations: GroupDurations,
     /// The PUSH that waits for acknowledgements.
     pub pending_push: Option<PendingPushView>,
+    /// The last one that was over.
+    pub last_push: Option<LastPushView>,
+    /// Width of a SID in bits.
+    pub sender_id_bits: u64,
+    /// SIDs left before new keys are needed.
+    pub sender_ids_left: u64,
+    /// Levels of the key tree above its leaves; none without a tree.
+    pub lkh_depth: Option<u64>,
+}
+
+/// Members of a group, counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemberCounts {
+    /// In state `registered`.
+    pub registered: u64,
+    /// In state `suspect`.
+    pub suspect: u64,
+    /// Identities that may not register because they were revoked.
+    pub revoked: u64,
+    /// Those that proved their identity by a certificate, by subject of the anchor it chained to.
+    pub by_anchor: BTreeMap<String, u64>,
+}
+
+/// How long registrations and rekeys of a group took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GroupDurations {
+    /// From the first message of a GROUPKEY-PULL to its keys.
+    pub registration: Durations,
+    /// From the decision to rekey to a member's acknowledgement.
+    pub acknowledgement: Durations,
+    /// From the decision to rekey until all have answered or the last copy's time is up.
+    pub rekey: Durations,
+}
+
+/// A PUSH that is over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastPushView {
+    /// Its number.
+    pub seq: u64,
+    /// From the decision to its end.
+    pub seconds: f64,
+    /// Rounds of copies after the first.
+    pub retransmits: u64,
+    /// Members that did not acknowledge.
+    pub missing: u64,
 }
 
 /// A registered member.
@@ -306,8 +375,10 @@ pub struct PendingPushView {
     pub seq: u64,
     /// Rounds of copies sent so far.
     pub attempt: u64,
-    /// Identities that have not acknowledged.
+    /// Identities that have not acknowledged; left out of a summary.
     pub outstanding: Vec<String>,
+    /// How many these are.
+    pub outstanding_count: u64,
     /// Since the rekey began.
     pub started_seconds_ago: u64,
 }
@@ -346,6 +417,8 @@ pub struct ServerStatistics {
     pub half_open_limited: u64,
     /// Negotiations not yet authenticated, now.
     pub half_open: u64,
+    /// Established phase 1s, now.
+    pub ike_sas: u64,
     /// Messages that got no answer.
     pub messages_dropped: u64,
     /// Of these, acknowledgements of a rekey SA no group has.
@@ -412,6 +485,8 @@ pub struct GroupStatistics {
     pub members_expired: u64,
     /// Memberships that ended by themselves (`valid-until`).
     pub memberships_ended: u64,
+    /// Keys of the LKH tree handed out: those of each registration, and those of each rekey once for all its copies.
+    pub lkh_keys_sent: u64,
 }
 
 /// A member at one moment.
@@ -426,6 +501,8 @@ pub struct GmSnapshot {
     pub statistics: MemberStatistics,
     /// Only approved algorithms are offered and accepted.
     pub approved_only: bool,
+    /// The daemon itself.
+    pub process: ProcessView,
 }
 
 /// One joined group.

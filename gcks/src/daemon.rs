@@ -20,10 +20,10 @@ use std::time::Duration;
 use config::Gcks;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
-use ctl::observe::{GcksSnapshot, Snapshot};
+use ctl::observe::{GcksSnapshot, ProcessView, Snapshot};
 use ctl::plan::Plan;
 use ike::crypto::provider::{Random, default_provider};
-use ike::io::{Datagram, JobResult, Machine};
+use ike::io::{Datagram, Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
@@ -543,8 +543,8 @@ impl Daemon {
     fn on_asked(&mut self, Asked { request, reply, operator }: Asked) {
         let reply = self.told(&request, operator, reply);
         let command = match request {
-            Request::Snapshot => {
-                let snapshot = Snapshot::Gcks(self.snapshot());
+            Request::Snapshot | Request::Summary => {
+                let snapshot = Snapshot::Gcks(self.snapshot(request == Request::Snapshot));
                 return drop(reply.send(Reply::Snapshot(Box::new(snapshot))));
             }
             Request::Version => {
@@ -620,9 +620,16 @@ impl Daemon {
         }
     }
 
-    fn snapshot(&self) -> GcksSnapshot {
-        let show_keys = self.options.show_keys || self.options.lab;
-        let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
+    /// What is: `whole`, or counted.
+    fn snapshot(&self, whole: bool) -> GcksSnapshot {
+        let (now, show_keys) = (self.clock.now(), self.options.show_keys || self.options.lab);
+        let mut snapshot =
+            if whole { self.engine.snapshot(now, show_keys) } else { self.engine.summary(now) };
+        snapshot.process = ProcessView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.clock.now().at.since(Instant::default()).as_secs(),
+            events: self.teller.told(),
+        };
         let (counters, cleared) = (self.counters(), &self.cleared);
         let statistics = &mut snapshot.statistics;
         statistics.datagrams_received = counters.received - cleared.received;
@@ -646,6 +653,7 @@ fn changes_the_server(request: &Request) -> bool {
         | Request::StateBackup { .. }
         | Request::StateReseal => true,
         Request::Snapshot
+        | Request::Summary
         | Request::StateVerify
         | Request::Audit { .. }
         | Request::Explain { .. }

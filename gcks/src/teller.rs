@@ -34,6 +34,11 @@ impl Teller {
         *self.statements.write().unwrap_or_else(PoisonError::into_inner) = statements;
     }
 
+    /// How often each event was told, by name.
+    pub fn told(&self) -> std::collections::BTreeMap<String, u64> {
+        self.hub.told()
+    }
+
     /// Tells everyone.
     pub fn publish(&self, unix_seconds: u64, event: &Event) {
         self.hub.publish(unix_seconds, event);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use config::Gm;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
-use ctl::observe::{GmSnapshot, Snapshot};
+use ctl::observe::{GmSnapshot, ProcessView, Snapshot};
 use dataplane::tun::{Random as Octets, TunPlane};
 use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Random, default_provider};
@@ -427,8 +427,8 @@ impl Daemon {
 
     fn on_asked(&mut self, Asked { request, reply, .. }: Asked) {
         let command = match request {
-            Request::Snapshot => {
-                let snapshot = Snapshot::Gm(self.snapshot());
+            Request::Snapshot | Request::Summary => {
+                let snapshot = Snapshot::Gm(self.snapshot(request == Request::Snapshot));
                 return drop(reply.send(Reply::Snapshot(Box::new(snapshot))));
             }
             Request::Version => {
@@ -466,12 +466,18 @@ impl Daemon {
         self.tell(Input::Command { ticket, command });
     }
 
-    fn snapshot(&self) -> GmSnapshot {
-        let show_keys = self.options.show_keys || self.options.lab;
+    /// What is; key octets only in a `whole` one.
+    fn snapshot(&self, whole: bool) -> GmSnapshot {
+        let show_keys = whole && (self.options.show_keys || self.options.lab);
         let mut snapshot = self.engine.snapshot(self.clock.now(), show_keys);
         for vpn in &mut snapshot.vpns {
             vpn.traffic = self.data_plane.traffic(&vpn.name).as_ref().map(plane::view);
         }
+        snapshot.process = ProcessView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.clock.now().at.since(Instant::default()).as_secs(),
+            events: self.hub.told(),
+        };
         let counters = self.sockets.counters();
         let statistics = &mut snapshot.statistics;
         statistics.datagrams_received = counters.received;

@@ -1,5 +1,9 @@
 //! Events to everyone who listens: the log always, watchers and observers while they are connected.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use ctl::control::to_line;
 use ctl::event::{Event, Stamped};
@@ -12,6 +16,8 @@ const BEHIND: usize = 8192;
 #[derive(Debug, Clone)]
 pub struct Hub {
     lines: broadcast::Sender<Bytes>,
+    /// How often each event was published, by [`Event::place`].
+    told: Arc<[AtomicU64]>,
 }
 
 impl Hub {
@@ -21,18 +27,31 @@ impl Hub {
         reason = "a default hub would be a different hub each time, easily by mistake"
     )]
     pub fn new() -> Hub {
-        Hub { lines: broadcast::channel(BEHIND).0 }
+        Hub {
+            lines: broadcast::channel(BEHIND).0,
+            told: Event::NAMES.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 
     /// Logs the event and sends it to every listener. It never waits.
     pub fn publish(&self, unix_seconds: u64, event: &Event) {
         crate::log::event(event);
+        if let Some(told) = self.told.get(event.place()) {
+            told.fetch_add(1, Ordering::Relaxed);
+        }
         // Written once for all listeners, and not at all without one.
         if self.lines.receiver_count() > 0
             && let Ok(line) = to_line(&Stamped::new(unix_seconds, event.clone()))
         {
             let _ = self.lines.send(line.into());
         }
+    }
+
+    /// How often each event was published, by name; those that were not are left out.
+    pub fn told(&self) -> BTreeMap<String, u64> {
+        let counts = self.told.iter().map(|told| told.load(Ordering::Relaxed));
+        let named = Event::NAMES.iter().map(|name| (*name).to_owned()).zip(counts);
+        named.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Everything published from now on, one JSON line each.
@@ -77,6 +96,18 @@ mod tests {
             b"{\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"show_keys\"}\n".as_slice()
         );
         assert_eq!(lines.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn what_is_told_is_counted_with_and_without_listeners() {
+        let hub = Hub::new();
+        hub.publish(0, &Event::LabMode);
+        let _lines = hub.subscribe();
+        hub.clone().publish(0, &Event::LabMode);
+        hub.publish(0, &Event::ShowKeys);
+        let told = hub.told();
+        assert_eq!(told.get("lab_mode"), Some(&2));
+        assert_eq!((told.get("show_keys"), told.len()), (Some(&1), 2));
     }
 
     #[tokio::test]

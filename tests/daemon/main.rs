@@ -1,8 +1,9 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
 mod certificates;
-mod member_reload;
 mod crowd;
+mod member_reload;
+mod metrics;
 mod multicast;
 mod refusals;
 mod rekey;

@@ -31,8 +31,8 @@ pub enum Command {
     Member(MemberCommand),
     /// Events as they happen, until interrupted
     Watch(WatchFilter),
-    /// Prometheus metrics over HTTP (not supported yet)
-    Metrics(Later),
+    /// Prometheus metrics of the daemon over HTTP, until interrupted (docs/metrics.md)
+    Metrics(Listen),
     /// Metrics and the read-only web page over HTTP (not supported yet)
     Serve(Later),
     /// Load generator: many members on loopback addresses register with a running key server
@@ -42,6 +42,14 @@ pub enum Command {
         /// Which one
         shell: clap_complete::Shell,
     },
+}
+
+/// Where HTTP is spoken.
+#[derive(Debug, ClapArgs)]
+pub struct Listen {
+    /// Address and port; whoever reaches it reads everything but keys, so a loopback address is best
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: std::net::SocketAddr,
 }
 
 /// Which events to print.

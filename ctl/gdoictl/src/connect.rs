@@ -58,8 +58,20 @@ impl Daemon {
         }
     }
 
+    /// What is, counted; over an observe socket with every member.
+    ///
+    /// # Errors
+    /// As [`Daemon::ask`].
+    pub fn summary(&self) -> Result<Snapshot, Failure> {
+        self.look(&Request::Summary)
+    }
+
     fn snapshot(&self) -> Result<Snapshot, Failure> {
-        match Client::connect(&self.socket).and_then(|mut client| client.ask(&Request::Snapshot)) {
+        self.look(&Request::Snapshot)
+    }
+
+    fn look(&self, request: &Request) -> Result<Snapshot, Failure> {
+        match Client::connect(&self.socket).and_then(|mut client| client.ask(request)) {
             Ok(Reply::Snapshot(snapshot)) => Ok(*snapshot),
             Ok(Reply::Refused { reason }) => Err(Failure::Refused(reason)),
             Ok(Reply::Done { .. } | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. }) => {

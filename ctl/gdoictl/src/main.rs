@@ -12,6 +12,7 @@ mod connect;
 mod explain;
 mod load;
 mod member;
+mod metrics;
 mod plan;
 mod server;
 mod table;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use ctl::client::ClientError;
 
-use args::{Args, Command, MemberCommand, ServerCommand, ServerShow};
+use args::{Args, Command, Listen, MemberCommand, ServerCommand, ServerShow};
 use connect::Daemon;
 
 /// Why a command ends without success; each kind has its exit code.
@@ -79,7 +80,7 @@ fn run(args: Args) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Args::command(), "gdoictl", &mut text);
             say(&String::from_utf8_lossy(&text))
         }
-        Command::Metrics(_) => later("metrics"),
+        Command::Metrics(Listen { listen }) => metrics::http::serve(args.socket, listen),
         Command::Serve(_) => later("serve"),
         Command::Load(options) => load::run(&options, &Daemon::server(socket), json),
     }

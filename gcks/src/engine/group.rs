@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
+use ctl::observe::{GroupDurations, LastPushView};
 use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::payload::{Endpoint, GdoiSa, Identification, KeyDownload};
 use gdoi_proto::policy::{
@@ -51,6 +52,8 @@ pub struct Terms {
     pub mark: Mark,
     /// Rekeys nobody was told of, when it was made.
     pub untold: u64,
+    /// When it was made.
+    pub made: Instant,
     /// Its keys.
     pub keys: KeySet,
 }
@@ -169,6 +172,10 @@ pub struct GroupCounters {
     pub expired: u64,
     /// Memberships that ended by themselves.
     pub ended: u64,
+    /// Keys of the tree handed out.
+    pub lkh_keys: u64,
+    /// How long registrations and rekeys took.
+    pub durations: GroupDurations,
 }
 
 /// A group.
@@ -203,6 +210,8 @@ pub struct Group {
     pub(super) revoked: BTreeMap<MemberKey, u64>,
     pub(super) ends: Ends,
     pub(super) former: VecDeque<Former>,
+    /// The last delivery that was over.
+    pub(super) last_push: Option<LastPushView>,
     /// `settings.gateways`, shared by the records of their members.
     pub(super) gateways: BTreeSet<Arc<str>>,
     /// In the order of their marks.
@@ -262,6 +271,7 @@ impl Group {
             revoked: BTreeMap::new(),
             ends: Ends::default(),
             former: VecDeque::new(),
+            last_push: None,
             gateways,
             deliveries: Vec::new(),
             delivered: VecDeque::new(),
@@ -430,6 +440,7 @@ impl Group {
             seq,
             mark: self.mark(),
             untold: self.untold,
+            made: at,
             keys,
         })
     }
@@ -536,6 +547,7 @@ impl Group {
             Some(root) => {
                 let leaf = self.seat(&asker.identity, entropy, &mut changes)?;
                 keys.lkh_download = self.tree.as_ref().and_then(|tree| tree.path_to(leaf, root));
+                self.counters.lkh_keys += keys.lkh_download.as_ref().map_or(0, |path| path.keys.len()) as u64;
                 Some(leaf)
             }
             None => None,
@@ -572,6 +584,7 @@ impl Group {
             changes.push(self.deliver_again(now, delivered));
         }
         self.counters.pulls += 1;
+        self.counters.durations.registration.count(now.at.since(terms.made));
         self.out.push_back(GroupOutput::Persist(changes));
         let (group, member, address) =
             (self.settings.name.clone(), asker.identity.to_string(), asker.peer.to_string());

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
+use ctl::observe::LastPushView;
 use gdoi_proto::ids::{KekSpi, SeqNumber};
 use gdoi_proto::policy::AckRequest;
 use ike::io::{Entropy, Instant, Now, Wakeup};
@@ -243,6 +244,14 @@ impl Group {
             }
         };
         if !delivery.again {
+            let took = now.at.since(delivery.started);
+            self.counters.durations.rekey.count(took);
+            self.last_push = Some(LastPushView {
+                seq: u64::from(delivery.seq.0),
+                seconds: took.as_secs_f64(),
+                retransmits: u64::from(delivery.copies().saturating_sub(1)),
+                missing: missing.len() as u64,
+            });
             self.event(Event::RekeyCompleted {
                 group: self.settings.name.clone(),
                 seq: u64::from(delivery.seq.0),
@@ -252,7 +261,7 @@ impl Group {
                     .saturating_sub(delivery.outstanding.len() + delivery.farewell.len())
                     as u64,
                 missing,
-                seconds: now.at.since(delivery.started).as_secs_f64(),
+                seconds: took.as_secs_f64(),
             });
         }
         if acknowledgement != Acknowledgement::None {
@@ -387,7 +396,9 @@ impl Group {
         }
         let delivery = &mut self.deliveries[index];
         delivery.outstanding.remove(number);
-        let milliseconds = u64::try_from(now.at.since(delivery.started).as_millis()).unwrap_or(u64::MAX);
+        let took = now.at.since(delivery.started);
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.counters.durations.acknowledgement.count(took);
         let first = delivery.copies() == 1;
         let mut missed = 0;
         if let Some(member) = self.members.get_mut(number) {

@@ -383,6 +383,9 @@ impl Group {
                 None => parts = self.lay_out(now, kek, &told, successor, &besides),
             }
         }
+        if !parts.is_empty() {
+            self.counters.lkh_keys += arrays.iter().map(|array| array.keys.len() as u64).sum::<u64>();
+        }
         let keys = format!(
             "new TEKs [{}], new KEK {}",
             teks.iter().map(|tek| tek.spi.to_string()).collect::<Vec<_>>().join(" "),

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ctl::observe::{
     CommunicationView, FormerMemberView, GcksSnapshot, GroupStatistics, GroupView, IkeSaView, KekView,
-    MemberView, PendingPushView, PolicyView, ServerStatistics, TekView,
+    MemberCounts, MemberView, PendingPushView, PolicyView, ServerStatistics, TekView,
 };
 use ctl::time::rfc3339;
 use gdoi_proto::payload::Endpoint;
@@ -19,20 +19,39 @@ use super::group::{Group, Kek, Tek};
 use super::membership::Gone;
 use super::settings::{Acknowledgement, CommunicationSettings, SaSettings, Signing, Way};
 
+/// How much a snapshot holds.
+#[derive(Debug, Clone, Copy)]
+struct Detail {
+    /// Key octets.
+    keys: bool,
+    /// Members and phase 1s one by one.
+    each: bool,
+}
+
 impl KeyServer {
     /// Everything an operator may see now; key octets only when `show_keys`.
     pub fn snapshot(&self, now: Now, show_keys: bool) -> GcksSnapshot {
+        self.view(now, Detail { keys: show_keys, each: true })
+    }
+
+    /// The same without members and phase 1s one by one, and without key octets.
+    pub fn summary(&self, now: Now) -> GcksSnapshot {
+        self.view(now, Detail { keys: false, each: false })
+    }
+
+    fn view(&self, now: Now, detail: Detail) -> GcksSnapshot {
         let counters = &self.peers.counters;
         GcksSnapshot {
             groups: self
                 .groups
                 .values()
                 .filter(|group| !group.leaving)
-                .map(|group| group.view(now, show_keys))
+                .map(|group| group.view(now, detail))
                 .collect(),
             ike_sas: self
                 .peers
                 .established()
+                .filter(|_| detail.each)
                 .map(|(sa, local, peer, _)| IkeSaView {
                     peer: peer.to_string(),
                     identity: sa.peer_identity.to_string(),
@@ -49,6 +68,7 @@ impl KeyServer {
                 phase1_failed: counters.failed,
                 half_open_limited: counters.limited,
                 half_open: self.peers.half_open() as u64,
+                ike_sas: self.peers.established().count() as u64,
                 messages_dropped: counters.dropped,
                 acks_unknown_sa: counters.acks_unknown,
                 registration_storm: self.admission.is_storm(),
@@ -65,12 +85,13 @@ impl KeyServer {
             },
             approved_only: self.peers.approved_only,
             certificates: calendar::certificates(self.peers.gateways(), now.unix_seconds),
+            ..GcksSnapshot::default()
         }
     }
 }
 
 impl Group {
-    fn view(&self, now: Now, show_keys: bool) -> GroupView {
+    fn view(&self, now: Now, detail: Detail) -> GroupView {
         let at = now.at;
         let counters = &self.counters;
         let pending = self.deliveries().first();
@@ -79,6 +100,7 @@ impl Group {
             id: self.settings.id.to_string(),
             members: self
                 .members()
+                .filter(|_| detail.each)
                 .map(|(identity, member)| MemberView {
                     identity: identity.to_string(),
                     address: member.peer.to_string(),
@@ -101,8 +123,10 @@ impl Group {
                         .map(|certificate| calendar::of_member(certificate, now.unix_seconds)),
                 })
                 .collect(),
+            counts: self.counts(),
             former_members: self
                 .former()
+                .filter(|_| detail.each)
                 .map(|former| FormerMemberView {
                     identity: former.key.to_string(),
                     address: former.member.peer.to_string(),
@@ -119,8 +143,8 @@ impl Group {
             kek: self
                 .kek()
                 .zip(self.settings.communication.as_ref())
-                .map(|(kek, communication)| self.kek_view(kek, communication, at, show_keys)),
-            teks: self.teks().iter().map(|tek| self.tek_view(tek, at, show_keys)).collect(),
+                .map(|(kek, communication)| self.kek_view(kek, communication, at, detail.keys)),
+            teks: self.teks().iter().map(|tek| self.tek_view(tek, at, detail.keys)).collect(),
             communication: self.settings.communication.as_ref().map(communication_view),
             policy: self.settings.sas.iter().map(policy_view).collect(),
             member_threshold: self.settings.member_threshold.map(|most| most as u64),
@@ -142,14 +166,35 @@ impl Group {
                 members_suspected: counters.suspected,
                 members_expired: counters.expired,
                 memberships_ended: counters.ended,
+                lkh_keys_sent: counters.lkh_keys,
             },
+            durations: counters.durations,
             pending_push: pending.map(|delivery| PendingPushView {
                 seq: u64::from(delivery.seq.0),
                 attempt: u64::from(delivery.copies()),
-                outstanding: self.names(&delivery.outstanding),
+                outstanding: if detail.each { self.names(&delivery.outstanding) } else { Vec::new() },
+                outstanding_count: delivery.outstanding.len() as u64,
                 started_seconds_ago: at.since(delivery.started).as_secs(),
             }),
+            last_push: self.last_push,
+            sender_id_bits: u64::from(self.sids.bits()),
+            sender_ids_left: u64::from(self.sids.left()),
+            lkh_depth: self.tree.as_ref().map(|tree| u64::from(tree.depth())),
         }
+    }
+
+    fn counts(&self) -> MemberCounts {
+        let mut counts = MemberCounts { revoked: self.revoked.len() as u64, ..MemberCounts::default() };
+        for (_, member) in self.members() {
+            *if member.missed == 0 { &mut counts.registered } else { &mut counts.suspect } += 1;
+            let anchor = member.certificate.as_deref().and_then(|certificate| certificate.anchor.as_ref());
+            let Some(anchor) = anchor else { continue };
+            match counts.by_anchor.get_mut(&anchor.subject) {
+                Some(count) => *count += 1,
+                None => drop(counts.by_anchor.insert(anchor.subject.clone(), 1)),
+            }
+        }
+        counts
     }
 
     fn kek_view(

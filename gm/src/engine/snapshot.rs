@@ -36,6 +36,7 @@ impl GroupMember {
                 .collect(),
             statistics: self.out.statistics,
             approved_only: self.approved_only,
+            ..GmSnapshot::default()
         }
     }
 }
