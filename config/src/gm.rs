@@ -13,7 +13,7 @@ use crate::error::Report;
 use crate::identity::{self, IdentityPattern};
 use crate::table::Table;
 use crate::units;
-use crate::vpn::{self, IpsecPolicy, Vpn, Zone};
+use crate::vpn::{self, DfBit, EspEncapsulation, IpsecPolicy, Vpn, Zone};
 
 /// The port of a key server where `server-address` names none (RFC 6407 section 1.5).
 const GDOI_PORT: u16 = 848;
@@ -66,7 +66,7 @@ pub enum Backend {
     /// Userspace ESP.
     #[default]
     Tun,
-    /// The Linux kernel; not in this build.
+    /// The Linux kernel, for the traffic of this machine itself.
     Xfrm,
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn read(root: &Table<'_>, report: &Report<'_>, options: Options) -> O
     ike.finish();
     let vpns = vpn::read_vpns(root, &gateways);
     let (zones, policies) = vpn::read_zones_and_policies(root);
-    let backend = read_backend(root, &policies);
+    let backend = read_backend(root, &policies, vpns.as_deref().unwrap_or_default());
     let mut gateways = gateways.into_values().collect::<Option<Vec<_>>>()?;
     gateways.sort_by_key(|gateway| gateway.line);
     if let Some(local) = gateways.iter().find_map(|gateway| unreachable_from(gateway, &member)) {
@@ -161,12 +161,14 @@ fn read_member(root: &Table<'_>) -> Member {
     member
 }
 
-fn read_backend(root: &Table<'_>, policies: &[IpsecPolicy]) -> Backend {
+fn read_backend(root: &Table<'_>, policies: &[IpsecPolicy], vpns: &[Vpn]) -> Backend {
     let table = root.section("data-plane");
     let words = [("none", Backend::None), ("tun", Backend::Tun), ("xfrm", Backend::Xfrm)];
     let backend = table.word("backend", &words, Some(Backend::Tun)).unwrap_or_default();
     if backend == Backend::Xfrm {
-        root.report().not_supported(&table.place_of("backend"), "= \"xfrm\"; \"tun\" needs no kernel module");
+        for (problem, instead) in beyond_the_kernel(policies, vpns) {
+            root.report().problem(&table.place_of("backend"), problem, instead);
+        }
     }
     if backend == Backend::None && !policies.is_empty() {
         root.report().warning(
@@ -180,6 +182,31 @@ fn read_backend(root: &Table<'_>, policies: &[IpsecPolicy]) -> Backend {
     }
     table.finish();
     backend
+}
+
+/// What the kernel backend does not do, and what would be right.
+fn beyond_the_kernel(policies: &[IpsecPolicy], vpns: &[Vpn]) -> Vec<(String, &'static str)> {
+    let mut found = Vec::new();
+    for policy in policies.iter().filter(|policy| policy.from_zone != "host") {
+        let zone = &policy.from_zone;
+        found.push((
+            format!("xfrm protects traffic of this machine only, not from zone {zone}"),
+            "\"tun\", or from-zone = \"host\"",
+        ));
+    }
+    for vpn in vpns.iter().filter(|vpn| policies.iter().any(|policy| policy.vpn == vpn.name)) {
+        let name = &vpn.name;
+        if vpn.esp_encapsulation == EspEncapsulation::Udp {
+            found.push((format!("xfrm has no esp-encapsulation \"udp\" (vpn {name})"), "\"raw\""));
+        }
+        if vpn.df_bit == DfBit::Set {
+            found.push((format!("xfrm has no df-bit \"set\" (vpn {name})"), "\"clear\" or \"copy\""));
+        }
+        if vpn.tunnel_mtu != vpn::TUNNEL_MTU {
+            found.push((format!("xfrm follows the path MTU, not tunnel-mtu (vpn {name})"), "no tunnel-mtu"));
+        }
+    }
+    found
 }
 
 fn read_gateway(name: &str, table: &Table<'_>, policies: &Named<Policy>) -> Option<GmGateway> {

@@ -12,6 +12,9 @@ use crate::gm::GmGateway;
 use crate::table::Table;
 use crate::units::{self, AddressPrefix};
 
+/// Octets of the largest ESP packet where the file says nothing.
+pub(crate) const TUNNEL_MTU: u16 = 1500;
+
 /// Rules of one kind a VPN may have.
 const MAX_RULES: usize = 10;
 
@@ -202,7 +205,8 @@ fn read_vpn(name: &str, table: &Table<'_>, gateways: &Named<GmGateway>) -> Optio
     let recovery_probe = table.boolean("recovery-probe", false);
     let bits = [("clear", DfBit::Clear), ("set", DfBit::Set), ("copy", DfBit::Copy)];
     let df_bit = table.word("df-bit", &bits, Some(DfBit::Clear)).unwrap_or_default();
-    let tunnel_mtu = u16::try_from(table.number("tunnel-mtu", (256, 9192), 1500)).unwrap_or(1500);
+    let tunnel_mtu =
+        u16::try_from(table.number("tunnel-mtu", (256, 9192), TUNNEL_MTU.into())).unwrap_or(TUNNEL_MTU);
     let encapsulations = [("raw", EspEncapsulation::Raw), ("udp", EspEncapsulation::Udp)];
     let esp_encapsulation = table.word("esp-encapsulation", &encapsulations, Some(EspEncapsulation::Raw));
     let accept = table.table("accept").map(|accept| read_accept(&accept));

@@ -157,15 +157,6 @@ fn vpns_name_a_gateway_and_a_group_of_their_own() {
     ]);
 }
 
-#[test]
-fn statements_of_later_versions_are_refused_and_never_ignored() {
-    each(&[(
-        "group = 1",
-        "group = 1\n[data-plane]\nbackend = \"xfrm\"",
-        "18:1: data-plane.backend: not supported yet: backend = \"xfrm\"; \"tun\" needs no kernel module",
-    )]);
-}
-
 /// Two zones and a policy between them.
 const ZONES: &str = "group = 1\n[zone.lan]\ninterfaces = [\"eth1\"]\n[zone.wan]\ninterfaces = [\"eth0\"]\n\
     [[ipsec-policy]]\nfrom-zone = \"lan\"\nto-zone = \"wan\"\nvpn = \"V\"";
@@ -242,4 +233,37 @@ fn statements_of_the_key_server_are_unknown_to_a_member() {
             "2:1: member.state-directory: unknown statement",
         ),
     ]);
+}
+
+#[test]
+fn the_kernel_backend_is_for_this_machine_and_says_what_else_it_does_not_do() {
+    let zones = change(ZONES, "from-zone = \"lan\"", "from-zone = \"host\"");
+    let good = change(GOOD, "group = 1", &format!("{zones}\n[data-plane]\nbackend = \"xfrm\""));
+    assert!(problems(&good).is_empty(), "{:#?}", problems(&good));
+    let rows = [
+        (
+            "from-zone = \"host\"",
+            "from-zone = \"lan\"",
+            "xfrm protects traffic of this machine only, not from zone lan (\"tun\", or from-zone = \"host\")",
+        ),
+        (
+            "group = 1",
+            "group = 1\nesp-encapsulation = \"udp\"",
+            "xfrm has no esp-encapsulation \"udp\" (vpn V) (\"raw\")",
+        ),
+        (
+            "group = 1",
+            "group = 1\ndf-bit = \"set\"",
+            "xfrm has no df-bit \"set\" (vpn V) (\"clear\" or \"copy\")",
+        ),
+        (
+            "group = 1",
+            "group = 1\ntunnel-mtu = 1400",
+            "xfrm follows the path MTU, not tunnel-mtu (vpn V) (no tunnel-mtu)",
+        ),
+    ];
+    for (from, to, wrong) in rows {
+        let found = problems(&change(&good, from, to));
+        assert!(found.iter().any(|line| line.ends_with(wrong)), "{to}: {found:#?}");
+    }
 }

@@ -22,6 +22,8 @@ pub mod sa;
 pub mod selector;
 #[cfg(feature = "linux")]
 pub mod tun;
+#[cfg(feature = "linux")]
+pub mod xfrm;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -17,7 +17,7 @@ use config::Gm;
 use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GmSnapshot, ProcessView, Snapshot};
-use dataplane::tun::{Random as Octets, TunPlane};
+use dataplane::tun::Random as Octets;
 use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Random, default_provider};
 use ike::io::{Datagram, Instant, JobResult, Machine};
@@ -122,7 +122,12 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     if !steered.is_empty() {
         let backend = daemon.data_plane.name().to_owned();
         daemon.publish(&Event::DataPlaneStarted { backend, pairs: steered });
-        for doubt in plane::doubts() {
+        for note in plane::notes(config) {
+            tracing::info!(target: "gdoi", "{note}");
+        }
+        // The kernel backend routes nothing.
+        let routing = config.backend == config::Backend::Tun;
+        for doubt in plane::doubts().into_iter().filter(|_| routing) {
             tracing::warn!(target: "gdoi", "{doubt}");
         }
     }
@@ -157,7 +162,7 @@ fn data_plane(
     let provider = default_provider();
     let random: Octets = Box::new(move |out: &mut [u8]| provider.fill(out));
     let pairs = plane::describe(&wanted);
-    Ok((Box::new(TunPlane::start(wanted, random, plane::teller(faults))?), pairs))
+    Ok((plane::start(config, wanted, random, plane::teller(faults))?, pairs))
 }
 
 /// Where inputs come from.

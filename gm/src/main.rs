@@ -117,5 +117,8 @@ fn check(loaded: &Loaded<Gm>) {
     for notice in &loaded.notices {
         println!("note: {notice}");
     }
+    for note in plane::notes(config) {
+        println!("note: {note}");
+    }
     println!("good: {} gateways, {} vpns", config.gateways.len(), config.vpns.len());
 }

@@ -10,8 +10,9 @@ use dataplane::esp::{Carrier, DfBit};
 use dataplane::path::{CAUSES, Counters};
 use dataplane::policy::{Rule, Rules};
 use dataplane::selector::Addresses;
-use dataplane::tun::{HOST, Pair, TunSettings, VpnSettings, Zone};
-use dataplane::{Fault, Traffic};
+use dataplane::tun::{HOST, Pair, Random, TunPlane, TunSettings, VpnSettings, Zone, steer};
+use dataplane::xfrm::{self, XfrmPlane};
+use dataplane::{DataPlane, DataPlaneError, Fault, Tell, Traffic};
 use ike::io::Instant;
 
 use crate::engine::io::Input;
@@ -21,9 +22,9 @@ pub const LOOK: Duration = Duration::from_secs(5);
 /// Sending without receiving for so long is worth a question.
 const ONE_WAY: Duration = Duration::from_secs(60);
 
-/// What the TUN backend is made with; none when the configuration steers no traffic.
+/// What the backend is made with; none when the configuration steers no traffic.
 pub fn settings(config: &Gm) -> Option<TunSettings> {
-    if config.backend != Backend::Tun || config.policies.is_empty() {
+    if config.backend == Backend::None || config.policies.is_empty() {
         return None;
     }
     let zones =
@@ -83,9 +84,12 @@ pub fn describe(settings: &TunSettings) -> Vec<String> {
 ///
 /// # Errors
 /// Why the system refuses.
-pub fn hold(config: &Gm) -> Result<Vec<String>, dataplane::DataPlaneError> {
+pub fn hold(config: &Gm) -> Result<Vec<String>, DataPlaneError> {
     let Some(settings) = settings(config) else { return Ok(Vec::new()) };
-    dataplane::tun::steer::hold(&settings.layout()?)?;
+    match config.backend {
+        Backend::Xfrm => xfrm::hold(&settings)?,
+        Backend::Tun | Backend::None => steer::hold(&settings.layout()?)?,
+    }
     Ok(describe(&settings))
 }
 
@@ -93,12 +97,51 @@ pub fn hold(config: &Gm) -> Result<Vec<String>, dataplane::DataPlaneError> {
 ///
 /// # Errors
 /// While a member is running, whose traffic would pass in clear; why the system refuses.
-pub fn release() -> Result<(), dataplane::DataPlaneError> {
-    if dataplane::tun::steer::is_running()? {
+pub fn release() -> Result<(), DataPlaneError> {
+    if steer::is_running()? || xfrm::is_running() {
         let reason = "a data plane is running and its traffic would pass in clear: stop gmd first";
-        return Err(dataplane::DataPlaneError(reason.to_owned()));
+        return Err(DataPlaneError(reason.to_owned()));
     }
-    dataplane::tun::steer::release()
+    steer::release()?;
+    xfrm::release()
+}
+
+/// Starts the backend. What the other backend left behind goes when this one holds everything.
+///
+/// # Errors
+/// Why it cannot be started; then what was steered stays closed.
+pub fn start(
+    config: &Gm,
+    settings: TunSettings,
+    random: Random,
+    tell: Tell,
+) -> Result<Box<dyn DataPlane>, DataPlaneError> {
+    if config.backend == Backend::Xfrm {
+        let plane = XfrmPlane::start(&settings, tell)?;
+        steer::remove_rules()?;
+        return Ok(Box::new(plane));
+    }
+    let plane = TunPlane::start(settings, random, tell)?;
+    xfrm::clear_policies()?;
+    Ok(Box::new(plane))
+}
+
+/// What the kernel backend does differently, for who starts or checks it.
+pub fn notes(config: &Gm) -> Vec<String> {
+    if config.backend != Backend::Xfrm {
+        return Vec::new();
+    }
+    let mut notes = vec![
+        "backend \"xfrm\": TEKs with AES-GCM and several senders are refused (the kernel makes IVs without Sender-IDs), \
+         and so are groups with anti-replay-time-window"
+            .to_owned(),
+    ];
+    if config.vpns.iter().any(|vpn| vpn.recovery_probe) {
+        notes.push(
+            "backend \"xfrm\": recovery-probe hears of one-way traffic, not of unknown SPIs".to_owned(),
+        );
+    }
+    notes
 }
 
 /// What the kernel must be told by the operator before packets are routed at all; empty when all is well.
@@ -212,7 +255,7 @@ impl Observer {
 }
 
 /// Carries faults from any thread to the loop of the daemon; what it cannot take is only counted.
-pub fn teller(faults: tokio::sync::mpsc::Sender<Fault>) -> dataplane::Tell {
+pub fn teller(faults: tokio::sync::mpsc::Sender<Fault>) -> Tell {
     Box::new(move |fault| {
         let _ = faults.try_send(fault);
     })

@@ -98,7 +98,7 @@ pub(super) fn set(layout: &Layout, devices: &[u32]) -> Result<(), DataPlaneError
 ///
 /// # Errors
 /// [`DataPlaneError`] when the kernel refuses.
-pub(super) fn clear() -> Result<(), DataPlaneError> {
+pub(crate) fn clear() -> Result<(), DataPlaneError> {
     let mut batch = Vec::new();
     for family in [Family::Four, Family::Six] {
         remove(&mut batch, family);
@@ -211,33 +211,79 @@ fn leaving(layout: &Layout, family: Family) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut own = meta(MetaKey::Mark);
     own.push(compare(Operator::Equal, &MARK.to_ne_bytes()));
-    let exempt = std::iter::once(own)
-        .chain(link_local_multicast(family))
-        .chain(neighbours(family))
-        .chain(link_local(family))
-        .chain(key_management());
-    for mut rule in exempt {
-        rule.push(decide(ACCEPT));
-        rules.push(rule);
-    }
+    own.push(decide(ACCEPT));
+    rules.push(own);
+    rules.extend(of_the_link(family));
     for (zone, interfaces) in layout.interfaces.iter().enumerate() {
         if !layout.is_paired_with_host(zone) {
             continue;
         }
         for interface in interfaces {
             let mut rule = leaves_by(interface);
-            rule.push(Expressions::Immediate(vec![
-                Immediate::DestinationRegister(Register::Reg1),
-                Immediate::Data(DataAttribute::Value(HOST_MARK.to_ne_bytes().to_vec())),
-            ]));
-            rule.push(Expressions::Meta(vec![
-                Meta::Key(MetaKey::Mark),
-                Meta::SourceRegister(Register::Reg1),
-            ]));
+            rule.extend(set_mark(HOST_MARK));
             rules.push(rule);
         }
     }
     rules
+}
+
+/// What this machine needs on a link, and its key management, is left alone.
+fn of_the_link(family: Family) -> impl Iterator<Item = Rule> {
+    let exempt = link_local_multicast(family)
+        .into_iter()
+        .chain(neighbours(family))
+        .chain(link_local(family))
+        .chain(key_management());
+    exempt.map(|mut rule| {
+        rule.push(decide(ACCEPT));
+        rule
+    })
+}
+
+/// Marks what this machine sends and receives by these interfaces, for the policies of the kernel; in place of all filters of
+/// ours that are there.
+///
+/// # Errors
+/// [`DataPlaneError`] when the kernel refuses; then what was there stays.
+pub(crate) fn set_marks(marks: &[(String, u32)]) -> Result<(), DataPlaneError> {
+    let mut batch = Vec::new();
+    for family in [Family::Four, Family::Six] {
+        remove(&mut batch, family);
+        batch.push(to(family, NfTablesMessage::NewTable(table())));
+        let rules = |by: fn(&str) -> Rule| {
+            let marked = marks.iter().map(|(interface, mark)| {
+                let mut rule = by(interface);
+                rule.extend(set_mark(*mark));
+                rule
+            });
+            of_the_link(family).chain(marked).collect()
+        };
+        // A packet that gets a mark on its way out is routed again, and meets the policies then.
+        let (hook, priority) = (InetHookNumber::LocalOut, MANGLE);
+        add(
+            &mut batch,
+            family,
+            Chain { name: "leaving", kind: "route", hook, priority, rules: rules(leaves_by) },
+        );
+        // On its way in it meets them behind this hook.
+        let (hook, priority) = (InetHookNumber::LocalIn, MANGLE);
+        add(
+            &mut batch,
+            family,
+            Chain { name: "entering", kind: "filter", hook, priority, rules: rules(arrives_by) },
+        );
+    }
+    talk(batch).map_err(|error| DataPlaneError(format!("packet filter (nf_tables): {error}")))
+}
+
+fn set_mark(mark: u32) -> Rule {
+    vec![
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(Register::Reg1),
+            Immediate::Data(DataAttribute::Value(mark.to_ne_bytes().to_vec())),
+        ]),
+        Expressions::Meta(vec![Meta::Key(MetaKey::Mark), Meta::SourceRegister(Register::Reg1)]),
+    ]
 }
 
 fn meta(key: MetaKey) -> Rule {

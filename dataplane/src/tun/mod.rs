@@ -14,7 +14,7 @@
 //! Multicast comes as a copy and goes to every zone its zone forms a pair with, on every interface (`multicast.rs`).
 //! The zone `host` is this machine: what it sends to a zone it forms a pair with, and what comes from there for it.
 
-mod filter;
+pub(crate) mod filter;
 mod merge;
 mod multicast;
 mod port;
@@ -185,7 +185,7 @@ fn clock(id: ClockId) -> Duration {
 }
 
 /// Monotonic, and running while the machine sleeps: lives of keys go on.
-fn now() -> Moment {
+pub(crate) fn now() -> Moment {
     clock(ClockId::Boottime)
 }
 

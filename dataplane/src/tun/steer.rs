@@ -83,7 +83,7 @@ fn tables(zones: usize) -> Range<u32> {
 }
 
 /// Runs netlink requests on a thread of their own: the caller may be inside another runtime.
-fn run<F: Future<Output = Result<(), Error>>>(
+pub(crate) fn run<F: Future<Output = Result<(), Error>>>(
     what: &str,
     work: impl FnOnce(Handle) -> F + Send,
 ) -> Result<(), DataPlaneError> {
@@ -233,11 +233,19 @@ pub fn connect(layout: &Layout, devices: &[u32]) -> Result<(), DataPlaneError> {
 /// # Errors
 /// [`DataPlaneError`] when the kernel refuses.
 pub fn release() -> Result<(), DataPlaneError> {
+    remove_rules()?;
+    filter::clear()
+}
+
+/// Removes the rules and routes of ours, not the filters: another backend holds the traffic.
+///
+/// # Errors
+/// [`DataPlaneError`] when the kernel refuses.
+pub fn remove_rules() -> Result<(), DataPlaneError> {
     run("releasing", async |handle: Handle| {
         delete_rules(&handle, &[]).await?;
         delete_routes(&handle, &(0..0)).await
-    })?;
-    filter::clear()
+    })
 }
 
 /// True while the devices of a running data plane are there.
