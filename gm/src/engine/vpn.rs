@@ -199,7 +199,7 @@ impl Vpn {
         if other {
             self.keyring.leave_group();
             self.pushes = Pushes::default();
-            self.seeks_kek = None;
+            self.doubt = None;
         }
     }
 
