@@ -104,7 +104,7 @@ fn assert_names(page: &str, prefix: &str, except: &[&str]) {
 
 fn observing(daemon: &Daemon, gdoictl: &Path) -> Command {
     let mut command = Command::new(gdoictl);
-    command.arg("--socket").arg(daemon.control().with_file_name("observe.sock"));
+    command.arg("--socket").arg(daemon.control().with_extension("observe"));
     command
 }
 

@@ -59,16 +59,23 @@ type Labels = Vec<(&'static str, String)>;
 /// Samples of metrics.
 #[derive(Debug, Default)]
 pub struct Page {
-    samples: BTreeMap<&'static str, (Option<&'static Metric>, Vec<(Labels, Value)>)>,
+    /// By name.
+    families: BTreeMap<&'static str, Family>,
+}
+
+/// Samples of one metric.
+#[derive(Debug)]
+struct Family {
+    metric: &'static Metric,
+    samples: Vec<(Labels, Value)>,
 }
 
 impl Page {
     fn add(&mut self, metric: &'static Metric, labels: &[&str], value: Value) {
         let values = labels.iter().map(|value| printable(value));
         let labels = metric.labels.iter().copied().zip(values).collect();
-        let (described, samples) = self.samples.entry(metric.name).or_default();
-        *described = Some(metric);
-        samples.push((labels, value));
+        let family = || Family { metric, samples: Vec::new() };
+        self.families.entry(metric.name).or_insert_with(family).samples.push((labels, value));
     }
 
     /// A gauge; `labels` are values in the order of the metric's labels.
@@ -104,8 +111,7 @@ impl Page {
 
 impl Collector for Page {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        for (metric, samples) in self.samples.values() {
-            let Some(metric) = metric else { continue };
+        for Family { metric, samples } in self.families.values() {
             let kind = match metric.kind {
                 Kind::Gauge => MetricType::Gauge,
                 Kind::Counter => MetricType::Counter,
