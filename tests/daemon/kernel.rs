@@ -9,9 +9,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gdoi_lab::binaries::{Binaries, Profile};
+use runtime::clock::Clock;
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const BUSYBOX: &str = "/usr/bin/busybox";
@@ -187,9 +188,10 @@ fn boot(kernel: &Path) -> (BTreeMap<String, String>, String) {
         }
     });
     let (mut answers, mut said) = (BTreeMap::new(), String::new());
-    let deadline = Instant::now() + PATIENCE;
+    let clock = Clock::start();
+    let began = clock.now().at;
     loop {
-        match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match heard.recv_timeout(PATIENCE.saturating_sub(clock.now().at.since(began))) {
             Ok(line) => {
                 if let Some((name, answer)) = line.strip_prefix("@ ").and_then(|line| line.split_once(": ")) {
                     answers.insert(name.to_owned(), answer.to_owned());
