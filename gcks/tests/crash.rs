@@ -136,7 +136,9 @@ impl Player {
         let spi = KekSpi::from(Header::decode(&octets).unwrap().cookies);
         let Some(kek) = membership.keks.iter_mut().find(|kek| kek.policy.spi == spi) else { return };
         let Some(taken) = self.member.take(kek, &octets) else { return };
-        membership.newest = taken.teks.keys().copied().collect();
+        if !taken.teks.is_empty() {
+            membership.newest = taken.teks.keys().copied().collect();
+        }
         membership.teks.extend(taken.teks);
         membership.keks.extend(taken.kek);
         if acknowledge {

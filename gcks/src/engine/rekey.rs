@@ -37,6 +37,8 @@ use super::settings::{SaSettings, Signing};
 /// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
 /// due at once (RFC 6407 section 4).
 const LAST_NUMBERS: u32 = u32::MAX - 0xffff;
+/// TEKs of an SA whose copies go round that its next rekey tells again: more are of rekeys in a loop.
+const MOST_TOLD_AGAIN: usize = 2;
 
 /// Rekeys asked for while another was being signed, or before there was a signing key. Stored with the group: who was
 /// told that one is queued can rely on it.
@@ -444,17 +446,23 @@ impl Group {
     /// must open what the others send until then, so that they are told again.
     fn still_going_round(&self, at: Instant, sas: &BTreeSet<String>) -> Vec<Tek> {
         let Some(communication) = &self.settings.communication else { return Vec::new() };
+        if self.deliveries.is_empty() {
+            return Vec::new();
+        }
         let activation = Duration::from_secs(u64::from(communication.activation_delay));
         let span = communication.retransmission_period * (communication.retransmissions + 1);
         let goes_round = |tek: &&Tek| {
             // Who came later must not learn what encrypted before.
             let used = tek.activates <= at;
             tek.retires.is_some()
-                && sas.contains(&tek.sa)
                 && at < tek.activates + span.saturating_sub(activation)
                 && !(used && self.settings.rekey_on_join)
         };
-        self.teks.iter().filter(goes_round).cloned().collect()
+        let of_sa = |sa: &String| {
+            let teks = self.teks.iter().filter(goes_round).filter(|tek| tek.sa == *sa).rev();
+            teks.take(MOST_TOLD_AGAIN).cloned().collect::<Vec<_>>()
+        };
+        sas.iter().flat_map(of_sa).rev().collect()
     }
 
     /// PUSHes under the present KEK begin their way to every member.
