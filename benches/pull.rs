@@ -35,7 +35,7 @@ fn terms() -> Arc<Terms> {
         seq: Some(SeqNumber(7)),
         mark: Default::default(),
         untold: 0,
-        made: ike::io::Instant::default(),
+        made: Default::default(),
         keys,
     })
 }

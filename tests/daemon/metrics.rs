@@ -15,8 +15,9 @@ use crate::support::{Lab, SOON};
 /// Only of a configuration this lab has not: certificates, a limit of members, a key tree.
 const NOT_HERE: &[&str] =
     &["gcks_cert_expires_seconds", "gcks_group_member_threshold", "gcks_members_by_anchor", "gcks_lkh_depth"];
-/// Only with a data plane.
-const OF_TRAFFIC: &[&str] = &[
+/// Only with a data plane, or while a registration is planned.
+const NOT_ALWAYS: &[&str] = &[
+    "gm_reregister_seconds",
     "gm_packets_total",
     "gm_rule_hits_total",
     "gm_packets_dropped_total",
@@ -149,11 +150,19 @@ fn every_documented_metric_is_there_and_says_what_the_daemons_do() {
     let member = Exporter::start(lab.site.gdoictl(MEMBERS[0]), "metrics");
     let page = member.metrics();
     assert_names(&page, "gdoi_", &[]);
-    assert_names(&page, "gm_", OF_TRAFFIC);
+    assert_names(&page, "gm_", NOT_ALWAYS);
     let rekeys = page.lines().find(|line| line.starts_with("gm_rekeys_received_total{")).unwrap();
     assert!(rekeys.ends_with("} 1"), "{rekeys}");
 
+    let served = Exporter::start(lab.site.gdoictl(GCKS), "serve");
+    assert_eq!(value(&served.metrics(), "gcks_server_registered_members"), 2.0);
+    let (head, body) = served.get("/");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+    assert!(body.contains(&format!("<td>{GROUP}</td>")), "{body}");
+
     lab.server.kill();
+    assert!(served.get("/").1.contains("The daemon does not answer."));
     for exporter in [&exporter, &observer] {
         let page = exporter.metrics();
         let samples: Vec<&str> = page.lines().filter(|line| !line.starts_with('#')).collect();

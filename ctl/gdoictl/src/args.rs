@@ -33,8 +33,8 @@ pub enum Command {
     Watch(WatchFilter),
     /// Prometheus metrics of the daemon over HTTP, until interrupted (docs/metrics.md)
     Metrics(Listen),
-    /// Metrics and the read-only web page over HTTP (not supported yet)
-    Serve(Later),
+    /// Metrics and a read-only web page over HTTP, until interrupted
+    Serve(Listen),
     /// Load generator: many members on loopback addresses register with a running key server
     Load(LoadArgs),
     /// Completions for a shell, to stdout
@@ -151,8 +151,19 @@ pub enum ServerCommand {
         #[arg(long, value_name = "G")]
         group: Option<String>,
     },
-    /// One member's protocol events (not supported yet)
-    Trace(Later),
+    /// One member's protocol events as they happen, until interrupted
+    Trace(TraceArgs),
+}
+
+/// Whose events to print.
+#[derive(Debug, ClapArgs)]
+pub struct TraceArgs {
+    /// Address, address:port or identity
+    #[arg(long, value_name = "M")]
+    pub member: String,
+    /// Decrypted messages for Wireshark (not supported)
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
 }
 
 /// What to do with the stored state. A backup is put back by gcksd --restore.

@@ -16,6 +16,7 @@ mod metrics;
 mod plan;
 mod server;
 mod table;
+mod trace;
 mod watch;
 
 use std::io::Write;
@@ -80,8 +81,8 @@ fn run(args: Args) -> Result<(), Failure> {
             clap_complete::generate(shell, &mut Args::command(), "gdoictl", &mut text);
             say(&String::from_utf8_lossy(&text))
         }
-        Command::Metrics(Listen { listen }) => metrics::http::serve(args.socket, listen),
-        Command::Serve(_) => later("serve"),
+        Command::Metrics(Listen { listen }) => metrics::http::serve(args.socket, listen, false),
+        Command::Serve(Listen { listen }) => metrics::http::serve(args.socket, listen, true),
         Command::Load(options) => load::run(&options, &Daemon::server(socket), json),
     }
 }
@@ -99,7 +100,7 @@ fn on_server(command: ServerCommand, daemon: &Daemon, json: bool) -> Result<(), 
         ServerCommand::Plan { file } => plan::plan(daemon, &file, json),
         ServerCommand::Apply { file } => plan::apply(daemon, file.as_deref(), json),
         ServerCommand::Explain { member, group } => explain::explain(daemon, member, group, json),
-        ServerCommand::Trace(_) => later("server trace"),
+        ServerCommand::Trace(options) => trace::run(daemon, &options, json),
     }
 }
 

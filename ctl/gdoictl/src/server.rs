@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::Failure;
 use crate::args::{Associations, ServerShow, Size};
 use crate::table::{self, Table, block, dash, list};
+use crate::trace::is_at;
 
 /// What `what` asks for, as a table or JSON.
 ///
@@ -77,12 +78,6 @@ pub fn select<'a>(snapshot: &'a GcksSnapshot, wanted: Option<&str>) -> Result<Ve
     }
 }
 
-/// True when `member` is at `peer`: an address, or address:port.
-fn is_at(member: &MemberView, peer: &str) -> bool {
-    let ip = |text: &str| text.parse::<std::net::SocketAddr>().ok().map(|address| address.ip());
-    member.address == peer || (ip(&member.address).is_some() && ip(&member.address) == peer.parse().ok())
-}
-
 fn registered_members(
     groups: &[&GroupView],
     size: Option<Size>,
@@ -90,7 +85,12 @@ fn registered_members(
     (json, storm): (bool, Option<u64>),
 ) -> Result<String, Failure> {
     let members = |group: &GroupView| -> Vec<MemberView> {
-        group.members.iter().filter(|member| peer.is_none_or(|peer| is_at(member, peer))).cloned().collect()
+        group
+            .members
+            .iter()
+            .filter(|member| peer.is_none_or(|peer| is_at(&member.address, peer)))
+            .cloned()
+            .collect()
     };
     if json {
         let all: Vec<Value> = groups
@@ -528,6 +528,28 @@ mod tests {
         let statistics: Value = serde_json::from_str(&shown("statistics --json").unwrap()).unwrap();
         assert_eq!(statistics["approved_only"], false);
         assert_eq!(approved_only(true), "Approved algorithms only: yes\n");
+    }
+
+    #[test]
+    fn every_counter_of_the_documentation_is_shown() {
+        let page = include_str!("../../../docs/counters.md");
+        let section =
+            page.split("\n## ").find(|section| section.starts_with("`gdoictl server show statistics`"));
+        let (text, json) = (shown("statistics").unwrap(), shown("statistics --json").unwrap());
+        let mut found = 0;
+        for row in section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2) {
+            let column = row.split('|').nth(2).unwrap();
+            if column.contains("show registered-members") {
+                continue;
+            }
+            for name in column.split('`').skip(1).step_by(2) {
+                assert!(json.contains(&format!("\"{name}\":")), "{name} is not in the JSON");
+                assert!(text.contains(&name.replace('_', " ")), "{name} is not in {text}");
+                found += 1;
+            }
+        }
+        assert!(found >= 18, "only {found} names were found");
+        assert!(text.contains("Group: g1, Group Id: 1"), "{text}");
     }
 
     #[test]

@@ -42,7 +42,8 @@ fn wanted(stamped: &Stamped, filter: &WatchFilter) -> bool {
     stamped.event.level() >= least && filter.group.as_deref().is_none_or(of_group)
 }
 
-fn line(stamped: &Stamped) -> String {
+/// One line for people.
+pub fn line(stamped: &Stamped) -> String {
     let (time, level) =
         (ctl::event::printable(&stamped.time), stamped.event.level().name().to_ascii_uppercase());
     format!("{time} {level:<5} {}: {}\n", stamped.event.name(), stamped.event)

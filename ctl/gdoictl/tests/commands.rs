@@ -150,7 +150,11 @@ fn exit_codes_tell_done_refused_usage_and_unreachable_apart() {
         ("server show groups --json", 0, ""),
         ("server show registered-members --group g9", 1, "gdoictl: no group g9; there are: g1\n"),
         ("server explain --member gm9", 1, "gdoictl: no such member\n"),
-        ("server trace --member gm1", 1, "gdoictl: not supported yet: server trace\n"),
+        (
+            "server trace --member gm1 --pcap f",
+            1,
+            "gdoictl: not supported: --pcap; no daemon hands out decrypted messages\n",
+        ),
     ] {
         let output = server.run(line);
         assert_eq!((output.status.code(), text(&output.stderr)), (Some(code), reason), "{line}");

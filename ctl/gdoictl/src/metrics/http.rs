@@ -7,12 +7,13 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use ctl::observe::Snapshot;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
+use super::html;
 use crate::connect::Daemon;
 use crate::{Failure, say};
 
@@ -37,11 +38,11 @@ impl Looker {
     }
 }
 
-/// Answers at `listen` until it is ended, also while the daemon is away.
+/// Answers at `listen` until it is ended, also while the daemon is away: metrics, and `with_page` the web page.
 ///
 /// # Errors
 /// [`Failure::Refused`] when the address cannot be listened on, [`Failure::Usage`] when it is not clear which daemon is meant.
-pub fn serve(socket: Option<PathBuf>, listen: SocketAddr) -> Result<(), Failure> {
+pub fn serve(socket: Option<PathBuf>, listen: SocketAddr, with_page: bool) -> Result<(), Failure> {
     match Daemon::either(socket.as_deref()) {
         Ok(_) | Err(Failure::Unreachable(_)) => {}
         Err(unclear) => return Err(unclear),
@@ -56,9 +57,11 @@ pub fn serve(socket: Option<PathBuf>, listen: SocketAddr) -> Result<(), Failure>
         let listener =
             listener.map_err(|error| Failure::Refused(format!("cannot listen on {listen}: {error}")))?;
         let address = listener.local_addr().map_err(failed("no address"))?;
-        say(&format!("listening on http://{address}/metrics\n"))?;
+        say(&format!("listening on http://{address}/{}\n", if with_page { "" } else { "metrics" }))?;
         let looker = Looker { socket: Arc::new(socket), turn: Arc::default() };
-        let router = Router::new().route("/metrics", get(metrics)).with_state(looker);
+        let router = Router::new().route("/metrics", get(metrics));
+        let router = if with_page { router.route("/", get(page)) } else { router };
+        let router = router.with_state(looker);
         axum::serve(listener, router).await.map_err(failed("serving ended"))
     })
 }
@@ -70,4 +73,15 @@ async fn metrics(State(looker): State<Looker>) -> Response {
         Ok(page) => ([(header::CONTENT_TYPE, OPEN_METRICS)], page).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
+}
+
+async fn page(State(looker): State<Looker>) -> Response {
+    let snapshot = looker.look().await;
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, html::POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, Html(html::page(snapshot.as_ref()))).into_response()
 }

@@ -1,5 +1,6 @@
-//! `gdoictl metrics`: what a daemon's snapshot says, for Prometheus.
+//! `gdoictl metrics`: what a daemon's snapshot says, for Prometheus; `gdoictl serve`: for a browser too.
 
+mod html;
 pub mod http;
 mod member;
 pub mod page;
