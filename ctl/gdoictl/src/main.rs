@@ -112,7 +112,3 @@ fn on_member(command: MemberCommand, daemon: &Daemon, json: bool) -> Result<(), 
         MemberCommand::Check => check::check(daemon, json),
     }
 }
-
-fn later(name: &str) -> Result<(), Failure> {
-    Err(Failure::Refused(format!("not supported yet: {name}")))
-}
