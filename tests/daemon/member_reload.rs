@@ -136,6 +136,7 @@ fn a_bad_file_changes_nothing_and_says_why_and_so_does_one_that_takes_a_restart(
     std::fs::write(&file, good).unwrap();
     let (code, said) = gdoictl(&site, &["apply"]);
     assert!(code == Some(0) && said.contains("in use; vpns going on: lab;"), "{code:?} {said}");
-    assert_eq!(member.count(mark, "configuration_reloaded"), 1);
+    // Its answer may be here before the line of its log.
+    member.wait_named(mark, SOON, "configuration_reloaded").unwrap();
     assert_eq!(held(&member), before);
 }
