@@ -111,7 +111,7 @@ fn a_full_disk_stops_what_must_be_written_and_loses_nothing() {
     command.args(["--mount", "sh", "-c", mount]).arg(site.path("state"));
     let probe = ends(wrapped(&command, Path::new("true"), &[]));
     if probe.0 != Some(0) {
-        println!("skipped: no mount namespace here: {}", probe.1);
+        gdoi_lab::skipped("full disk", &format!("mount namespaces: {}", probe.1));
         return;
     }
     let gcksd = PathBuf::from(env!("CARGO_BIN_EXE_gcksd"));

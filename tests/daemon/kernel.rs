@@ -220,7 +220,7 @@ fn members_with_the_kernel_backend_talk_through_esp_in_a_kernel_that_has_it() {
         (cfg!(target_arch = "x86_64"), "a machine of the kernel's kind"),
     ] {
         if !there {
-            println!("skipped: daemon kernel: {what} is missing");
+            gdoi_lab::skipped("daemon kernel", what);
             return;
         }
     }

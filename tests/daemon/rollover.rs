@@ -42,7 +42,7 @@ fn udp() {
 
 fn rollovers_lose_nothing(udp: bool) {
     if !gdoi_lab::lans::has_iperf3() {
-        println!("skipped: daemon rollover: iperf3 is not installed");
+        gdoi_lab::skipped("daemon rollover", "iperf3");
         return;
     }
     let plan = MemberPlan { traffic: true, udp, ..MemberPlan::default() };

@@ -63,7 +63,7 @@ impl Ground {
         let programs = std::env::var_os(PROGRAMS)?;
         let network = Network::namespaces().unwrap();
         if let Some(reason) = network.no_traffic() {
-            println!("skipped: daemon sites: {reason}");
+            gdoi_lab::skipped("daemon sites", reason);
             return None;
         }
         network.add_lans_behind(members).unwrap();
@@ -365,7 +365,7 @@ fn every_frame_is_as_it_should_be(frames: &[Vec<u8>]) -> usize {
 /// tshark opens every ESP packet with the keys of `--show-keys` and finds each ICV good.
 fn decrypted_by_wireshark(site: &Site, frames: &[Vec<u8>], teks: &[(String, String)], esp: usize) {
     if !Command::new("tshark").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: decryption by tshark: it is not installed");
+        gdoi_lab::skipped("decryption by tshark", "tshark");
         return;
     }
     let path = site.path("wan.pcap");

@@ -24,7 +24,7 @@ pub fn in_namespaces(test: &str) {
     let unshare = ["--user", "--map-root-user", "--net", "--mount", "--"];
     let mut probe = Command::new("unshare");
     if !probe.args(unshare).arg("true").output().is_ok_and(|output| output.status.success()) {
-        println!("skipped: daemon {test}: network namespaces are not allowed here");
+        gdoi_lab::skipped(&format!("daemon {test}"), "network namespaces");
         return;
     }
     let programs = support::binaries();
@@ -59,7 +59,7 @@ pub fn ground_with(plan: &MemberPlan) -> Option<(Site, Wire)> {
     let programs = std::env::var_os(PROGRAMS)?;
     let network = Network::namespaces().unwrap();
     if let Some(reason) = network.no_traffic() {
-        println!("skipped: daemon traffic: {reason}");
+        gdoi_lab::skipped("daemon traffic", reason);
         return None;
     }
     network.add_lans().unwrap();

@@ -1,25 +1,15 @@
-//! What every foreign phase 1 is tried with: the cells of the matrix, certificates, our key server's configuration, our
-//! initiator on a socket, and the network namespaces all of it runs in.
+//! What every foreign phase 1 is tried with: the cells of the matrix, certificates, our key server's configuration,
+//! and the network namespaces all of it runs in.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use gdoi_lab::binaries::{Binaries, Profile};
-use gdoi_proto::header::Header;
-use gdoi_proto::message::Dialect;
-use gdoi_proto::payload::Identification;
-use gdoi_proto::registry::{IdType, NotifyType};
-use ike::crypto::provider::{self, Provider, Random, default_provider};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash, Suite};
-use ike::identity::IdentityRule;
-use ike::phase1::{Credentials, Ends, Initiator, Mode, Offer, PeerPolicy, Step};
-use ike::protect::notify::{self, Informational};
-use ike::sa::IkeSa;
+use ike::phase1::{Credentials, Mode};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use runtime::clock::Clock;
 
@@ -154,11 +144,11 @@ pub fn enter(test: &str, program: &Path) -> Option<Binaries> {
         command
     };
     if !program.is_file() {
-        println!("SKIP {test}: {} is not installed", program.display());
+        gdoi_lab::skipped(test, &program.display().to_string());
         return None;
     }
     if !unshare().arg("true").output().is_ok_and(|output| output.status.success()) {
-        println!("SKIP {test}: this system does not allow network namespaces");
+        gdoi_lab::skipped(test, "network namespaces");
         return None;
     }
     let binaries = Binaries::build(Profile::Debug).expect("the programs");
@@ -386,115 +376,4 @@ pub fn credentials(directory: &Path, cells: &[Cell]) -> Vec<(Cell, Credentials)>
         (*cell, loaded.config.gateways.first().expect("one").credentials.clone())
     };
     cells.iter().map(one).collect()
-}
-
-/// Our initiator on a socket.
-pub struct Ours {
-    socket: UdpSocket,
-    clock: Clock,
-    random: Random,
-    provider: Arc<dyn Provider>,
-}
-
-impl Ours {
-    pub fn new(local: SocketAddr, peer: SocketAddr) -> Ours {
-        let socket = UdpSocket::bind(local).expect("a socket");
-        socket.connect(peer).expect("a peer");
-        socket.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
-        let provider = default_provider();
-        Ours { socket, clock: Clock::start(), random: Random(Arc::clone(&provider)), provider }
-    }
-
-    fn receive(&self) -> Option<(Header, Vec<u8>)> {
-        let mut octets = vec![0; 65536];
-        let length = self.socket.recv(&mut octets).ok()?;
-        octets.truncate(length);
-        Some((Header::decode(&octets).ok()?, octets))
-    }
-
-    /// Phase 1, then R-U-THERE until it is acknowledged, then DELETE.
-    pub fn meet(&mut self, cell: &Cell, credentials: &Credentials) -> Result<(), String> {
-        let mut sa = self.establish(cell, credentials)?;
-        let number = 4711;
-        let question = notify::dpd(sa.cookies, NotifyType::RUThere, number);
-        let question = notify::seal(&mut sa, &[question], &mut self.random);
-        let mut said = Vec::new();
-        let answered = soon(|| {
-            // Again while nothing comes: one read waits 200 ms.
-            let _ = self.socket.send(&question);
-            let Some((header, octets)) = self.receive() else { return false };
-            match notify::open(&mut sa, &header, &octets) {
-                Ok(opened) => said.extend(opened.into_inner()),
-                Err(error) => println!("    not opened: {error}"),
-            }
-            said.contains(&Informational::RUThereAck(number))
-        });
-        if !answered {
-            return Err(format!("R-U-THERE was not acknowledged; heard {said:?}"));
-        }
-        let delete = notify::delete_isakmp(sa.cookies);
-        let delete = notify::seal(&mut sa, &[delete], &mut self.random);
-        self.socket.send(&delete).map_err(|error| error.to_string())?;
-        Ok(())
-    }
-
-    fn establish(&mut self, cell: &Cell, credentials: &Credentials) -> Result<IkeSa, String> {
-        let fqdn = |name: &str| Identification {
-            id_type: IdType::Fqdn,
-            protocol: 0,
-            port: 0,
-            data: name.as_bytes().to_vec(),
-        };
-        let policy = PeerPolicy {
-            mode: cell.mode,
-            offers: vec![Offer { suite: cell.suite(), lifetime: Duration::from_secs(3600) }],
-            credentials: credentials.clone(),
-            local_identity: Some(fqdn(OURS)),
-            remote: vec![IdentityRule::Exactly { id_type: IdType::Fqdn, data: cell.identity().into_bytes() }],
-            nat_traversal: false,
-            fragmentation: false,
-            dialect: Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT },
-        };
-        while self.receive().is_some() {}
-        let local = self.socket.local_addr().map_err(|error| error.to_string())?;
-        let peer = self.socket.peer_addr().map_err(|error| error.to_string())?;
-        let now = self.clock.now();
-        let (mut phase1, mut steps) =
-            Initiator::start(policy, Ends { local, peer }, false, now.at, &mut self.random);
-        let mut refused = Vec::new();
-        let end = now.at + SOON;
-        while self.clock.now().at < end {
-            let mut established = None;
-            while !steps.is_empty() {
-                match steps.remove(0) {
-                    Step::Send(octets) => drop(self.socket.send(&octets)),
-                    Step::Run(job) => {
-                        let done = provider::run(self.provider.as_ref(), job);
-                        let more = phase1.on_done(self.clock.now(), done, &mut self.random);
-                        steps.extend(more.map_err(|error| format!("in {}: {error}", phase1.state()))?);
-                    }
-                    Step::Established(it) => established = Some(it.sa),
-                }
-            }
-            if let Some(sa) = established {
-                return Ok(sa);
-            }
-            let now = self.clock.now();
-            let more = match self.receive() {
-                Some((header, octets))
-                    if header.message_id.0 == 0 && header.exchange == cell.mode.exchange() =>
-                {
-                    phase1.on_message(now, &header, &octets)
-                }
-                Some((header, octets)) => phase1.on_informational(now, &header, &octets).map(|()| Vec::new()),
-                None => phase1.on_timeout(now.at, &mut self.random),
-            };
-            match more {
-                Ok(more) => steps = more,
-                Err(error @ ike::phase1::Refusal::Dropped(_)) => refused.push(error.to_string()),
-                Err(error) => return Err(format!("in {}: {error}", phase1.state())),
-            }
-        }
-        Err(format!("nothing after {}; dropped: {}", phase1.state(), refused.join("; ")))
-    }
 }

@@ -85,7 +85,7 @@ fn register_and_rekey(site: &Site, member: SocketAddr) {
 fn a_member_registers_and_is_rekeyed_over_the_loopback_of_ipv6() {
     let free = || std::net::UdpSocket::bind("[::1]:0").and_then(|socket| socket.local_addr());
     let (Ok(server), Ok(member)) = (free(), free()) else {
-        println!("SKIP a_member_registers_and_is_rekeyed_over_the_loopback_of_ipv6: no IPv6 here");
+        gdoi_lab::skipped("a_member_registers_and_is_rekeyed_over_the_loopback_of_ipv6", "IPv6");
         return;
     };
     let binaries = Binaries::build(Profile::Debug).expect("the programs");

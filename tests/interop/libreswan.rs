@@ -9,14 +9,17 @@ use std::process::{Child, Command, Stdio};
 
 use gdoi_lab::network::{GCKS, Network};
 use gdoi_lab::site::Site;
+use gdoi_proto::message::Dialect;
 use ike::phase1::Mode;
 
-use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET, SOON};
+use crate::ground::{self, Cell, OURS, Outcome, PEER, SECRET, SOON};
+use crate::ours::Ours;
 use crate::table;
 
 const UNPACKED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/interop/libreswan");
 const PROGRAMS: &str = "/usr/libexec";
-const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const INITIATE: [&str; 4] = ["--initiate", "--name", "cell", "--asynchronous"];
+const TERMINATE: [&str; 3] = ["--terminate", "--name", "cell"];
 
 /// A running pluto; ended on drop.
 struct Pluto {
@@ -32,7 +35,7 @@ impl Drop for Pluto {
 }
 
 fn libraries() -> PathBuf {
-    Path::new(UNPACKED).join(LIBRARIES)
+    Path::new(UNPACKED).join(format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH))
 }
 
 /// One of its programs, or of NSS, that must succeed.
@@ -157,12 +160,15 @@ fn libreswan_and_we_agree_on_phase_1_both_ways() {
     gcks.wait_named(gcks.beginning(), SOON, "listening").expect("it listens");
     let pluto = Pluto::start(&site.network, &directory);
     let mut outcomes: Vec<Outcome> = Vec::new();
+    let (here, there) = ("192.0.2.254:500".parse().unwrap(), "192.0.2.11:500".parse().unwrap());
+    let mut ours = Ours::new(here, there, Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT });
+    let credentials = ground::credentials(&directory, &cells);
 
-    for cell in &cells {
-        let asks = || -> Result<(), String> {
+    for (cell, credentials) in &credentials {
+        let mut asks = || -> Result<(), String> {
             pluto.load(cell, &cell.address(), "192.0.2.1")?;
             let (mark, from) = (gcks.mark(), pluto.log().len());
-            pluto.whack(&["--initiate", "--name", "cell", "--asynchronous"])?;
+            pluto.whack(&INITIATE)?;
             let late = |error: gdoi_lab::LabError| error.to_string();
             let suite = cell.suite().to_string();
             gcks.wait(mark, SOON, "phase 1 of that suite", |event| {
@@ -172,9 +178,18 @@ fn libreswan_and_we_agree_on_phase_1_both_ways() {
             // It asks R-U-THERE only under an IPsec SA, which GDOI never makes: that it would is all there is to see.
             pluto.says(from, "peer supports DPD")?;
             let mark = gcks.mark();
-            pluto.whack(&["--terminate", "--name", "cell"])?;
+            pluto.whack(&TERMINATE)?;
             gcks.wait_named(mark, SOON, "phase1_deleted").map_err(late)?;
-            Ok(())
+
+            // What it answers when it is asked: our responder asks it.
+            pluto.load(cell, "192.0.2.11", "192.0.2.254")?;
+            ours.forget();
+            pluto.whack(&INITIATE)?;
+            let mut sa = ours.answer(cell, credentials)?;
+            ours.is_answered(&mut sa)?;
+            let from = pluto.log().len();
+            ours.delete(&mut sa)?;
+            pluto.says(from, "self-deleting ISAKMP")
         };
         let failed = asks().err();
         if failed.is_some() {
@@ -186,19 +201,25 @@ fn libreswan_and_we_agree_on_phase_1_both_ways() {
         outcomes.push(table::note("libreswan", "asks", *cell, failed));
     }
 
-    let mut ours = Ours::new("192.0.2.254:500".parse().unwrap(), "192.0.2.11:500".parse().unwrap());
-    for (cell, credentials) in ground::credentials(&directory, &cells) {
+    for (cell, credentials) in &credentials {
         let mut answers = || -> Result<(), String> {
-            pluto.load(&cell, "192.0.2.11", "192.0.2.254")?;
+            pluto.load(cell, "192.0.2.11", "192.0.2.254")?;
+            let mut sa = ours.ask(cell, credentials)?;
+            ours.is_answered(&mut sa)?;
             let from = pluto.log().len();
-            ours.meet(&cell, &credentials)?;
-            pluto.says(from, "self-deleting ISAKMP")
+            ours.delete(&mut sa)?;
+            pluto.says(from, "self-deleting ISAKMP")?;
+
+            let mut sa = ours.ask(cell, credentials)?;
+            pluto.whack(&TERMINATE)?;
+            ours.hears_delete(&mut sa)
         };
-        outcomes.push(table::note("libreswan", "answers", cell, answers().err()));
+        outcomes.push(table::note("libreswan", "answers", *cell, answers().err()));
     }
     if std::env::var_os("GDOI_INTEROP_LOG").is_some() {
         println!("{}", pluto.log());
     }
+    let version = tool(Path::new(&program), &["--version"]).expect("its version");
     drop(pluto);
-    table::settle("libreswan", &outcomes);
+    table::settle("libreswan", &version, &outcomes);
 }

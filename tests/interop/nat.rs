@@ -228,7 +228,7 @@ fn a_member_behind_a_nat_registers_and_is_rekeyed_through_it_also_after_it_forgo
 fn strongswan_behind_a_nat_floats_to_our_key_server() {
     let test = "nat::strongswan_behind_a_nat_floats_to_our_key_server";
     if !Path::new(CHARON).is_file() {
-        println!("SKIP {test}: {CHARON} is not installed");
+        gdoi_lab::skipped(test, CHARON);
         return;
     }
     let Some(binaries) = enter(test) else { return };

@@ -88,7 +88,7 @@ fn scan(site: &Site, arguments: &[&str]) -> (String, usize) {
 #[test]
 fn ike_scan_gets_what_is_right_and_little_of_it() {
     if !Path::new(SCAN).is_file() {
-        println!("SKIP ike_scan_gets_what_is_right_and_little_of_it: {SCAN} is not installed");
+        gdoi_lab::skipped("ike_scan_gets_what_is_right_and_little_of_it", SCAN);
         return;
     }
     let network = Network::own_loopback().expect("a free port");

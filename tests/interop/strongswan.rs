@@ -7,12 +7,16 @@ use std::process::{Child, Command, Stdio};
 
 use gdoi_lab::network::{GCKS, Network};
 use gdoi_lab::site::Site;
+use gdoi_proto::message::Dialect;
 use ike::phase1::Mode;
 
-use crate::ground::{self, Cell, OURS, Ours, Outcome, PEER, SECRET, SOON};
+use crate::ground::{self, Cell, OURS, Outcome, PEER, SECRET, SOON};
+use crate::ours::Ours;
 use crate::table;
 
 pub const CHARON: &str = "/usr/lib/ipsec/charon";
+const INITIATE: [&str; 5] = ["--initiate", "--ike", "cell", "--timeout", "60"];
+const TERMINATE: [&str; 5] = ["--terminate", "--ike", "cell", "--timeout", "60"];
 
 /// A running charon; ended on drop.
 pub struct Charon {
@@ -172,7 +176,7 @@ backend = "none"
 fn strongswan_and_we_agree_on_phase_1_both_ways() {
     let test = "strongswan::strongswan_and_we_agree_on_phase_1_both_ways";
     if !Path::new("/usr/sbin/swanctl").is_file() {
-        println!("SKIP {test}: swanctl is not installed");
+        gdoi_lab::skipped(test, "swanctl");
         return;
     }
     let Some(binaries) = ground::enter(test, Path::new(CHARON)) else { return };
@@ -187,12 +191,17 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
     gcks.wait_named(gcks.beginning(), SOON, "listening").expect("it listens");
     let charon = Charon::start(&site.network, "gm1", &directory, "");
     let mut outcomes: Vec<Outcome> = Vec::new();
+    let (here, there) = ("192.0.2.254:848".parse().unwrap(), "192.0.2.11:500".parse().unwrap());
+    // It names DOI 1 in every offer and in every answer.
+    let doi_1 = Dialect { phase1_doi_ipsec: true, ..Dialect::STRICT };
+    let mut ours = Ours::new(here, there, doi_1);
+    let credentials = ground::credentials(&directory, &cells);
 
-    for cell in &cells {
-        let asks = || -> Result<(), String> {
+    for (cell, credentials) in &credentials {
+        let mut asks = || -> Result<(), String> {
             charon.load(cell, &cell.address(), "192.0.2.1", 1)?;
             let (mark, from) = (gcks.mark(), charon.log().len());
-            charon.swanctl(&["--initiate", "--ike", "cell", "--timeout", "60"])?;
+            charon.swanctl(&INITIATE)?;
             let late = |error: gdoi_lab::LabError| error.to_string();
             let suite = cell.suite().to_string();
             gcks.wait(mark, SOON, "phase 1 of that suite", |event| {
@@ -201,9 +210,20 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
             .map_err(late)?;
             charon.says(from, "N(DPD_ACK)")?;
             let mark = gcks.mark();
-            charon.swanctl(&["--terminate", "--ike", "cell", "--timeout", "60"])?;
+            charon.swanctl(&TERMINATE)?;
             gcks.wait_named(mark, SOON, "phase1_deleted").map_err(late)?;
-            Ok(())
+
+            charon.load(cell, "192.0.2.11", "192.0.2.254", 0)?;
+            ours.forget();
+            let mut sa = std::thread::scope(|scope| {
+                let asked = scope.spawn(|| charon.swanctl(&INITIATE));
+                let sa = ours.answer(cell, credentials);
+                asked.join().map_err(|_| "swanctl")?.and(sa)
+            })?;
+            ours.is_answered(&mut sa)?;
+            let from = charon.log().len();
+            ours.delete(&mut sa)?;
+            charon.says(from, "received DELETE for IKE_SA")
         };
         let failed = asks().err();
         if failed.is_some() {
@@ -212,21 +232,27 @@ fn strongswan_and_we_agree_on_phase_1_both_ways() {
         outcomes.push(table::note("strongSwan", "asks", *cell, failed));
     }
 
-    let mut ours = Ours::new("192.0.2.254:848".parse().unwrap(), "192.0.2.11:500".parse().unwrap());
-    for (cell, credentials) in ground::credentials(&directory, &cells) {
+    for (cell, credentials) in &credentials {
         let mut answers = || -> Result<(), String> {
-            charon.load(&cell, "192.0.2.11", "192.0.2.254", 0)?;
+            charon.load(cell, "192.0.2.11", "192.0.2.254", 1)?;
+            let mut sa = ours.ask(cell, credentials)?;
+            ours.is_answered(&mut sa)?;
             let from = charon.log().len();
-            ours.meet(&cell, &credentials)?;
-            charon.says(from, "received DELETE for IKE_SA")
+            ours.delete(&mut sa)?;
+            charon.says(from, "received DELETE for IKE_SA")?;
+
+            let mut sa = ours.ask(cell, credentials)?;
+            charon.swanctl(&TERMINATE)?;
+            ours.hears_delete(&mut sa)
         };
-        outcomes.push(table::note("strongSwan", "answers", cell, answers().err()));
+        outcomes.push(table::note("strongSwan", "answers", *cell, answers().err()));
     }
     if std::env::var_os("GDOI_INTEROP_LOG").is_some() {
         println!("{}", charon.log());
     }
+    let version = charon.swanctl(&["--version"]).expect("its version");
     drop(charon);
-    table::settle("strongSwan", &outcomes);
+    table::settle("strongSwan", &version, &outcomes);
 }
 
 #[test]

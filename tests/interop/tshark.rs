@@ -24,7 +24,7 @@ fn tshark(test: &str) -> Option<String> {
             String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
         }
         _ => {
-            println!("SKIP {test}: tshark is not installed");
+            gdoi_lab::skipped(test, "tshark");
             None
         }
     }

@@ -27,9 +27,24 @@ pub mod spoof;
 pub mod table;
 pub mod wire;
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 
 use thiserror::Error;
+
+/// Names a file that hears of every test that is skipped; `tests/run` sets it and prints it at its end.
+const SKIPPED: &str = "GDOI_SKIPPED";
+
+/// A test, or a part of it, is skipped and says so: what, and what is missing here.
+pub fn skipped(what: &str, missing: &str) {
+    let line = format!("skipped: {what}: {missing}");
+    println!("{line}");
+    if let Some(file) = std::env::var_os(SKIPPED) {
+        let file = OpenOptions::new().append(true).create(true).open(file);
+        let noted = file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+        noted.expect("what is skipped is noted");
+    }
+}
 
 /// Why a lab did not hold what it promised.
 #[derive(Debug, Error)]
