@@ -2,6 +2,7 @@
 
 mod certificates;
 mod crowd;
+mod hostile_server;
 mod kernel;
 mod member_reload;
 mod metrics;
