@@ -117,7 +117,7 @@ impl Script {
             kek: CipherKey::new(Cipher::Aes128Cbc, kek).unwrap(),
             push_sa,
             push_kd,
-            signer: signer.into(),
+            signer,
         }
     }
 
