@@ -23,10 +23,11 @@ use ctl::event::Event;
 use ctl::observe::{GcksSnapshot, ProcessView, Snapshot};
 use ctl::plan::Plan;
 use ike::crypto::provider::{Random, default_provider};
-use ike::io::{Datagram, Instant, JobResult, Machine};
+use ike::io::{Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
+use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
@@ -192,7 +193,7 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
 struct Inlets {
     reports: mpsc::UnboundedReceiver<Report>,
     results: mpsc::UnboundedReceiver<JobResult>,
-    datagrams: mpsc::Receiver<Datagram>,
+    datagrams: Incoming,
     asked: mpsc::Receiver<Asked>,
     signals: mpsc::Receiver<Signal>,
 }

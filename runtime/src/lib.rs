@@ -15,6 +15,7 @@
 pub mod clock;
 pub mod control;
 pub mod hub;
+pub mod incoming;
 pub mod local;
 pub mod lock;
 pub mod log;
