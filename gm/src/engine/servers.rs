@@ -11,11 +11,13 @@
 
 mod informational;
 pub mod pulls;
+mod renewal;
 #[cfg(test)]
 mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ctl::event::Event;
@@ -36,9 +38,10 @@ use super::pull::{Download, Progress, PullError};
 use super::settings::{GatewaySettings, VpnSettings};
 use super::{Cx, Owner};
 use pulls::{Pulls, Waiting};
+use renewal::renewal;
 
 /// An SA with less life than this is not used for another PULL.
-const REUSE: std::time::Duration = std::time::Duration::from_secs(10);
+const REUSE: Duration = Duration::from_secs(10);
 
 /// Which server of which gateway.
 pub type ServerName = (String, usize);
@@ -57,6 +60,8 @@ pub struct Server {
     ask_route: Option<Option<IpAddr>>,
     dead_peer_detection: Option<dpd::Settings>,
     phase: Phase,
+    /// The SA before, until one that replaces it is up or does not come up.
+    former: Option<Box<IkeSa>>,
     waiting: Waiting,
     assembly: Assembly,
     /// The configuration changed since its SA was negotiated: the next registration takes another.
@@ -64,6 +69,7 @@ pub struct Server {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a member has few servers, and each is up most of the time")]
 enum Phase {
     Down,
     Routing,
@@ -74,6 +80,8 @@ enum Phase {
     },
     Up {
         sa: Box<IkeSa>,
+        /// From then on another takes its place as soon as one is needed.
+        renewed: Instant,
         pulls: Pulls,
         watch: Option<Watch>,
         /// Aggressive mode: message 3 may be lost, and message 2 comes again.
@@ -124,6 +132,7 @@ impl Server {
             ask_route: gateway.ask_route.then_some(gateway.local_address),
             dead_peer_detection: gateway.dead_peer_detection,
             phase: Phase::Down,
+            former: None,
             waiting: Waiting::new(),
             assembly: Assembly::default(),
             outdated: false,
@@ -227,11 +236,12 @@ impl Server {
         if self.waiting.is_empty() {
             return Letters::new();
         }
-        let ends = self.sa().map(|sa| sa.expires <= cx.now.at + REUSE);
-        match (ends, self.outdated) {
-            (Some(true), _) => drop(self.close("its life ends", true, cx)),
-            (Some(false), true) => drop(self.close("the configuration changed", true, cx)),
-            (Some(false), false) | (None, _) => {}
+        match &self.phase {
+            Phase::Up { .. } if self.outdated => drop(self.close("the configuration changed", true, cx)),
+            Phase::Up { sa, renewed, .. } if *renewed <= cx.now.at || sa.expires <= cx.now.at + REUSE => {
+                self.replace_sa();
+            }
+            Phase::Up { .. } | Phase::Down | Phase::Routing | Phase::Negotiating { .. } => {}
         }
         match (&self.phase, self.ask_route) {
             (Phase::Up { .. }, _) => {
@@ -249,6 +259,21 @@ impl Server {
         }
     }
 
+    /// The SA has another made in its place and ends after that.
+    fn replace_sa(&mut self) {
+        if let Phase::Up { sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) {
+            self.former = Some(sa);
+            pulls.orphans(&mut self.waiting);
+        }
+    }
+
+    /// The SA before the present one, or before an attempt that failed, ends.
+    fn end_former(&mut self, cx: &mut Cx<'_>) {
+        if let Some(sa) = self.former.take() {
+            self.end(*sa, "its life ends", true, cx);
+        }
+    }
+
     /// Our addresses towards this server, or why there are none.
     pub fn on_route(&mut self, locals: Result<Locals, String>, cx: &mut Cx<'_>) -> Letters {
         if !matches!(self.phase, Phase::Routing) {
@@ -261,6 +286,7 @@ impl Server {
             }
             Err(reason) => {
                 self.phase = Phase::Down;
+                self.end_former(cx);
                 self.fail_waiting(&reason, Failure::NoRoute)
             }
         }
@@ -338,12 +364,15 @@ impl Server {
                     let asks = self.dead_peer_detection.filter(|_| done.sa.peer_does_dpd);
                     let mut watch = asks.map(|settings| Watch::new(settings, cx.entropy));
                     expect_more(&mut watch, cx.now.at);
+                    let renewed = renewal(cx.now.at, done.sa.expires, cx.entropy);
                     self.phase = Phase::Up {
                         sa: Box::new(done.sa),
+                        renewed,
                         pulls: Pulls::for_waiting(&self.waiting),
                         watch,
                         answered: done.answered,
                     };
+                    self.end_former(cx);
                     self.start_pulls(cx);
                 }
             }
@@ -368,6 +397,7 @@ impl Server {
         cx.out.statistics.phase1_failed += 1;
         cx.out.event(Event::Phase1Failed { peer: self.peer.to_string(), reason: reason.to_owned(), stage });
         self.phase = Phase::Down;
+        self.end_former(cx);
         self.fail_waiting(&format!("phase 1: {reason}"), kind)
     }
 
@@ -465,9 +495,15 @@ impl Server {
         if !matches!(self.phase, Phase::Up { .. }) {
             return Vec::new();
         }
-        let Phase::Up { mut sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) else {
+        let Phase::Up { sa, pulls, .. } = std::mem::replace(&mut self.phase, Phase::Down) else {
             return Vec::new();
         };
+        self.end(*sa, reason, tell, cx);
+        pulls.orphans(&mut self.waiting)
+    }
+
+    /// The end of an SA, told to the server or not.
+    fn end(&mut self, mut sa: IkeSa, reason: &str, tell: bool, cx: &mut Cx<'_>) {
         if tell {
             let delete = notify::delete_isakmp(sa.cookies);
             let octets = notify::seal(&mut sa, &[delete], cx.entropy);
@@ -478,7 +514,6 @@ impl Server {
             identity: sa.peer_identity.to_string(),
             reason: reason.to_owned(),
         });
-        pulls.orphans(&mut self.waiting)
     }
 
     /// Who is behind a NAT keeps its mapping alive for as long as pushes may come through it.
@@ -562,6 +597,7 @@ impl Server {
     /// It is not needed any more: the server is told.
     pub fn stop(&mut self, reason: &str, cx: &mut Cx<'_>) {
         self.close(reason, true, cx);
+        self.end_former(cx);
         self.path.stop();
         self.phase = Phase::Down;
         self.waiting.clear();

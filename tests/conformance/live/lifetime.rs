@@ -60,7 +60,10 @@ fn a_registration_near_the_end_of_phase_1_makes_the_new_one_before_and_ends_the_
         // With 15 s left the SA serves once more, with 8 s left it does not.
         assert_eq!(gcks.count("phase1_established"), negotiated);
     }
-    // The old one went by the member's Delete, not by its end.
+    // The new one was up before the old one went, by the member's Delete and not by its end.
+    let order: Vec<&str> =
+        gcks.events.iter().map(|event| event.name()).filter(|name| name.starts_with("phase1_")).collect();
+    assert_eq!(order, ["phase1_established", "phase1_established", "phase1_deleted"]);
     assert_eq!((gcks.peers(), gcks.count("phase1_deleted"), gcks.members()), ((0, 1), 1, 1));
     let why =
         gcks.events.iter().rev().find(|event| event.name() == "phase1_deleted").map(ToString::to_string);
