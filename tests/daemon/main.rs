@@ -2,6 +2,7 @@
 
 mod certificates;
 mod crowd;
+mod gateways;
 mod hostile_server;
 mod kernel;
 mod member_reload;
