@@ -144,7 +144,7 @@ fn registration(bencher: Bencher<'_, '_>, members: u32) {
                 Step::Send(octets) => {
                     let answer = tell(&mut server, octets);
                     let header = Header::decode(&answer).expect("a header");
-                    steps = initiator.on_message(NOW, &header, &answer).expect("an answer");
+                    steps = initiator.on_message(NOW, &header, &answer, &mut random).expect("an answer");
                 }
                 Step::Run(job) => {
                     let done = run(provider.as_ref(), job);

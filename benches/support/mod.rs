@@ -226,7 +226,8 @@ impl MainMode {
     /// The member takes message 2 or 4, its job included: message 3 or 5.
     pub fn at_member(&mut self, octets: &[u8]) -> Bytes {
         let header = Header::decode(octets).expect("a header");
-        let steps = self.initiator.on_message(NOW, &header, octets).expect("message 2 or 4");
+        let steps =
+            self.initiator.on_message(NOW, &header, octets, &mut self.random).expect("message 2 or 4");
         let Some(Step::Run(job)) = steps.into_iter().next() else { panic!("a job is due") };
         let done = run(self.provider.as_ref(), job);
         sent(&self.initiator.on_done(NOW, done, &mut self.random).expect("our own job"))
@@ -256,7 +257,7 @@ impl MainMode {
     /// The member takes message 6: its SA.
     pub fn end(&mut self, octets: &[u8]) -> IkeSa {
         let header = Header::decode(octets).expect("a header");
-        established(self.initiator.on_message(NOW, &header, octets).expect("message 6"))
+        established(self.initiator.on_message(NOW, &header, octets, &mut self.random).expect("message 6"))
     }
 
     /// Every message of a main mode, and the SA of either side: member, key server.

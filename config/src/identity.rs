@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::IdType;
 use ike::identity::{IdentityRule, address_identity};
-use ike::trust::name_from_text;
+use ike::trust::{is_name_pattern, name_from_text};
 
 use crate::error::Report;
 use crate::table::{Item, Table};
 
-/// Who a peer must claim to be. Names may start with `*`: `*.example` is every name below `example`.
+/// Who a peer must claim to be. Names may start with `*`: `*.example` is every name below `example`; in a distinguished name
+/// a value may be `*`: `CN=*, O=Example`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityPattern {
     /// `inet`: ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -40,6 +41,9 @@ impl IdentityPattern {
             }
             IdentityPattern::Fqdn(text) => name(IdType::Fqdn, text),
             IdentityPattern::UserFqdn(text) => name(IdType::UserFqdn, text),
+            IdentityPattern::DistinguishedName(der) if is_name_pattern(der) => {
+                IdentityRule::NameLike { pattern: der.clone() }
+            }
             IdentityPattern::DistinguishedName(der) => {
                 IdentityRule::Exactly { id_type: IdType::DerAsn1Dn, data: der.clone() }
             }
@@ -66,8 +70,12 @@ impl IdentityPattern {
                 Some(plain(IdType::UserFqdn, text.as_bytes()))
             }
             IdentityPattern::KeyId(octets) => Some(plain(IdType::KeyId, octets)),
-            IdentityPattern::DistinguishedName(der) => Some(plain(IdType::DerAsn1Dn, der)),
-            IdentityPattern::Fqdn(_) | IdentityPattern::UserFqdn(_) => None,
+            IdentityPattern::DistinguishedName(der) if !is_name_pattern(der) => {
+                Some(plain(IdType::DerAsn1Dn, der))
+            }
+            IdentityPattern::Fqdn(_)
+            | IdentityPattern::UserFqdn(_)
+            | IdentityPattern::DistinguishedName(_) => None,
         }
     }
 }
@@ -95,7 +103,7 @@ pub(crate) fn read_pattern<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Optio
         "inet" if starred => {
             report.problem(
                 &value.place,
-                "\"*\" works in hostname and user-at-hostname only",
+                "\"*\" works in names only",
                 "an address; without remote-identity a peer must claim its own",
             );
             None
@@ -122,11 +130,7 @@ pub(crate) fn read_pattern<'t>(item: &Item<'t>, report: &'t Report<'t>) -> Optio
             Some(IdentityPattern::UserFqdn(text.to_owned()))
         }
         "key-id" if starred => {
-            report.problem(
-                &value.place,
-                "\"*\" works in hostname and user-at-hostname only",
-                "a key-id in full",
-            );
+            report.problem(&value.place, "\"*\" works in names only", "a key-id in full");
             None
         }
         "key-id" => read_key_id(text, value, report).map(IdentityPattern::KeyId),
@@ -193,6 +197,16 @@ mod tests {
         assert!(!pattern.matches(&id(IdType::Ipv4Addr, &[10, 0, 0, 2])));
         assert!(IdentityPattern::KeyId(vec![0x41]).matches(&id(IdType::KeyId, b"A")));
         assert!(!IdentityPattern::KeyId(vec![0x41]).matches(&id(IdType::KeyId, b"a")));
+    }
+
+    #[test]
+    fn a_star_in_a_distinguished_name_is_any_value_and_nobodys_own() {
+        let pattern = IdentityPattern::DistinguishedName(name_from_text("CN=*,O=Example,C=*").unwrap());
+        let other = |text: &str| id(IdType::DerAsn1Dn, &name_from_text(text).unwrap());
+        assert!(pattern.matches(&other("CN=gm7, O=example, C=FR")));
+        assert!(!pattern.matches(&other("CN=gm7, O=Other, C=FR")));
+        assert!(!pattern.matches(&id(IdType::Fqdn, b"gm7.example")));
+        assert_eq!(pattern.identification(), None);
     }
 
     #[test]

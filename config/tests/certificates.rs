@@ -179,7 +179,7 @@ fn approved_only_takes_ecdsa_certificates_alone_and_never_rehearses() {
     assert_eq!(
         lines(&errors.to_string()),
         [
-            "17:1: ike.policy.pol.verification: any certificate is accepted: refusals are logged and not carried out (enforce, when the log shows none)"
+            "17:1: ike.policy.pol.verification: any certificate is accepted: refusals are logged and not carried out, except of RSA keys below 2048 bits and of signatures that do not verify (enforce, when the log shows none)"
         ]
     );
     for (from, to, expected) in [
@@ -218,7 +218,7 @@ fn weak_choices_are_warnings() {
     assert_eq!(
         warnings(&rehearse),
         [
-            "15:1: ike.policy.pol.verification: any certificate is accepted: refusals are logged and not carried out (enforce, when the log shows none)"
+            "15:1: ike.policy.pol.verification: any certificate is accepted: refusals are logged and not carried out, except of RSA keys below 2048 bits and of signatures that do not verify (enforce, when the log shows none)"
         ]
     );
     let other_name = change(GOOD, "hostname = \"gcks.example\"", "hostname = \"other.example\"");

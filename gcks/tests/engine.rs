@@ -274,7 +274,11 @@ fn phase1(bench: &mut Bench, address: SocketAddr) -> Option<IkeSa> {
         for octets in bench.received(address) {
             let header = Header::decode(&octets).expect("the server's header");
             if header.cookies.initiator == initiator.cookie() {
-                todo.extend(initiator.on_message(bench.now, &header, &octets).expect("the server's message"));
+                todo.extend(
+                    initiator
+                        .on_message(bench.now, &header, &octets, &mut random)
+                        .expect("the server's message"),
+                );
             }
         }
     }

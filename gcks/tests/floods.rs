@@ -232,8 +232,10 @@ fn a_cookie_serves_one_negotiation_for_its_own_address_and_a_replay_costs_nothin
 /// Message 3 for message 2.
 fn third(bench: &Bench, initiator: &mut Initiator, second: &Bytes) -> Bytes {
     let header = Header::decode(second).expect("a header");
-    let mut steps: VecDeque<Step> =
-        initiator.on_message(bench.now, &header, second).expect("message 2").into();
+    let mut steps: VecDeque<Step> = initiator
+        .on_message(bench.now, &header, second, &mut Random(bench.provider.clone()))
+        .expect("message 2")
+        .into();
     while let Some(step) = steps.pop_front() {
         match step {
             Step::Send(octets) => return octets,
@@ -286,7 +288,7 @@ fn a_site_that_was_never_seen_gets_through_a_flood_of_a_hundred_thousand_a_secon
             let header = Header::decode(&octets).expect("a header");
             let mut random = Random(bench.provider.clone());
             let mut steps: VecDeque<Step> =
-                initiator.on_message(bench.now, &header, &octets).expect("the server's").into();
+                initiator.on_message(bench.now, &header, &octets, &mut random).expect("the server's").into();
             while let Some(step) = steps.pop_front() {
                 match step {
                     Step::Send(octets) => bench.tell(peer, octets),

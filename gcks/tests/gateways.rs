@@ -158,7 +158,9 @@ impl Bench {
             }
             for answer in answers {
                 let header = Header::decode(&answer).expect("the server's header");
-                todo.extend(initiator.on_message(self.now, &header, &answer).unwrap_or_default());
+                todo.extend(
+                    initiator.on_message(self.now, &header, &answer, &mut random).unwrap_or_default(),
+                );
             }
         }
         sa

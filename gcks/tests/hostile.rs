@@ -198,7 +198,7 @@ impl Insider {
                 None => {
                     let octets = receive(&socket);
                     let header = Header::decode(&octets).unwrap();
-                    todo.extend(initiator.on_message(NOW, &header, &octets).unwrap());
+                    todo.extend(initiator.on_message(NOW, &header, &octets, &mut random).unwrap());
                     received.push(octets);
                 }
             }

@@ -147,7 +147,9 @@ impl Bench {
             }
             for answer in answers {
                 let header = Header::decode(&answer).expect("the server's header");
-                todo.extend(initiator.on_message(NOW, &header, &answer).expect("an answer that fits"));
+                todo.extend(
+                    initiator.on_message(NOW, &header, &answer, &mut random).expect("an answer that fits"),
+                );
                 if initiator.nat().any() {
                     initiator.moved(inside(4500));
                     along = self.along(4500, OUTSIDE[1]);

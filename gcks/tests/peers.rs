@@ -235,6 +235,12 @@ fn initial_contact_ends_the_older_sas_of_the_same_identity_and_a_shorter_life_is
     let mut sa = phase1(&mut bench, peer).expect("phase 1");
     assert_eq!(bench.server.peers().established().count(), 2);
     let first = notify::initial_contact(sa.cookies);
+    // That of another SA says nothing of this one.
+    let Payload::Notify(mut another) = first.clone() else { panic!("a notification") };
+    another.spi[0] ^= 1;
+    let octets = notify::seal(&mut sa, &[Payload::Notify(another)], &mut random);
+    bench.tell(peer, octets);
+    assert_eq!(bench.server.peers().established().count(), 2);
     let octets = notify::seal(&mut sa, &[first], &mut random);
     bench.tell(peer, octets);
     let left: Vec<_> = bench.server.peers().established().map(|(sa, ..)| sa.cookies).collect();

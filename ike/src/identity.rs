@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use gdoi_proto::payload::Identification;
 use gdoi_proto::registry::IdType;
 
-use crate::trust::same_name;
+use crate::trust::{name_fits, same_name};
 
 /// The identity of an address, protocol and port 0.
 pub fn address_identity(address: IpAddr) -> Identification {
@@ -35,6 +35,11 @@ pub enum IdentityRule {
         /// The tail.
         tail: Vec<u8>,
     },
+    /// A distinguished name with any value where this one has `*`.
+    NameLike {
+        /// DER Name.
+        pattern: Vec<u8>,
+    },
     /// Any identity of this type.
     AnyOf {
         /// ID type.
@@ -63,6 +68,9 @@ impl IdentityRule {
                 *id_type == id.id_type
                     && id.data.len() > tail.len()
                     && id.data[id.data.len() - tail.len()..].eq_ignore_ascii_case(tail)
+            }
+            IdentityRule::NameLike { pattern } => {
+                id.id_type == IdType::DerAsn1Dn && name_fits(pattern, &id.data)
             }
             IdentityRule::AnyOf { id_type } => *id_type == id.id_type,
         }

@@ -113,7 +113,7 @@ impl Ours {
             let now = self.clock.now();
             let more = match self.receive() {
                 Some((header, octets)) if header.exchange == cell.mode.exchange() => {
-                    phase1.on_message(now, &header, &octets)
+                    phase1.on_message(now, &header, &octets, &mut self.random)
                 }
                 Some((header, octets)) => phase1.on_informational(now, &header, &octets).map(|()| Vec::new()),
                 None => phase1.on_timeout(now.at, &mut self.random),

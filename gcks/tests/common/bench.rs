@@ -167,8 +167,10 @@ pub fn negotiate(
     let mut todo: VecDeque<Bytes> = [second].into();
     while let Some(octets) = todo.pop_front() {
         let header = Header::decode(&octets).expect("the server's header");
-        let mut steps: VecDeque<Step> =
-            initiator.on_message(bench.now, &header, &octets).expect("the server's message").into();
+        let mut steps: VecDeque<Step> = initiator
+            .on_message(bench.now, &header, &octets, &mut random)
+            .expect("the server's message")
+            .into();
         while let Some(step) = steps.pop_front() {
             match step {
                 Step::Send(octets) => bench.tell(address, octets),

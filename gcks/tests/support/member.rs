@@ -217,7 +217,7 @@ impl Member {
                 let (header, octets) = self.receive(patient)?;
                 // An answer to an earlier attempt may still be on its way.
                 if header.cookies.initiator == initiator.cookie() {
-                    match initiator.on_message(now, &header, &octets) {
+                    match initiator.on_message(now, &header, &octets, &mut random) {
                         Ok(steps) => todo.extend(steps),
                         // A copy of what was answered.
                         Err(Refusal::Dropped(_)) => {}

@@ -385,7 +385,7 @@ impl Server {
     pub fn on_phase1(&mut self, header: &Header, octets: &[u8], cx: &mut Cx<'_>) -> Letters {
         let steps = match &mut self.phase {
             Phase::Negotiating { initiator, hint } => {
-                let steps = initiator.on_message(cx.now, header, octets);
+                let steps = initiator.on_message(cx.now, header, octets, cx.entropy);
                 if steps.is_ok() {
                     // It goes on all the same.
                     *hint = None;

@@ -30,6 +30,9 @@ use crate::protect::notify::{self, Informational};
 use crate::retransmit::{Attempt, Retransmit, Schedule};
 use crate::sa::{IkeSa, Role};
 
+/// Proofs that may fail before the negotiation is given up: one that was changed on the way ends nothing.
+const MAX_FAILURES: u32 = 3;
+
 /// A phase 1 this side started.
 #[derive(Debug)]
 pub struct Initiator {
@@ -44,6 +47,8 @@ pub struct Initiator {
     nonce: [u8; NONCE_LEN],
     last_sent: Bytes,
     retransmit: Retransmit,
+    /// Proofs of the server that did not fit.
+    failures: u32,
     state: State,
 }
 
@@ -128,6 +133,7 @@ impl Initiator {
             nonce,
             last_sent: Bytes::new(),
             retransmit: Retransmit::sent(Schedule::PHASE1, now, entropy),
+            failures: 0,
             state: State::SentSa,
             policy,
         };
@@ -258,14 +264,20 @@ impl Initiator {
     ///
     /// # Errors
     /// [`Refusal::Dropped`] leaves everything as it was; [`Refusal::Failed`] ends the negotiation.
-    pub fn on_message(&mut self, now: Now, header: &Header, octets: &[u8]) -> Result<Vec<Step>, Refusal> {
+    pub fn on_message(
+        &mut self,
+        now: Now,
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Step>, Refusal> {
         if header.exchange != self.policy.mode.exchange() || header.message_id.0 != 0 {
             return Err(Refusal::dropped("not a message of this phase 1"));
         }
         match &self.state {
             State::SentSa => self.on_sa(header, octets),
             State::SentKe { .. } => self.on_ke(header, octets),
-            State::SentAuth { .. } => self.on_auth(now, header, octets),
+            State::SentAuth { .. } => self.on_auth(now, header, octets, entropy),
             State::SentFirst { .. } => self.on_second(header, octets),
             State::MakeKey { .. }
             | State::Agree { .. }
@@ -342,7 +354,13 @@ impl Initiator {
         Ok(vec![Step::Run(Job::DhAgree { key, peer_public: g_xr })])
     }
 
-    fn on_auth(&mut self, now: Now, header: &Header, octets: &[u8]) -> Result<Vec<Step>, Refusal> {
+    fn on_auth(
+        &mut self,
+        now: Now,
+        header: &Header,
+        octets: &[u8],
+        entropy: &mut dyn Entropy,
+    ) -> Result<Vec<Step>, Refusal> {
         let State::SentAuth { agreed, proof, iv } = &self.state else {
             return Err(Refusal::dropped("no proof is due"));
         };
@@ -355,7 +373,18 @@ impl Initiator {
         };
         let chain = std::mem::take(&mut heard.certificates);
         let context = VerifyContext { side: Role::Responder, id: &id, chain, now };
-        let job = proof.check(&agreed.credential, presented, context)?;
+        let job = match proof.check(&agreed.credential, presented, context) {
+            Ok(job) => job,
+            Err(refusal) => {
+                self.failures += 1;
+                if self.failures < MAX_FAILURES {
+                    return Err(refusal);
+                }
+                let sa = self.sa(now, agreed, proof, &id, last_block);
+                self.state = State::Over;
+                return Err(Refusal::told(refusal, NotifyType::AuthenticationFailed, sa, entropy));
+            }
+        };
         let State::SentAuth { agreed, proof, .. } = std::mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::dropped("no proof is due"));
         };

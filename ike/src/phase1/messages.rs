@@ -21,9 +21,12 @@ use super::nat::VENDOR_NAT_T;
 use super::{Refusal, VENDOR_DPD};
 use crate::crypto::{AuthMethod, Suite};
 use crate::fragment::is_announcement;
+use crate::trust::wrapped_certificates;
 
 /// Certificate encoding of X.509 for signatures, the only one sent and taken (RFC 2408 section 3.9).
 const X509_SIGNATURE: u8 = 4;
+/// CERT and CERTREQ encoding: X.509 certificates in PKCS#7. Read, never sent (RFC 4945 section 3.3.10).
+const PKCS7_WRAPPED: u8 = 1;
 
 /// What a message carries besides its own payloads, at the places above. Empty: nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -179,11 +182,21 @@ impl Heard {
             let kind = payload.payload_type();
             match payload {
                 Payload::Cert(found) => {
-                    if found.encoding == X509_SIGNATURE && !heard.certificates.contains(&found.data) {
-                        heard.certificates.push(found.data);
+                    let certificates = match found.encoding {
+                        X509_SIGNATURE => vec![found.data],
+                        PKCS7_WRAPPED => wrapped_certificates(&found.data),
+                        _ => Vec::new(),
+                    };
+                    for certificate in certificates {
+                        if !heard.certificates.contains(&certificate) {
+                            heard.certificates.push(certificate);
+                        }
                     }
                 }
-                Payload::CertRequest(found) => heard.wants_certificate |= found.encoding == X509_SIGNATURE,
+                // Who asks for wrapped ones reads plain ones too.
+                Payload::CertRequest(found) => {
+                    heard.wants_certificate |= [X509_SIGNATURE, PKCS7_WRAPPED].contains(&found.encoding);
+                }
                 Payload::VendorId(found) => heard.vendors.push(found),
                 Payload::Notify(found) => heard.notifies.push(found),
                 _ if !expected.contains(&kind) => {
@@ -274,4 +287,30 @@ pub(super) fn sa_body(first_message: &[u8]) -> Vec<u8> {
 /// IDxx_b: the body with its first four octets.
 pub(super) fn id_body(id: &Identification) -> Vec<u8> {
     encode_payload(&Payload::Id(id.clone()), PayloadType::None).split_off(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::signed_data;
+
+    #[test]
+    fn certificates_come_plain_or_in_pkcs_7_and_each_once() {
+        let (one, two) = (vec![0x30, 2, 5, 0], vec![0x30, 3, 4, 1, 7]);
+        let cert = |encoding, data: Vec<u8>| Payload::Cert(Certificate { encoding, data });
+        let request = |encoding| Payload::CertRequest(CertificateRequest { encoding, authority: Vec::new() });
+        let payloads = [
+            cert(X509_SIGNATURE, one.clone()),
+            cert(PKCS7_WRAPPED, signed_data(&[&one, &two])),
+            cert(PKCS7_WRAPPED, vec![0x30]),
+            cert(5, vec![0x30, 0]),
+        ];
+        let heard = Heard::from_payloads(payloads, &[]).unwrap();
+        assert_eq!(heard.certificates, [one, two]);
+        assert!(!heard.wants_certificate);
+        for (encoding, wanted) in [(X509_SIGNATURE, true), (PKCS7_WRAPPED, true), (5, false)] {
+            let heard = Heard::from_payloads([request(encoding)], &[]).unwrap();
+            assert_eq!(heard.wants_certificate, wanted, "encoding {encoding}");
+        }
+    }
 }

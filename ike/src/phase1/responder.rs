@@ -33,6 +33,7 @@ use crate::crypto::Suite;
 use crate::crypto::provider::{Done, Job, ProofError, Proved};
 use crate::fragment::VENDOR_FRAGMENTATION;
 use crate::io::{Entropy, Instant, Now};
+use crate::protect::notify;
 use crate::retransmit::Retransmit;
 use crate::sa::{IkeSa, Role};
 
@@ -40,7 +41,7 @@ pub use aggressive::FirstAggressive;
 pub use answered::Answered;
 
 use answered::MAX_REPEATS;
-use state::{Claim, State};
+use state::{Claim, State, Unproved};
 
 /// Messages 5 that may fail to decrypt before the negotiation is given up.
 const MAX_FAILURES: u32 = 3;
@@ -250,7 +251,7 @@ impl Responder {
         match &self.state {
             State::AwaitKe => self.on_ke(header, octets, entropy),
             State::AwaitAuth { .. } => self.on_auth(now, header, octets, entropy),
-            State::AwaitThird { .. } => self.on_third(now, ends, header, octets),
+            State::AwaitThird { .. } => self.on_third(now, ends, header, octets, entropy),
             State::Compute { .. }
             | State::Verify { .. }
             | State::Sign { .. }
@@ -369,10 +370,21 @@ impl Responder {
         if self.failures < MAX_REPEATS { Refusal::dropped(reason) } else { Refusal::failed(reason) }
     }
 
-    /// A message that did not decrypt or did not fit: kept three times, the last one ends it.
-    fn count_failure(&mut self, refusal: Refusal) -> Refusal {
+    /// A message that did not decrypt or did not fit: kept three times, the last one ends it. Who gave another proof
+    /// than the right one under the right keys is told.
+    fn count_failure(&mut self, now: Now, unproved: Unproved, entropy: &mut dyn Entropy) -> Refusal {
         self.failures += 1;
-        if self.failures < MAX_FAILURES { refusal } else { Refusal::failed(refusal) }
+        let Unproved { refusal, read } = unproved;
+        if self.failures < MAX_FAILURES {
+            return refusal;
+        }
+        match (std::mem::replace(&mut self.state, State::Over), read) {
+            (State::AwaitAuth { proof } | State::AwaitThird { proof, .. }, Some((id, last_block))) => {
+                let early = self.sa(now, &proof, &id, last_block);
+                Refusal::told(refusal, NotifyType::AuthenticationFailed, early, entropy)
+            }
+            _ => Refusal::failed(refusal),
+        }
     }
 
     fn on_auth(
@@ -383,21 +395,26 @@ impl Responder {
         entropy: &mut dyn Entropy,
     ) -> Result<Vec<Step>, Refusal> {
         let State::AwaitAuth { proof } = &self.state else { return Err(Refusal::dropped("no proof is due")) };
-        let checked = proof.open(&proof.first_iv, header, octets).and_then(|(mut heard, last_block)| {
+        let opened = proof.open(&proof.first_iv, header, octets).map_err(Unproved::from);
+        let checked = opened.and_then(|(mut heard, last_block)| {
             let (Some(id), Some(presented)) = (heard.id.take(), heard.proof(self.suite.method)) else {
-                return Err(proof.garbage("no ID or no proof"));
+                return Err(proof.garbage("no ID or no proof").into());
             };
             let chain = std::mem::take(&mut heard.certificates);
             let context = VerifyContext { side: Role::Initiator, id: &id, chain, now };
-            let job = proof.check(&self.credential, presented, context)?;
-            let initial_contact = heard
-                .notifies
-                .iter()
-                .any(|notify| NotifyType::from_number(notify.kind) == NotifyType::InitialContact);
+            let job = match proof.check(&self.credential, presented, context) {
+                Ok(job) => job,
+                Err(refusal) => return Err(Unproved { refusal, read: Some((id, last_block)) }),
+            };
+            let cookies = self.cookies.octets();
+            let initial_contact = heard.notifies.iter().any(|notify| {
+                NotifyType::from_number(notify.kind) == NotifyType::InitialContact
+                    && notify::about(notify, &cookies)
+            });
             let question = Bytes::copy_from_slice(octets);
             Ok((job, heard.wants_certificate, Claim { id, initial_contact, question, last_block }))
         });
-        let (job, wanted, claim) = checked.map_err(|refusal| self.count_failure(refusal))?;
+        let (job, wanted, claim) = checked.map_err(|unproved| self.count_failure(now, unproved, entropy))?;
         let State::AwaitAuth { proof } = std::mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::dropped("no proof is due"));
         };

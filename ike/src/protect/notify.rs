@@ -75,7 +75,7 @@ fn read(payload: &Payload, cookies: &[u8; 16]) -> Option<Informational> {
                 NotifyType::RUThere if ours => number().map(Informational::RUThere),
                 NotifyType::RUThereAck if ours => number().map(Informational::RUThereAck),
                 NotifyType::RUThere | NotifyType::RUThereAck => None,
-                NotifyType::InitialContact => Some(Informational::InitialContact),
+                NotifyType::InitialContact => about(notify, cookies).then_some(Informational::InitialContact),
                 NotifyType::ResponderLifetime if ours && notify.protocol == PROTO_ISAKMP => {
                     responder_lifetime(&notify.data).map(Informational::ResponderLifetime)
                 }
@@ -84,6 +84,11 @@ fn read(payload: &Payload, cookies: &[u8; 16]) -> Option<Informational> {
         }
         _ => None,
     }
+}
+
+/// True where a notification about an ISAKMP SA names the one of `cookies`, or none: some peers leave the SPI out.
+pub(crate) fn about(notify: &Notify, cookies: &[u8; 16]) -> bool {
+    notify.spi.is_empty() || notify.spi.as_slice() == cookies
 }
 
 /// The life a RESPONDER-LIFETIME states, in attributes as phase 1 numbers them (RFC 2407 section 4.6.3.1). Some peers mix

@@ -158,6 +158,10 @@ fn key_kind(key: &SubjectPublicKeyInfoOwned) -> (KeyKind, u32) {
 }
 
 impl Parsed {
+    pub(super) fn is_ca(&self) -> bool {
+        self.ca
+    }
+
     pub(super) fn read(der: &[u8]) -> Result<Parsed, Rule> {
         let unreadable = |error: x509_cert::der::Error| Rule::Unreadable(error.to_string());
         let certificate = Certificate::from_der(der).map_err(unreadable)?;

@@ -25,6 +25,7 @@ mod facts;
 mod lists;
 mod names;
 mod pem;
+mod pkcs7;
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -42,8 +43,13 @@ pub use self::facts::{CertificateFacts, KeyKind, facts, public_key, subject};
 use self::facts::{Parsed, Role};
 use self::lists::List;
 pub use self::lists::ListFacts;
-pub use self::names::{AlternativeName, NameError, name_from_text, name_to_text, same_name};
+pub use self::names::{
+    AlternativeName, NameError, is_name_pattern, name_fits, name_from_text, name_to_text, same_name,
+};
 pub use self::pem::{PemError, pem_certificates, pem_revocation_lists};
+#[cfg(test)]
+pub(crate) use self::pkcs7::signed_data;
+pub use self::pkcs7::wrapped_certificates;
 
 /// What a refusal does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -227,6 +233,12 @@ impl Trust {
     /// As [`Trust::check`], without the name.
     pub fn check_chain(&self, chain: &[Vec<u8>], unix_seconds: u64) -> Result<Checked, TrustError> {
         self.run(chain, None, unix_seconds)
+    }
+
+    /// True when `der` can be read, is no CA and bears `id`: of the certificates of a message, whose order is free (RFC 4945
+    /// section 3.3.10), the likely end entity.
+    pub fn bears(der: &[u8], id: &Identification) -> bool {
+        Parsed::read(der).is_ok_and(|it| !it.is_ca() && names::bind(&it, id).is_ok())
     }
 
     /// DER subject names of the anchors, each once: one CERTREQ payload each.

@@ -95,7 +95,12 @@ fn attribute(part: &str) -> Result<AttributeTypeAndValue, NameError> {
         .find(|(lower, _)| key.eq_ignore_ascii_case(lower))
         .map_or(key, |(_, name)| name);
     // Tells an unknown type from a bad value: the value of the probe is good for every type.
-    AttributeTypeAndValue::from_str(&format!("{known}=x")).map_err(|_| unknown())?;
+    let probe = AttributeTypeAndValue::from_str(&format!("{known}=x")).map_err(|_| unknown())?;
+    if rest.trim() == ANY_VALUE {
+        // Not every attribute's alphabet has the star.
+        let any = Any::new(Tag::Utf8String, ANY_VALUE.as_bytes()).map_err(value)?;
+        return Ok(AttributeTypeAndValue { oid: probe.oid, value: any });
+    }
     let attribute =
         AttributeTypeAndValue::from_str(&format!("{known}={}", rest.trim_start())).map_err(value)?;
     if attribute.value.value().is_empty() {
@@ -151,12 +156,43 @@ pub fn same_name(a: &[u8], b: &[u8]) -> bool {
 }
 
 fn same_rdns(a: &Name, b: &Name) -> bool {
+    alike(a, b, same_attribute)
+}
+
+/// As many parts in the same order; within a part every attribute has its like, whatever their order.
+fn alike(a: &Name, b: &Name, like: impl Fn(&AttributeTypeAndValue, &AttributeTypeAndValue) -> bool) -> bool {
     a.len() == b.len()
         && a.iter_rdn().zip(b.iter_rdn()).all(|(left, right)| {
             left.len() == right.len()
-                && left.iter().all(|x| right.iter().any(|y| same_attribute(x, y)))
-                && right.iter().all(|y| left.iter().any(|x| same_attribute(x, y)))
+                && left.iter().all(|x| right.iter().any(|y| like(x, y)))
+                && right.iter().all(|y| left.iter().any(|x| like(x, y)))
         })
+}
+
+/// A value of a pattern that stands for every value: `CN=*, O=Example`.
+const ANY_VALUE: &str = "*";
+
+fn is_any(attribute: &AttributeTypeAndValue) -> bool {
+    prepared(&attribute.value).as_deref() == Some(ANY_VALUE)
+}
+
+/// True for a DER Name in which some value is `*`: a pattern for [`name_fits`], and nobody's name.
+pub fn is_name_pattern(der: &[u8]) -> bool {
+    Name::from_der(der).is_ok_and(|name| name.iter_rdn().any(|rdn| rdn.iter().any(is_any)))
+}
+
+/// As [`same_name`], where a `*` in `pattern` stands for any value of its attribute. A name that holds a `*` itself fits no
+/// pattern.
+pub fn name_fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (Name::from_der(pattern), Name::from_der(name)) {
+        (Ok(pattern), Ok(name)) if !pattern.is_empty() => {
+            let fits = |x: &AttributeTypeAndValue, y: &AttributeTypeAndValue| {
+                same_attribute(x, y) || (x.oid == y.oid && is_any(x))
+            };
+            alike(&pattern, &name, fits) && !name.iter_rdn().any(|rdn| rdn.iter().any(is_any))
+        }
+        _ => false,
+    }
 }
 
 fn same_attribute(a: &AttributeTypeAndValue, b: &AttributeTypeAndValue) -> bool {
@@ -318,6 +354,32 @@ mod tests {
         }
         assert_eq!(name_from_text("2.5.4.3=gm1").unwrap(), name_from_text("CN=gm1").unwrap());
         assert!(name_from_text("E=a@example.net, CN=a").is_ok());
+    }
+
+    #[test]
+    fn a_star_stands_for_every_value_of_its_attribute_and_for_nothing_else() {
+        let fits = |pattern: &str, name: &str| {
+            name_fits(&name_from_text(pattern).unwrap(), &name_from_text(name).unwrap())
+        };
+        for (pattern, name) in [
+            ("CN=*, O=Example, C=DE", "CN=gm1,O=EXAMPLE,C=DE"),
+            ("CN=gm1, O=Example, C=*", "CN=gm1,O=Example,C=FR"),
+            ("CN=*+OU=West, O=Example", "OU=west+CN=gm7,O=Example"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("CN=*, O=Example", "CN=gm1,O=Other"),
+            ("CN=*, O=Example", "OU=gm1,O=Example"),
+            ("CN=*, O=Example", "CN=gm1,OU=x,O=Example"),
+            ("CN=*, O=Example", "O=Example"),
+            ("CN=gm*, O=Example", "CN=gm1,O=Example"),
+            ("CN=*, O=Example", "CN=*,O=Example"),
+        ] {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+        assert!(is_name_pattern(&name_from_text("C=*").unwrap()));
+        assert!(!is_name_pattern(&name_from_text("CN=gm*").unwrap()) && !is_name_pattern(b"x"));
     }
 
     #[test]

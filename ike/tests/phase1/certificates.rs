@@ -121,6 +121,30 @@ fn a_chain_with_an_intermediate_is_sent_and_followed_in_any_order() {
 }
 
 #[test]
+fn the_end_entity_is_found_behind_more_certificates_than_are_tried() {
+    let root = authority("Root", None);
+    let suites = [suite(DhGroup::Ecp256, Hash::Sha256, Cipher::Aes128Cbc, AuthMethod::Ecdsa256)];
+    let (gm, gcks) = (fqdn("gm1.example"), fqdn("gcks.example"));
+    let mut own = issued("gm1.example", &root, &[]);
+    // Of other parties, and of this one by an authority that nobody trusts.
+    let before = ["a.example", "b.example", "c.example", "d.example", "e.example"];
+    let stranger = authority("Stranger", None);
+    let others = before.map(|name| issued(name, &root, &[]).chain.remove(0));
+    let other = issued("gm1.example", &stranger, &[]).chain.remove(0);
+    own.chain = [&others[..], &[other], &own.chain].concat();
+    let member = towards(&suites, own, trusting(&root, Verification::Enforce), &gm, &gcks);
+    let server = towards(
+        &suites,
+        issued("gcks.example", &root, &[]),
+        trusting(&root, Verification::Enforce),
+        &gcks,
+        &gm,
+    );
+    let mut pair = Pair::run(member, server, 1);
+    assert!(pair.talks(), "{}", pair.said());
+}
+
+#[test]
 fn what_enforcement_refuses_a_rehearsal_lets_in_with_a_remark() {
     let (root, stranger) = (authority("Root", None), authority("Stranger", None));
     let suites = [suite(DhGroup::Ecp256, Hash::Sha256, Cipher::Aes128Cbc, AuthMethod::Ecdsa256)];

@@ -1,6 +1,6 @@
 //! Both sides of main mode against each other, with real crypto: every group, every hash, repetition and refusals.
 
-use super::pair::{KEY, Pair, shared, suite};
+use super::pair::{KEY, Pair, member, shared, suite};
 use ike::crypto::{AuthMethod, Cipher, DhGroup, Hash};
 use ike::identity::IdentityRule;
 use ike::phase1::Refusal;
@@ -74,4 +74,44 @@ fn a_member_refuses_a_server_of_another_name() {
         "{:?}",
         pair.refusals
     );
+}
+
+/// Message 1 with another life in its second transform, which is not the one taken: both sides go on, and only the proofs
+/// show that what was offered is not what arrived.
+fn changed_on_the_way() -> Pair {
+    let suites =
+        [Cipher::Aes256Cbc, Cipher::Aes128Cbc].map(|it| suite(DhGroup::Ecp256, Hash::Sha256, it, PSK));
+    let mut pair = Pair::strangers(member(), shared(&suites, KEY), shared(&suites, KEY));
+    let mut first = pair.sent[0].1.to_vec();
+    let life = 3600_u32.to_be_bytes();
+    let at = first.windows(4).rposition(|it| it == life).or_else(|| {
+        let short = 3600_u16.to_be_bytes();
+        first.windows(2).rposition(|it| it == short)
+    });
+    first[at.expect("a life") + 1] ^= 1;
+    let second = pair.at_server(&first);
+    let third = pair.at_member(&second[0]);
+    let fourth = pair.at_server(&third[0]);
+    pair.at_member(&fourth[0]);
+    pair
+}
+
+#[test]
+fn an_offer_changed_on_the_way_is_seen_and_the_member_is_told_at_the_third_time() {
+    let mut pair = changed_on_the_way();
+    let fifth = pair.sent.last().expect("message 5").1.clone();
+    let said: Vec<Vec<bytes::Bytes>> = (0..4).map(|_| pair.at_server(&fifth)).collect();
+    let lengths: Vec<usize> = said.iter().map(Vec::len).collect();
+    assert_eq!(lengths, [0, 0, 1, 0], "{:?}", pair.refusals);
+    assert!(pair.server_sa.is_none());
+    assert_eq!(pair.refusals[0], Refusal::Dropped("HASH_I mismatch".to_owned()));
+    assert!(
+        matches!(&pair.refusals[2], Refusal::Failed { reason, answer: Some(_) } if reason == "HASH_I mismatch")
+    );
+    pair.refusals.clear();
+    pair.at_member(&said[2][0]);
+    let [Refusal::Failed { reason, answer: None }] = &pair.refusals[..] else {
+        panic!("{:?}", pair.refusals)
+    };
+    assert!(reason.contains("AUTHENTICATION-FAILED"), "{reason}");
 }

@@ -161,6 +161,24 @@ impl Pair {
         server_policy: PeerPolicy,
         copies: usize,
     ) -> Pair {
+        let mut pair = Pair::strangers(outside, member_policy, server_policy);
+        let mut to_server: Vec<Bytes> = pair.sent.iter().map(|(_, octets)| octets.clone()).collect();
+        for _ in 0..6 {
+            let mut to_member = Vec::new();
+            for octets in to_server.drain(..) {
+                for _ in 0..copies {
+                    to_member.extend(pair.at_server(&octets));
+                }
+            }
+            for octets in to_member {
+                to_server.extend(pair.at_member(&octets));
+            }
+        }
+        pair
+    }
+
+    /// The member has sent its first message, which is the only one in `sent`, and nothing has arrived.
+    pub fn strangers(outside: SocketAddr, member_policy: PeerPolicy, server_policy: PeerPolicy) -> Pair {
         let provider = default_provider();
         let mut random = Random(provider.clone());
         let (initiator, steps) = Initiator::start(
@@ -182,18 +200,7 @@ impl Pair {
             refusals: Vec::new(),
             sent: Vec::new(),
         };
-        let mut to_server: Vec<Bytes> = pair.member_steps(Ok(steps));
-        for _ in 0..6 {
-            let mut to_member = Vec::new();
-            for octets in to_server.drain(..) {
-                for _ in 0..copies {
-                    to_member.extend(pair.at_server(&octets));
-                }
-            }
-            for octets in to_member {
-                to_server.extend(pair.at_member(&octets));
-            }
-        }
+        pair.member_steps(Ok(steps));
         pair
     }
 
@@ -208,7 +215,8 @@ impl Pair {
         if let Some(answer) = answered.and_then(|answered| answered.repeat(octets)) {
             return vec![answer];
         }
-        let steps = self.initiator.on_message(NOW, &header, octets);
+        let mut random = Random(self.provider.clone());
+        let steps = self.initiator.on_message(NOW, &header, octets, &mut random);
         if self.initiator.nat().any() && !self.floated {
             self.floated = true;
             let float = |end: SocketAddr| SocketAddr::new(end.ip(), 4500);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gcks::engine::settings::{GatewaySettings, Settings};
-use gdoi_proto::ids::CookiePair;
+use gdoi_proto::ids::{Cookie, CookiePair};
 use gdoi_proto::message::{Message, Rules};
 use gdoi_proto::payload::{Certificate, CertificateRequest, Identification, Notify, Payload};
 use gdoi_proto::registry::{Doi, ExchangeType, IdType, NotifyType};
@@ -176,9 +176,20 @@ fn main_mode_chooses_the_pre_shared_key_by_the_address() {
 
 /// INITIAL-CONTACT as a member adds it to message 5.
 fn with_initial_contact(gcks: &mut Gcks, peer: &str, opening: &Opening, id: &Identification) -> bool {
+    with_contact_about(gcks, peer, opening, id, |cookies| cookies)
+}
+
+/// The same about the SA of other cookies.
+fn with_contact_about(
+    gcks: &mut Gcks,
+    peer: &str,
+    opening: &Opening,
+    id: &Identification,
+    about: impl Fn(CookiePair) -> CookiePair,
+) -> bool {
     let mut hand = opening.keyed(gcks, at(peer));
     let hash = hand.hash(id);
-    let contact = notify::initial_contact(hand.cookies);
+    let contact = notify::initial_contact(about(hand.cookies));
     let fifth = hand.seal(&[Payload::Id(id.clone()), hash, contact]);
     gcks.tell(at(peer), &fifth);
     gcks.engine.peers().established().any(|(sa, ..)| sa.cookies == hand.cookies)
@@ -203,6 +214,12 @@ fn initial_contact_ends_the_other_sas_of_that_identity_and_no_others() {
     // Whoever cannot prove the identity ends nothing.
     let wrong = Opening { key: SecretBytes::copy(b"another pre-shared key"), ..Opening::of(4) };
     assert!(!with_initial_contact(&mut gcks, "10.1.0.1:6000", &wrong, &named("one.example")));
+    assert!(known(&gcks, one) && known(&gcks, two) && known(&gcks, elsewhere));
+
+    // Said of other cookies it ends nothing either.
+    let stale = |cookies| CookiePair { responder: Cookie([9; 8]), ..cookies };
+    let third = Opening::of(6);
+    assert!(with_contact_about(&mut gcks, "10.1.0.1:8000", &third, &named("one.example"), stale));
     assert!(known(&gcks, one) && known(&gcks, two) && known(&gcks, elsewhere));
 
     assert!(with_initial_contact(&mut gcks, "10.1.0.1:7000", &Opening::of(5), &named("one.example")));

@@ -269,7 +269,8 @@ impl Crowd {
             ExchangeType::GroupkeyPush => self.on_push(slot, &header, datagram),
             ExchangeType::MainMode => {
                 let State::Phase1(mut initiator) = self.pull_out_if(slot, State::is_phase1) else { return };
-                let result = initiator.on_message(self.clock.now(), &header, &datagram.octets);
+                let result =
+                    initiator.on_message(self.clock.now(), &header, &datagram.octets, &mut self.random);
                 self.put(slot, State::Phase1(initiator));
                 self.on_steps(slot, result);
             }

@@ -11,10 +11,10 @@ use thiserror::Error;
 
 use super::{CryptoError, Provider};
 use crate::crypto::AuthMethod;
-use crate::trust::{Calendar, PeerCertificate};
+use crate::trust::{Calendar, Limits, PeerCertificate, Trust};
 
-/// Certificates of a message tried as the end entity: peers send it first, but the order is free (RFC 4945 section
-/// 3.3.10).
+/// Certificates of a message tried as the end entity, those that bear the identity first: peers send it first, but the
+/// order is free (RFC 4945 section 3.3.10). Each costs a search for a path.
 const MAX_CANDIDATES: usize = 4;
 
 /// The private key of a certificate. It signs the phase 1 hash itself.
@@ -113,27 +113,46 @@ pub enum ProofError {
     #[error("{0}")]
     Certificate(String),
     /// The certified key did not make the signature.
-    #[error("{0}")]
-    Signature(#[from] CryptoError),
+    #[error("{error}{}", by.as_ref().map(|it| format!(" with the key of {it}")).unwrap_or_default())]
+    Signature {
+        /// What the provider said.
+        error: CryptoError,
+        /// Whose key it is.
+        by: Option<String>,
+    },
+}
+
+impl From<CryptoError> for ProofError {
+    fn from(error: CryptoError) -> ProofError {
+        ProofError::Signature { error, by: None }
+    }
 }
 
 impl ProofCheck {
     /// Chain and name first, then the signature with the key of the end entity (RFC 4945 section 3.1).
     pub(super) fn run(&self, provider: &dyn Provider) -> Result<Proved, ProofError> {
         let CertifiedKey { public_key, remark, certificate } = self.certified_key()?;
-        provider.verify_proof(self.method, &public_key, self.digest.expose(), &self.signature)?;
+        let verified = provider.verify_proof(self.method, &public_key, self.digest.expose(), &self.signature);
+        verified.map_err(|error| {
+            let by = certificate.as_ref().map(|it| it.name.to_string());
+            ProofError::Signature { error, by }
+        })?;
         Ok(Proved { remark, certificate })
     }
 
-    /// The certificate that passes without a remark, else what was said of the first.
+    /// The certificate that passes without a remark, else what was said of the likeliest.
     fn certified_key(&self) -> Result<CertifiedKey, ProofError> {
         let mut first = Err("the peer sent no certificate".to_owned());
-        for candidate in 0..self.chain.len().min(MAX_CANDIDATES) {
+        // Where there are more than may come at all, the check says so without reading one.
+        let few = self.chain.len() <= Limits::default().certificates;
+        let mut order: Vec<usize> = (0..self.chain.len()).collect();
+        order.sort_by_key(|at| !(few && self.chain.get(*at).is_some_and(|it| Trust::bears(it, &self.id))));
+        for (tried, at) in order.into_iter().take(MAX_CANDIDATES).enumerate() {
             let mut chain = self.chain.clone();
-            chain.rotate_left(candidate);
+            chain.rotate_left(at);
             match self.trust.check(&chain, &self.id, self.unix_seconds) {
                 Ok(key) if key.remark.is_none() => return Ok(key),
-                other if candidate == 0 => first = other,
+                other if tried == 0 => first = other,
                 _ => {}
             }
         }

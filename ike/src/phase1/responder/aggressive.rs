@@ -15,7 +15,7 @@ use super::super::auth::{Proof, Proving};
 use super::super::messages::{self, Extras, Heard};
 use super::super::nat::{Behind, Ends};
 use super::super::{Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VerifyContext, proposal};
-use super::{Answered, Claim, MAX_OFFER, Responder, State, is_first, read};
+use super::{Answered, Claim, MAX_OFFER, Responder, State, Unproved, is_first, read};
 use crate::crypto::provider::{Job, Proved};
 use crate::io::{Entropy, Instant, Now};
 use crate::retransmit::{Attempt, Retransmit, Schedule};
@@ -157,20 +157,26 @@ impl Responder {
         ends: Ends,
         header: &Header,
         octets: &[u8],
+        entropy: &mut dyn Entropy,
     ) -> Result<Vec<Step>, Refusal> {
         let State::AwaitThird { proof, id } = &self.state else {
             return Err(Refusal::dropped("no message 3 is due"));
         };
-        let checked = proof.open(&proof.first_iv, header, octets).and_then(|(mut heard, last_block)| {
+        let opened = proof.open(&proof.first_iv, header, octets).map_err(Unproved::from);
+        let checked = opened.and_then(|(mut heard, last_block)| {
             let Some(presented) = heard.proof(self.suite.method) else {
-                return Err(proof.garbage("no proof"));
+                return Err(proof.garbage("no proof").into());
             };
             let chain = std::mem::take(&mut heard.certificates);
             let context = VerifyContext { side: Role::Initiator, id, chain, now };
             let found = self.examined(ends, &heard.nat_d);
-            Ok((proof.check(&self.credential, presented, context)?, last_block, found))
+            match proof.check(&self.credential, presented, context) {
+                Ok(job) => Ok((job, last_block, found)),
+                Err(refusal) => Err(Unproved { refusal, read: Some((id.clone(), last_block)) }),
+            }
         });
-        let (job, last_block, nat) = checked.map_err(|refusal| self.count_failure(refusal))?;
+        let (job, last_block, nat) =
+            checked.map_err(|unproved| self.count_failure(now, unproved, entropy))?;
         let State::AwaitThird { proof, id } = std::mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::dropped("no message 3 is due"));
         };

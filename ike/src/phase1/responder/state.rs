@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use gdoi_proto::payload::{Identification, Sa};
 
-use super::super::NONCE_LEN;
 use super::super::auth::Proof;
+use super::super::{NONCE_LEN, Refusal};
 use crate::crypto::provider::Proved;
 
 /// What message 5 said besides its proof.
@@ -13,6 +13,19 @@ pub(super) struct Claim {
     pub(super) initial_contact: bool,
     pub(super) question: Bytes,
     pub(super) last_block: [u8; 16],
+}
+
+/// A message that proved nothing.
+pub(super) struct Unproved {
+    pub(super) refusal: Refusal,
+    /// Who sent it, and its last ciphertext block, where it was sealed with the right keys.
+    pub(super) read: Option<(Identification, [u8; 16])>,
+}
+
+impl From<Refusal> for Unproved {
+    fn from(refusal: Refusal) -> Unproved {
+        Unproved { refusal, read: None }
+    }
 }
 
 /// What is known in each state, and nothing else.
