@@ -1,6 +1,7 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
 mod certificates;
+mod confine;
 mod crowd;
 mod gateways;
 mod hostile_server;
