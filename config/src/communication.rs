@@ -304,6 +304,35 @@ fn read_delays(table: &Table<'_>, span: u32) -> (u16, u16) {
         Some(stated) => stated,
         None => activation + 15,
     };
+    warn_of_early_end(table, activation, deactivation, u64::from(span));
     let seconds = |value: u64| u16::try_from(value).unwrap_or(u16::MAX);
     (seconds(activation), seconds(deactivation))
+}
+
+/// Who is reached by the last copy only sends under the old TEK until ATD after it, when who got the first may have dropped it.
+/// A file that says nothing of times and copies has the given defaults and is not warned.
+fn warn_of_early_end(table: &Table<'_>, activation: u64, deactivation: u64, span: u64) {
+    let needed = activation + span;
+    let named = [
+        "deactivation-time-delay",
+        "activation-time-delay",
+        "number-of-retransmission",
+        "retransmission-period",
+    ];
+    let Some(stated) = named.into_iter().find(|name| table.states(name)) else { return };
+    if deactivation >= needed {
+        return;
+    }
+    let whose = if stated == "deactivation-time-delay" { "" } else { "deactivation-time-delay: " };
+    let hint = match needed {
+        ..=3600 => format!("deactivation-time-delay = {needed} or more, or packets are lost in between"),
+        _ => "fewer or faster copies, or a shorter activation-time-delay".to_owned(),
+    };
+    table.report().warning(
+        &table.place_of(stated),
+        format!(
+            "{whose}{deactivation} s end before the member of the last copy ({span} s) leaves the old TEK: ATD {activation} s + {span} s = {needed} s"
+        ),
+        hint,
+    );
 }

@@ -52,8 +52,8 @@ fn the_sample_of_the_key_server_loads_without_a_warning() {
     assert_eq!(communication.signature_key_bits, 256);
     assert_eq!(communication.signature_hash, SignatureHash::Sha256);
     assert_eq!(communication.acknowledgement, Acknowledgement::Required);
-    assert_eq!((communication.activation_delay_seconds, communication.deactivation_delay_seconds), (30, 45));
-    assert_eq!((communication.rekey_span_seconds(), communication.rekey_margin_kek_seconds), (80, 360));
+    assert_eq!((communication.activation_delay_seconds, communication.deactivation_delay_seconds), (30, 50));
+    assert_eq!((communication.rekey_span_seconds(), communication.rekey_margin_kek_seconds), (85, 360));
     let sa = &group.sas[0];
     assert_eq!(sa.cipher, TekCipher::AesGcm { key_octets: 32, icv_octets: 16 });
     assert_eq!((sa.encapsulation, sa.rekey_margin_seconds), (Encapsulation::Tunnel, 360));

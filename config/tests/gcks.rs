@@ -493,8 +493,45 @@ fn communication_is_checked_against_itself() {
     assert_eq!(
         warnings(&short),
         [
-            "22:1: group.G.server-member-communication.activation-time-delay: 10 s end before the last copy of a push at 20 s (at least 20 s, or members reached only by the last copy miss packets)"
+            "22:1: group.G.server-member-communication.activation-time-delay: 10 s end before the last copy of a push at 20 s (at least 20 s, or members reached only by the last copy miss packets)",
+            "22:1: group.G.server-member-communication.activation-time-delay: deactivation-time-delay: 25 s end before the member of the last copy (20 s) leaves the old TEK: ATD 10 s + 20 s = 30 s (deactivation-time-delay = 30 or more, or packets are lost in between)"
         ]
+    );
+}
+
+#[test]
+fn an_old_tek_that_ends_before_the_member_of_the_last_copy_leaves_it_is_warned_of() {
+    let said = |lines: &str| {
+        let signature = "signature = \"ecdsa-256\"";
+        warnings(&change(GOOD, signature, &format!("{signature}\n{lines}")))
+    };
+    // ATD 30 s by default, copies go out until 20 s.
+    assert_eq!(
+        said("deactivation-time-delay = 49"),
+        [
+            "22:1: group.G.server-member-communication.deactivation-time-delay: 49 s end before the member of the last copy (20 s) leaves the old TEK: ATD 30 s + 20 s = 50 s (deactivation-time-delay = 50 or more, or packets are lost in between)"
+        ]
+    );
+    assert_eq!(said("deactivation-time-delay = 50"), [""; 0]);
+    // The default of DTD does not grow with the copies.
+    assert_eq!(
+        said("number-of-retransmission = 10"),
+        [
+            "22:1: group.G.server-member-communication.number-of-retransmission: deactivation-time-delay: 125 s end before the member of the last copy (100 s) leaves the old TEK: ATD 110 s + 100 s = 210 s (deactivation-time-delay = 210 or more, or packets are lost in between)"
+        ]
+    );
+    assert_eq!(said("number-of-retransmission = 1"), [""; 0]);
+    let long = "number-of-retransmission = 60\nretransmission-period = 60\nactivation-time-delay = 900\nlifetime-seconds = 90000";
+    let long = warnings(&change(
+        &change(GOOD, "signature = \"ecdsa-256\"", &format!("signature = \"ecdsa-256\"\n{long}")),
+        "encryption-algorithm = \"aes-256-gcm\"",
+        "encryption-algorithm = \"aes-256-gcm\"\nlifetime-seconds = 90000",
+    ));
+    assert!(
+        long.iter()
+            .any(|line| line
+                .ends_with("= 4500 s (fewer or faster copies, or a shorter activation-time-delay)")),
+        "{long:?}"
     );
 }
 
