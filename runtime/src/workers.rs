@@ -17,7 +17,8 @@ pub struct Workers {
 
 impl Workers {
     /// Starts `threads` threads, or one per core when none are named, and hands back where results arrive. Neither
-    /// queue has a limit: an engine's own limits bound the jobs under way.
+    /// queue has a limit: what an engine asks for is bounded by its own tables, for the key server by the half-open
+    /// negotiations (one job each) and, in aggressive mode, by the first messages it works on in a second.
     ///
     /// # Errors
     /// When a thread cannot be started.

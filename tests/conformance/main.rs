@@ -3,6 +3,7 @@
 mod captures;
 mod expected;
 mod live;
+mod machines;
 mod observer;
 mod phase1;
 mod pull_push;

@@ -29,7 +29,7 @@ const FILES: [&str; 7] = [
     "phase1-aggr-psk-modp14-aes128-sha256",
 ];
 
-fn suite(vector: &Value) -> Suite {
+pub fn suite(vector: &Value) -> Suite {
     let negotiated = &vector["negotiated"];
     let number = |field: &str| u16::try_from(negotiated[field].as_u64().expect("a number")).expect("16 bits");
     Suite {
@@ -40,7 +40,7 @@ fn suite(vector: &Value) -> Suite {
     }
 }
 
-fn identity(body: &[u8]) -> Identification {
+pub fn identity(body: &[u8]) -> Identification {
     let chain = [&[0, 0], &((body.len() + 4) as u16).to_be_bytes()[..], body].concat();
     let decoded = Chain::decode(PayloadType::Id, &chain, Rules::PHASE1_OPENED).expect("an ID");
     match decoded.payloads.into_iter().next().expect("one payload").payload {

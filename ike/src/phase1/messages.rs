@@ -23,7 +23,7 @@ use crate::crypto::{AuthMethod, Suite};
 use crate::fragment::is_announcement;
 use crate::trust::wrapped_certificates;
 
-/// Certificate encoding of X.509 for signatures, the only one sent and taken (RFC 2408 section 3.9).
+/// Certificate encoding of X.509 for signatures, the only one sent (RFC 2408 section 3.9).
 const X509_SIGNATURE: u8 = 4;
 /// CERT and CERTREQ encoding: X.509 certificates in PKCS#7. Read, never sent (RFC 4945 section 3.3.10).
 const PKCS7_WRAPPED: u8 = 1;

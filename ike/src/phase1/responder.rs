@@ -47,7 +47,7 @@ use state::{Claim, State, Unproved};
 const MAX_FAILURES: u32 = 3;
 /// Longest first message: SAi_b must be stored.
 pub const MAX_OFFER: usize = 4096;
-/// Longest first message with `large-offers`.
+/// Longest first message with `large-offers`, in main mode: aggressive mode never takes more than [`MAX_OFFER`].
 pub const MAX_LARGE_OFFER: usize = 16 * 1024;
 
 /// A phase 1 a peer started.
