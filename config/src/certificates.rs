@@ -107,6 +107,7 @@ fn read_pem<E: std::fmt::Display>(
     sections: Sections<E>,
 ) -> Option<Vec<Vec<u8>>> {
     let path = report.directory().join(item.filled_text(report)?);
+    report.reads(&path);
     let named = path.display();
     match read_file(&path).and_then(|text| sections(&text).map_err(|error| format!("{named}: {error}"))) {
         Ok(sections) => Some(sections),

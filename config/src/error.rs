@@ -1,6 +1,7 @@
 //! What is wrong with a file, where, and what would be right. Nothing here ever holds a secret.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub struct Loaded<T> {
     pub warnings: Vec<Warning>,
     /// For `--check` only: defaults that this build does not act on yet.
     pub notices: Vec<String>,
+    /// Files that were read beside the configuration itself.
+    pub files: Vec<PathBuf>,
 }
 
 impl Problem {
@@ -140,6 +143,7 @@ pub struct Report<'a> {
     problems: RefCell<Vec<Problem>>,
     warnings: RefCell<Vec<Warning>>,
     notices: RefCell<Vec<String>>,
+    files: RefCell<BTreeSet<PathBuf>>,
     /// `approved-only`.
     approved_only: Cell<bool>,
 }
@@ -153,6 +157,7 @@ impl<'a> Report<'a> {
             problems: RefCell::default(),
             warnings: RefCell::default(),
             notices: RefCell::default(),
+            files: RefCell::default(),
             approved_only: Cell::default(),
         }
     }
@@ -237,6 +242,11 @@ impl<'a> Report<'a> {
         self.notices.borrow_mut().push(text.to_owned());
     }
 
+    /// Notes a file that is read.
+    pub fn reads(&self, path: &Path) {
+        self.files.borrow_mut().insert(path.to_owned());
+    }
+
     /// The configuration when nothing is wrong.
     ///
     /// # Errors
@@ -250,7 +260,8 @@ impl<'a> Report<'a> {
         warnings.dedup();
         match config {
             Some(config) if problems.is_empty() => {
-                Ok(Loaded { config, warnings, notices: self.notices.into_inner() })
+                let files = self.files.into_inner().into_iter().collect();
+                Ok(Loaded { config, warnings, notices: self.notices.into_inner(), files })
             }
             _ => Err(Errors(problems)),
         }

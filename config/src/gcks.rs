@@ -37,8 +37,12 @@ pub struct Server {
     pub nat_traversal: bool,
     /// UDP addresses for NAT traversal, default port 4500.
     pub nat_traversal_listen: Vec<SocketAddr>,
+    /// Account the daemon has of its own once its sockets are open; empty: it stays who started it.
+    pub user: String,
     /// Directory of the embedded database, default `/var/lib/gcks`.
     pub state_directory: PathBuf,
+    /// Backups go below it, default `backup` in the state directory.
+    pub backup_directory: PathBuf,
     /// Seals the secrets in the database, at least 32 octets; none: they are not sealed.
     pub state_key: Option<StateKey>,
     /// Default `/run/gcks/observe.sock`.
@@ -118,11 +122,15 @@ fn read_server(root: &Table<'_>) -> Server {
             format!("1-{half_open_limit}"),
         );
     }
+    let state_directory = common::read_path(table, "state-directory", "/var/lib/gcks");
+    let backup = table.get("backup-directory").and_then(|item| item.filled_text(report).map(PathBuf::from));
     let server = Server {
         listen,
         nat_traversal,
         nat_traversal_listen,
-        state_directory: common::read_path(table, "state-directory", "/var/lib/gcks"),
+        user: table.text("user", ""),
+        backup_directory: backup.unwrap_or_else(|| state_directory.join("backup")),
+        state_directory,
         state_key,
         observe_socket: common::read_path(table, "observe-socket", "/run/gcks/observe.sock"),
         control_socket: common::read_path(table, "control-socket", "/run/gcks/control.sock"),

@@ -31,6 +31,15 @@ pub enum Source {
 }
 
 impl Source {
+    /// The file it is in.
+    fn path(&self, environment: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+        match self {
+            Source::File(path) => Some(path.clone()),
+            Source::Environment(_) => None,
+            Source::Credential(name) => Some(Path::new(&environment("CREDENTIALS_DIRECTORY")?).join(name)),
+        }
+    }
+
     /// Reads a secret of text: as [`Source::read`], without one trailing newline, never empty.
     ///
     /// # Errors
@@ -135,6 +144,9 @@ fn read_with<'t>(
     };
     let source = source(report.directory(), named.filled_text(report)?);
     let hexadecimal = hexadecimal?;
+    if let Some(path) = source.path(environment) {
+        report.reads(&path);
+    }
     match source.read(environment).and_then(|secret| decode(secret, hexadecimal)) {
         Ok(secret) => Some(secret),
         Err((what, hint)) => {

@@ -25,6 +25,7 @@ use ctl::plan::Plan;
 use ike::crypto::provider::{Random, default_provider};
 use ike::io::{Datagram, Instant, JobResult, Machine};
 use runtime::clock::Clock;
+use runtime::confine::{Account, ConfineError, Confined};
 use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
@@ -37,6 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::audit::statements::Statements;
 use crate::audit::{self, Audit};
+use crate::confine;
 use crate::convert;
 use crate::engine::io::{Command, Input, Outcome, Output};
 use crate::engine::settings::Settings;
@@ -44,7 +46,7 @@ use crate::engine::{KeyServer, RestoreError};
 use crate::inbox::Inbox;
 use crate::keeper::Keeper;
 use crate::reload;
-use crate::store::embedded::Embedded;
+use crate::store::embedded::{Embedded, private_to};
 use crate::store::gate::Gate;
 use crate::store::writer::{Report, Writer};
 use crate::store::{Store, StoreError};
@@ -66,6 +68,8 @@ const FAREWELL: Duration = Duration::from_millis(50);
 pub struct Options {
     /// The configuration file, read again on SIGHUP.
     pub path: PathBuf,
+    /// The files it names.
+    pub files: Vec<PathBuf>,
     /// `--lab`: lifetimes down to 20 s, and `show_keys`.
     pub lab: bool,
     /// `--show-keys`: key octets on the control socket.
@@ -90,6 +94,9 @@ pub enum StartError {
     /// A local socket cannot be opened.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The daemon cannot give up what it should not have.
+    #[error("giving up privileges: {0}")]
+    Confine(#[from] ConfineError),
     /// The system refuses a thread or a signal.
     #[error("{what}: {source}")]
     System {
@@ -113,6 +120,7 @@ impl StartError {
             | StartError::Lock(_)
             | StartError::Bind(_)
             | StartError::Local(_)
+            | StartError::Confine(_)
             | StartError::System { .. }
             | StartError::WriterEnded => 3,
         }
@@ -124,33 +132,63 @@ impl StartError {
 /// # Errors
 /// [`StartError`]; [`StartError::exit_code`] is for the caller of the process.
 pub fn run(config: &Gcks, options: Options) -> Result<(), StartError> {
+    let opened = Opened::open(&config.server, &options)?;
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|source| StartError::System { what: "tokio cannot be started", source })?;
-    let result = tokio.block_on(serve(config, options));
+    let result = tokio.block_on(serve(config, options, opened));
     tokio.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
+/// What needs the rights of whoever started the daemon, or must be there before its first thread.
+struct Opened {
+    lock: StateLock,
+    sockets: Sockets,
+    /// Why there is no NAT traversal.
+    taken: Option<BindError>,
+    control: LocalSocket,
+    observe: LocalSocket,
+    confined: Confined,
+}
+
+impl Opened {
+    /// Opens it, and gives up all rights that are needed no more.
+    fn open(server: &config::Server, options: &Options) -> Result<Opened, StartError> {
+        let account = Account::to_become(&server.user)?;
+        let made = |path: &Path| {
+            confine::private_directory(path, account.as_ref())
+                .map_err(|source| LockError::System { path: path.to_owned(), source })
+        };
+        made(&server.state_directory)?;
+        let uid = account.as_ref().map_or_else(|| rustix::process::geteuid().as_raw(), |it| it.owner().0);
+        private_to(&server.state_directory, 0o700, uid)?;
+        let lock = StateLock::take_for(&server.state_directory, account.as_ref().map(Account::owner))?;
+        let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
+        let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
+        let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
+        let control = bind(&server.control_socket, runtime::control::MODE, "")?;
+        let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
+        let read: Vec<PathBuf> = options.files.iter().chain([&options.path]).cloned().collect();
+        let confined = confine::of_server(server, account, &read)?;
+        Ok(Opened { lock, sockets, taken, control, observe, confined })
+    }
+}
+
+async fn serve(config: &Gcks, options: Options, opened: Opened) -> Result<(), StartError> {
     let server = &config.server;
     // Taken first: a signal during the start ends the daemon in order too.
     let mut system =
         Signals::listen().map_err(|source| StartError::System { what: "signals cannot be taken", source })?;
     let (signal, signals) = mpsc::channel(4);
     tokio::spawn(async move { while signal.send(system.next().await).await.is_ok() {} });
-    let _lock = StateLock::take(&server.state_directory)?;
+    let Opened { lock: _lock, sockets, taken, control, observe, confined } = opened;
     let store = {
         let key = server.state_key.as_ref().map(|key| &key.0);
         Embedded::open(&server.state_directory, key)?
     };
-    let floating = if server.nat_traversal { &server.nat_traversal_listen[..] } else { &[] };
-    let (sockets, taken) = Sockets::bind_with_nat_traversal(&server.listen, floating)?;
-    let bind = |path, mode, group| LocalSocket::bind(path, mode, group);
-    let control = bind(&server.control_socket, runtime::control::MODE, "")?;
-    let observe = bind(&server.observe_socket, runtime::observe::MODE, &server.socket_group)?;
     let hub = Hub::new();
     let (sender, asked) = mpsc::channel(ASKED);
     let nat_bound = !sockets.nat_traversal().is_empty();
@@ -167,7 +205,9 @@ async fn serve(config: &Gcks, options: Options) -> Result<(), StartError> {
     daemon.audit = Some(audit);
     let tell = Arc::new(move |event: &Event| teller.publish(runtime::clock::unix_seconds(), event));
     let state_key = server.state_key.as_ref().map(|key| key.0.clone());
-    daemon.keeper = Some(Keeper::new(server.state_directory.clone(), state_key, tell));
+    daemon.keeper =
+        Some(Keeper::new(server.state_directory.clone(), server.backup_directory.clone(), state_key, tell));
+    daemon.confined = Some(confined);
     daemon.started = Some((server.clone(), nat_bound));
     if let Some(error) = taken {
         daemon.publish(&Event::NatTraversalOff { reason: error.to_string() });
@@ -224,6 +264,8 @@ struct Daemon {
     keeper: Option<Keeper>,
     /// Closed when all else is gone.
     audit: Option<Audit>,
+    /// What the process gave up; none in tests.
+    confined: Option<Confined>,
 }
 
 impl Daemon {
@@ -272,6 +314,7 @@ impl Daemon {
             options,
             keeper: None,
             audit: None,
+            confined: None,
         };
         for address in daemon.sockets.addresses() {
             daemon.publish(&Event::Listening { address: address.to_string() });
@@ -467,9 +510,18 @@ impl Daemon {
         }
     }
 
+    /// Reads a configuration. What cannot be read any more is explained.
+    fn read(&self, path: &Path) -> Result<Gcks, String> {
+        let read = reload::read(path, config::Options { lab: self.options.lab });
+        read.map_err(|reason| match &self.confined {
+            Some(confined) => confined.explained(reason),
+            None => reason,
+        })
+    }
+
     /// Reads a file whole and says what it changes, or changes it. A file that is not good changes nothing.
     fn change(&mut self, path: &Path, apply: bool) -> Result<Plan, String> {
-        let config = reload::read(path, config::Options { lab: self.options.lab })?;
+        let config = self.read(path)?;
         let nat_bound = self.started.as_ref().is_some_and(|(_, nat_bound)| *nat_bound);
         let settings = convert::settings(&config, nat_bound);
         let mut plan = self.engine.plan(self.clock.now(), &settings);
@@ -602,9 +654,8 @@ impl Daemon {
                 keeper.backup(PathBuf::from(file), time, reply);
             }
             Request::StateReseal => {
-                let options = config::Options { lab: self.options.lab };
-                let key = match config::load_gcks(&self.options.path, options) {
-                    Ok(loaded) => loaded.config.server.state_key,
+                let key = match self.read(&self.options.path) {
+                    Ok(config) => config.server.state_key,
                     Err(errors) => {
                         return refuse(reply, &format!("the configuration cannot be used: {errors}"));
                     }
@@ -728,7 +779,7 @@ destination = "10.0.0.0/8"
             let sockets = Sockets::bind(&[runtime::udp::Listen { address, marker: false }]).unwrap();
             let hub = Hub::new();
             let lines = hub.subscribe();
-            let options = Options { path, lab: false, show_keys: false };
+            let options = Options { path, files: Vec::new(), lab: false, show_keys: false };
             let (daemon, mut inlets) =
                 Daemon::start(convert::settings(&config, false), options, store, sockets, hub).unwrap();
             let (signals, taken) = mpsc::channel(4);

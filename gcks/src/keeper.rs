@@ -1,7 +1,7 @@
 //! Requests about the stored state. Reading it takes time, so it is done beside the loop, on another connection to the
 //! database; sealing is done by the thread that writes.
 
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ctl::control::Reply;
@@ -17,6 +17,12 @@ use crate::store::writer::Writer;
 /// Records in one answer at most; the files have all.
 const RECORDS: usize = 10_000;
 
+/// True for a name below `directory` that leads nowhere else.
+fn below(path: &Path, directory: &Path) -> bool {
+    let up = path.components().any(|part| part == Component::ParentDir);
+    path != directory && path.starts_with(directory) && !up
+}
+
 /// Where an event goes, from any thread.
 pub type Tell = Arc<dyn Fn(&Event) + Send + Sync>;
 
@@ -24,14 +30,16 @@ pub type Tell = Arc<dyn Fn(&Event) + Send + Sync>;
 #[derive(Clone)]
 pub struct Keeper {
     directory: PathBuf,
+    /// Backups go below it.
+    backups: PathBuf,
     state_key: Arc<Mutex<Option<SecretBytes>>>,
     tell: Tell,
 }
 
 impl Keeper {
     /// Of an open state.
-    pub fn new(directory: PathBuf, state_key: Option<SecretBytes>, tell: Tell) -> Keeper {
-        Keeper { directory, state_key: Arc::new(Mutex::new(state_key)), tell }
+    pub fn new(directory: PathBuf, backups: PathBuf, state_key: Option<SecretBytes>, tell: Tell) -> Keeper {
+        Keeper { directory, backups, state_key: Arc::new(Mutex::new(state_key)), tell }
     }
 
     fn state_key(&self) -> Option<SecretBytes> {
@@ -72,6 +80,11 @@ impl Keeper {
         self.beside(reply, move |keeper| {
             if !to.is_absolute() {
                 let reason = "name the file with its whole path".to_owned();
+                return Err(StoreError::Refused { path: to, reason });
+            }
+            if !below(&to, &keeper.backups) {
+                let below = keeper.backups.display();
+                let reason = format!("backups go below {below}, see backup-directory in [server]");
                 return Err(StoreError::Refused { path: to, reason });
             }
             let copied = offline::backup(&keeper.directory, keeper.state_key().as_ref(), &to, &time)?;

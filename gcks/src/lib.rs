@@ -5,6 +5,8 @@
 #[cfg(feature = "daemon")]
 pub mod audit;
 #[cfg(feature = "daemon")]
+pub mod confine;
+#[cfg(feature = "daemon")]
 pub mod convert;
 #[cfg(feature = "daemon")]
 pub mod daemon;

@@ -44,6 +44,8 @@ struct Arguments {
 
 /// Exit code of a configuration that cannot be used.
 const CONFIGURATION: u8 = 1;
+/// Exit code of a daemon that cannot start.
+const CANNOT_START: u8 = 3;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -59,6 +61,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let config = loaded.config;
+    if (arguments.verify_state || arguments.restore.is_some())
+        && let Err(error) = state::become_owner(&config.server)
+    {
+        eprintln!("gcksd: {error}");
+        return ExitCode::from(CANNOT_START);
+    }
     if arguments.verify_state {
         return ended(state::verify(&config).map(|text| println!("{text}")));
     }
@@ -74,8 +82,12 @@ fn main() -> ExitCode {
     for notice in &loaded.notices {
         tracing::info!(target: "configuration", "{notice}");
     }
-    let options =
-        daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
+    let options = daemon::Options {
+        path: arguments.config,
+        files: loaded.files,
+        lab: arguments.lab,
+        show_keys: arguments.show_keys,
+    };
     match daemon::run(&config, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

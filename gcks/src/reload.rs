@@ -30,6 +30,9 @@ pub fn restart(old: &Server, new: &Server) -> Vec<String> {
     compare("nat-traversal", nat, format!("{} at {:?}", new.nat_traversal, new.nat_traversal_listen));
     let (state, moved) = (&new.state_directory, old.state_directory != new.state_directory);
     compare("state-directory", moved, format!("{state:?}"));
+    compare("user", old.user != new.user, format!("{:?}", new.user));
+    let (backup, moved) = (&new.backup_directory, old.backup_directory != new.backup_directory);
+    compare("backup-directory", moved, format!("{backup:?}"));
     let moved = old.control_socket != new.control_socket;
     compare("control-socket", moved, format!("{:?}", new.control_socket));
     let moved = old.observe_socket != new.observe_socket;

@@ -3,12 +3,14 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 
-use config::Gcks;
+use config::{Gcks, Server};
 use ike::crypto::provider::{Random, default_provider};
 use runtime::clock::Clock;
+use runtime::confine::{Account, ConfineError};
 use runtime::lock::{LockError, StateLock};
 use thiserror::Error;
 
+use crate::confine;
 use crate::convert;
 use crate::engine::durable::Row;
 use crate::engine::{KeyServer, RestoreError, without_keys};
@@ -51,6 +53,17 @@ impl StateError {
             | StateError::Terminal(_) => 3,
         }
     }
+}
+
+/// Becomes the user of the daemon, so that no file of the state ever belongs to another.
+///
+/// # Errors
+/// When that user does not exist, or this process may not become it.
+pub fn become_owner(server: &Server) -> Result<(), ConfineError> {
+    let Some(account) = Account::to_become(&server.user)? else { return Ok(()) };
+    confine::private_directory(&server.state_directory, Some(&account))
+        .map_err(|source| ConfineError::System { what: "root", source })?;
+    account.become_it()
 }
 
 /// Reads every record as a start would; what was found.

@@ -140,13 +140,13 @@ fn after_a_restore_no_key_number_or_sender_id_of_before_is_used() {
         let daemon = site.start(&["--show-keys"]);
         let mut member = Member::new(daemon.address());
         member.register();
-        let copy = site.path("backup");
+        let copy = site.path("state/backup/one");
         let text = backup(&daemon, &copy);
         assert!(text.contains("1 member"), "{text}");
         let again = Request::StateBackup { file: copy.to_str().unwrap().to_owned() };
         assert!(refused(&daemon, &again).contains("never overwrites"));
         assert_eq!(
-            finds(site.root(), &secrets(&daemon.snapshot())),
+            finds(copy.parent().unwrap(), &secrets(&daemon.snapshot())),
             !sealed,
             "a backup is sealed as its state is"
         );
@@ -190,7 +190,7 @@ fn a_backup_is_never_run_and_a_broken_one_never_restored() {
     let site = Site::new();
     let daemon = site.start(&[]);
     Member::new(daemon.address()).register();
-    let copy = site.path("backup");
+    let copy = site.path("state/backup/one");
     backup(&daemon, &copy);
     assert_eq!(daemon.stop().0, Some(0));
     let (state, good) = (site.path("state/state.sqlite"), std::fs::read(&copy).unwrap());
@@ -234,7 +234,7 @@ fn a_backup_is_never_run_and_a_broken_one_never_restored() {
 fn an_interrupted_restore_refuses_the_start_until_it_is_done_again() {
     let site = Site::new();
     let daemon = site.start(&[]);
-    let copy = site.path("backup");
+    let copy = site.path("state/backup/one");
     backup(&daemon, &copy);
     daemon.kill();
     std::fs::write(site.path("state/restore-pending"), "").unwrap();

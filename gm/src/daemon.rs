@@ -22,6 +22,7 @@ use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Random, default_provider};
 use ike::io::{Datagram, Instant, JobResult, Machine};
 use runtime::clock::Clock;
+use runtime::confine::Confined;
 use runtime::control::Asked;
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
@@ -58,6 +59,8 @@ pub struct Options {
     pub lab: bool,
     /// `--show-keys`: key octets on the control socket.
     pub show_keys: bool,
+    /// What the process gave up; none in tests.
+    pub confined: Option<Confined>,
 }
 
 /// Why the daemon does not run. The exit code is 3 for all of them.
@@ -414,7 +417,11 @@ impl Daemon {
 
     /// Reads a file whole and uses it. A file that is not good, or that only a restart takes whole, changes nothing.
     fn change(&mut self, path: &Path) -> Result<String, String> {
-        let config = reload::read(path, config::Options { lab: self.options.lab })?;
+        let read = reload::read(path, config::Options { lab: self.options.lab });
+        let config = read.map_err(|reason| match &self.options.confined {
+            Some(confined) => confined.explained(reason),
+            None => reason,
+        })?;
         let needs = self.config.as_ref().map(|old| reload::restart(old, &config)).unwrap_or_default();
         if !needs.is_empty() {
             let differ = needs.join(", ");
@@ -515,7 +522,8 @@ mod tests {
         let vpn = VpnSettings { name: "v".to_owned(), group: GroupId::number(1), ..VpnSettings::default() };
         let gateway = crate::engine::settings::GatewaySettings::default();
         let settings = Settings { gateways: vec![gateway], vpns: vec![vpn], ..Settings::default() };
-        let options = Options { path: PathBuf::from("/nonexistent/gm.toml"), lab: false, show_keys: false };
+        let path = PathBuf::from("/nonexistent/gm.toml");
+        let options = Options { path, lab: false, show_keys: false, confined: None };
         let (daemon, mut inlets) =
             Daemon::start(settings, options, Box::new(Recorder::new()), sockets, hub).unwrap();
         let (signals, taken) = mpsc::channel(4);

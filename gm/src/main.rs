@@ -80,12 +80,20 @@ fn main() -> ExitCode {
         tracing::info!(target: "configuration", "{notice}");
     }
     // Before the first thread, which would keep what is given up here.
-    if let Err(error) = confine::confine(!config.member.socket_group.is_empty()) {
-        eprintln!("gmd: cannot start: giving up privileges: {error}");
-        return ExitCode::from(CANNOT_START);
-    }
-    let options =
-        daemon::Options { path: arguments.config, lab: arguments.lab, show_keys: arguments.show_keys };
+    let confined = match confine::of_member(&config, &arguments.config, &loaded.files) {
+        Ok(confined) => confined,
+        Err(error) => {
+            eprintln!("gmd: cannot start: giving up privileges: {error}");
+            return ExitCode::from(CANNOT_START);
+        }
+    };
+    tracing::info!(target: "confinement", "{}", confined.said());
+    let options = daemon::Options {
+        path: arguments.config,
+        lab: arguments.lab,
+        show_keys: arguments.show_keys,
+        confined: Some(confined),
+    };
     match daemon::run(&config, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

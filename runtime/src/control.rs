@@ -51,6 +51,10 @@ pub(crate) async fn ask(loop_: &mpsc::Sender<Asked>, request: Request, operator:
 /// Serves the socket until the task is aborted; requests go to `asked`. The socket's file goes with the task.
 pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let socket = match socket.listen() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::error!(target: "gdoi", "a local socket takes no visitors: {error}"),
+        };
         let room = std::sync::Arc::new(Semaphore::new(CLIENTS));
         // Visitors end with this task.
         let mut visitors = tokio::task::JoinSet::new();

@@ -9,10 +9,12 @@
 //!
 //! Where to look: [`clock`] the only reader of the time, [`udp`] the sockets, [`workers`] asymmetric crypto on all
 //! cores, [`hub`] events to everyone who listens, [`log`] their lines, [`control`] and [`observe`] the local sockets
-//! ([`local`] binds them), [`signals`] what the system wants, [`lock`] one daemon per state directory.
+//! ([`local`] binds them), [`signals`] what the system wants, [`lock`] one daemon per state directory,
+//! [`confine`] what they give up.
 #![forbid(unsafe_code)]
 
 pub mod clock;
+pub mod confine;
 pub mod control;
 pub mod hub;
 pub mod local;

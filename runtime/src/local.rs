@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -34,16 +34,27 @@ pub enum LocalError {
     },
 }
 
-/// A listening Unix socket. Its file is removed on drop.
+/// A bound Unix socket. Its file is removed on drop.
 #[derive(Debug)]
 pub struct LocalSocket {
+    listener: BlockingListener,
+    place: Place,
+}
+
+/// The file of a socket.
+#[derive(Debug)]
+struct Place(PathBuf);
+
+/// A socket that takes visitors. Its file is removed on drop.
+#[derive(Debug)]
+pub(crate) struct Listening {
     listener: UnixListener,
-    path: PathBuf,
+    _place: Place,
 }
 
 impl LocalSocket {
     /// Opens `path` with `mode`, owned by `group` when one is named (not empty). A missing directory is made, mode 0755.
-    /// The file a dead daemon left is replaced. Must run within a tokio runtime.
+    /// The file a dead daemon left is replaced.
     ///
     /// # Errors
     /// [`LocalError`]; [`LocalError::Alive`] when another daemon answers there.
@@ -80,7 +91,8 @@ impl LocalSocket {
         let making = path.with_file_name(name);
         let made = (|| {
             let _ = fs::remove_file(&making);
-            let listener = UnixListener::bind(&making)?;
+            let listener = BlockingListener::bind(&making)?;
+            listener.set_nonblocking(true)?;
             if gid.is_some() {
                 chown(&making, None, gid)?;
             }
@@ -92,9 +104,16 @@ impl LocalSocket {
             let _ = fs::remove_file(&making);
             system(error)
         })?;
-        Ok(LocalSocket { listener, path: path.to_owned() })
+        Ok(LocalSocket { listener, place: Place(path.to_owned()) })
     }
 
+    /// Takes visitors. Must run within a tokio runtime.
+    pub(crate) fn listen(self) -> io::Result<Listening> {
+        Ok(Listening { listener: UnixListener::from_std(self.listener)?, _place: self.place })
+    }
+}
+
+impl Listening {
     /// The next visitor. Failures of the system (too many open files) are waited out.
     pub(crate) async fn accept(&self) -> UnixStream {
         loop {
@@ -106,9 +125,9 @@ impl LocalSocket {
     }
 }
 
-impl Drop for LocalSocket {
+impl Drop for Place {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -116,8 +135,8 @@ impl Drop for LocalSocket {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn the_file_has_its_mode_and_goes_with_the_socket() {
+    #[test]
+    fn the_file_has_its_mode_and_goes_with_the_socket() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
         let socket = LocalSocket::bind(&path, 0o600, "").unwrap();
@@ -127,8 +146,8 @@ mod tests {
         assert!(!path.exists());
     }
 
-    #[tokio::test]
-    async fn a_dead_daemons_file_is_replaced_and_a_living_ones_is_not() {
+    #[test]
+    fn a_dead_daemons_file_is_replaced_and_a_living_ones_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
@@ -138,8 +157,8 @@ mod tests {
         assert!(error.to_string().ends_with("another daemon is running there"), "{error}");
     }
 
-    #[tokio::test]
-    async fn a_file_that_is_no_socket_and_an_unknown_group_are_refused() {
+    #[test]
+    fn a_file_that_is_no_socket_and_an_unknown_group_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("control.sock");
         fs::write(&path, "precious").unwrap();

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -42,6 +42,14 @@ impl StateLock {
     /// # Errors
     /// [`LockError::InUse`] when another daemon has it.
     pub fn take(directory: &Path) -> Result<StateLock, LockError> {
+        StateLock::take_for(directory, None)
+    }
+
+    /// As [`StateLock::take`]; the lock file belongs to the user and group `owner`, who will take it next time.
+    ///
+    /// # Errors
+    /// As [`StateLock::take`].
+    pub fn take_for(directory: &Path, owner: Option<(u32, u32)>) -> Result<StateLock, LockError> {
         let path = directory.join("lock");
         let system = |path: &Path, source| LockError::System { path: path.to_owned(), source };
         fs::DirBuilder::new()
@@ -49,9 +57,15 @@ impl StateLock {
             .mode(0o700)
             .create(directory)
             .map_err(|error| system(directory, error))?;
-        let open =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = open.map_err(|error| system(&path, error))?;
+        // The directory may be another user's: its lock may not lead elsewhere, neither by a symbolic link nor by a hard one.
+        let flags = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
+        let mut file = open.open(&path).map_err(|error| system(&path, error))?;
+        let metadata = file.metadata().map_err(|error| system(&path, error))?;
+        if !metadata.is_file() || metadata.nlink() != 1 {
+            return Err(system(&path, io::Error::other("is not a file of its own")));
+        }
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -63,6 +77,9 @@ impl StateLock {
                 return Err(LockError::InUse { directory: directory.to_owned(), pid });
             }
             Err(error) => return Err(system(&path, error.into())),
+        }
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid), Some(gid)).map_err(|error| system(&path, error))?;
         }
         // The number is only for the other's error text: failing to write it takes nothing from the lock.
         let _ = file
@@ -88,6 +105,19 @@ mod tests {
         assert_eq!(error.to_string(), expected);
         drop(first);
         StateLock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_leads_elsewhere_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let (precious, lock) = (directory.path().join("precious"), directory.path().join("lock"));
+        fs::write(&precious, "precious").unwrap();
+        std::os::unix::fs::symlink(&precious, &lock).unwrap();
+        assert!(matches!(StateLock::take(directory.path()), Err(LockError::System { .. })));
+        fs::remove_file(&lock).unwrap();
+        fs::hard_link(&precious, &lock).unwrap();
+        assert!(matches!(StateLock::take(directory.path()), Err(LockError::System { .. })));
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
     }
 
     #[test]

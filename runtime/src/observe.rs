@@ -18,6 +18,10 @@ pub const MODE: u32 = 0o660;
 /// socket's file goes with the task.
 pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let socket = match socket.listen() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::error!(target: "gdoi", "a local socket takes no visitors: {error}"),
+        };
         let room = std::sync::Arc::new(Semaphore::new(CLIENTS));
         let mut visitors = tokio::task::JoinSet::new();
         loop {

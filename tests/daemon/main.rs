@@ -1,7 +1,9 @@
 //! Key server and members as processes on loopback, over real sockets, with lives of a lab.
 
 mod certificates;
+mod confine;
 mod crowd;
+mod hostile_server;
 mod kernel;
 mod member_reload;
 mod metrics;

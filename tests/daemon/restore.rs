@@ -16,7 +16,7 @@ const ENDING: Timing = Timing { tek_life: 40, kek_life: 60, ..Timing::SHORT };
 #[test]
 fn after_a_restore_members_register_again_under_keys_and_numbers_made_anew() {
     let mut lab = Lab::planned(&ServerPlan { sealed: true, ..ServerPlan::new(ENDING) });
-    let backup = lab.site.path("backup");
+    let backup = lab.site.path("state/backup/one");
     let file = backup.to_str().unwrap().to_owned();
     let Reply::Done { text, .. } = lab.server.ask(&Request::StateBackup { file: file.clone() }).unwrap()
     else {

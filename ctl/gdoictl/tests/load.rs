@@ -61,7 +61,7 @@ destination = "10.0.0.0/8"
         let file = site.path("gcks.toml");
         std::fs::write(&file, text).unwrap();
         let config = config::load_gcks(&file, config::Options::default()).expect("a good file").config;
-        let options = gcks::daemon::Options { path: file, lab: false, show_keys: false };
+        let options = gcks::daemon::Options { path: file, files: Vec::new(), lab: false, show_keys: false };
         std::thread::spawn(move || gcks::daemon::run(&config, options));
         // It is there when its control socket is; at most 10 s.
         for _ in 0..1000 {

@@ -426,9 +426,14 @@ pub(super) fn described(path: &Path, error: &rusqlite::Error) -> StoreError {
 
 /// Refuses what group or others can read, and what is somebody else's.
 pub(super) fn private(path: &Path, right: u32) -> Result<(), StoreError> {
+    private_to(path, right, rustix::process::geteuid().as_raw())
+}
+
+/// The same for the user that the daemon is going to be.
+pub(crate) fn private_to(path: &Path, right: u32, us: u32) -> Result<(), StoreError> {
     let refuse = |reason: String| StoreError::Refused { path: path.to_owned(), reason };
     let metadata = fs::metadata(path).map_err(|error| refuse(format!("cannot be looked at: {error}")))?;
-    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    let owner = metadata.uid();
     if owner != us {
         return Err(refuse(format!(
             "belongs to user {owner}, this daemon runs as {us}; it holds keys: chown {us} it"
