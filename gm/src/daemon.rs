@@ -27,6 +27,7 @@ use runtime::control::Asked;
 use runtime::hub::Hub;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::signals::{Signal, Signals};
+use runtime::supervisor::Supervisor;
 use runtime::udp::{BindError, Sockets};
 use runtime::workers::Workers;
 use thiserror::Error;
@@ -201,6 +202,8 @@ struct Daemon {
     listening: BTreeMap<String, (Vec<SocketAddr>, Option<IpAddr>)>,
     /// When those that failed are tried again.
     listen_again: Option<Instant>,
+    /// Told of the life of this process.
+    supervisor: Supervisor,
 }
 
 impl Daemon {
@@ -236,6 +239,7 @@ impl Daemon {
             last_ticket: 0,
             options,
             notifier: None,
+            supervisor: Supervisor::from_environment(),
             observer: plane::Observer::default(),
             next_look: clock_start,
             config: None,
@@ -258,6 +262,7 @@ impl Daemon {
 
     async fn work(mut self, mut inlets: Inlets) {
         self.drain();
+        self.supervisor.ready();
         loop {
             let mut sleep = IDLE;
             if let Some(wakeup) = self.engine.poll_timeout() {
@@ -267,6 +272,7 @@ impl Daemon {
                 }
                 sleep = self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at));
             }
+            let sleep = self.supervisor.alive(self.clock.now().at).map_or(sleep, |sign| sign.min(sleep));
             tokio::select! {
                 // What finishes something goes before what begins something.
                 biased;
@@ -286,6 +292,7 @@ impl Daemon {
             }
         }
         self.publish(&Event::DaemonStopping);
+        self.supervisor.stopping();
         self.tell(Input::Stop);
     }
 
@@ -409,10 +416,12 @@ impl Daemon {
     }
 
     fn on_reload(&mut self) {
+        self.supervisor.reloading();
         let path = self.options.path.clone();
         if let Err(reason) = self.change(&path) {
             self.publish(&Event::ConfigurationRefused { reason: reason.replace('\n', "; ") });
         }
+        self.supervisor.ready();
     }
 
     /// Reads a file whole and uses it. A file that is not good, or that only a restart takes whole, changes nothing.
