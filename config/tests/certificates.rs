@@ -239,7 +239,7 @@ fn weak_choices_are_warnings() {
     assert_eq!(
         warnings(&aggressive),
         [
-            "13:1: ike.policy.pol.mode: aggressive mode shows the identities and certificates of both sides to everyone on the way (main mode)"
+            "13:1: ike.policy.pol.mode: aggressive mode shows the identities and certificates of both sides to everyone on the way, and answers whoever names a known identity, in whatever address, with a key exchange, a signature and certificates (250 answers a second, 4 to one address) (main mode)"
         ]
     );
 }

@@ -74,21 +74,27 @@ struct Bench {
     provider: Arc<dyn Provider>,
     now: Now,
     peers: Peers,
+    /// Jobs run so far.
+    jobs: usize,
 }
 
 impl Bench {
     fn new(gateways: Vec<GatewaySettings>) -> Bench {
+        Bench::with_room(gateways, 8)
+    }
+
+    fn with_room(gateways: Vec<GatewaySettings>, half_open_limit: usize) -> Bench {
         let provider = default_provider();
         let settings = Settings {
             gateways,
             groups: Vec::new(),
-            half_open_limit: 8,
+            half_open_limit,
             half_open_limit_per_address: 2,
             half_open_timeout: Duration::from_secs(30),
             approved_only: false,
         };
         let peers = Peers::new(&settings, &mut Random(provider.clone()));
-        Bench { provider, now: Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 }, peers }
+        Bench { provider, now: Now { at: Instant(1_000_000), unix_seconds: 1_800_000_000 }, peers, jobs: 0 }
     }
 
     /// What the server sends to, and asks about, after `octets` came from `peer`.
@@ -109,6 +115,7 @@ impl Bench {
             match output {
                 PeerOutput::Transmit(_, _, octets) => sent.push(octets),
                 PeerOutput::Job(cookies, job) => {
+                    self.jobs += 1;
                     let done = run(self.provider.as_ref(), job);
                     self.peers.on_done(self.now, cookies, done, &mut random);
                 }
@@ -166,13 +173,36 @@ impl Bench {
         sa
     }
 
-    /// The gateway by whose name the server asks its groups.
-    fn gateway_of(&mut self, peer: SocketAddr, sa: &mut IkeSa) -> Option<String> {
+    /// Message 1 of a phase 1, and no more: how many messages it was answered with, and jobs run for it.
+    fn knock(&mut self, peer: SocketAddr, policy: PeerPolicy) -> (usize, usize) {
+        let before = self.jobs;
+        let mut random = Random(self.provider.clone());
+        let ends = Ends { local: peer, peer: server() };
+        let (mut initiator, mut todo) = Initiator::start(policy, ends, false, self.now.at, &mut random);
+        loop {
+            match todo.pop().expect("a first message") {
+                Step::Send(first) => return (self.tell(peer, &first).0.len(), self.jobs - before),
+                Step::Run(job) => {
+                    let done = run(self.provider.as_ref(), job);
+                    todo.extend(initiator.on_done(self.now, done, &mut random).expect("our own key pair"));
+                }
+                Step::Established(_) => panic!("nobody answered"),
+            }
+        }
+    }
+
+    /// Message 1 of a PULL.
+    fn pull(&self, sa: &mut IkeSa) -> Bytes {
         let mut random = Random(self.provider.clone());
         let mid = sa.fresh_message_id(&mut random);
         let mut exchange = Exchange::new(sa, ExchangeType::GroupkeyPull, mid);
         let group = Identification { id_type: IdType::KeyId, protocol: 0, port: 0, data: vec![0, 0, 0, 1] };
-        let first = exchange.seal(sa, &[], &[Payload::Nonce(vec![7; 32]), Payload::Id(group)]);
+        exchange.seal(sa, &[], &[Payload::Nonce(vec![7; 32]), Payload::Id(group)])
+    }
+
+    /// The gateway by whose name the server asks its groups.
+    fn gateway_of(&mut self, peer: SocketAddr, sa: &mut IkeSa) -> Option<String> {
+        let first = self.pull(sa);
         let (_, asked) = self.tell(peer, &first);
         match &asked[..] {
             [Ask::Policy(_, asker, _)] => Some(asker.gateway.name.clone()),
@@ -265,19 +295,17 @@ fn dynamic_members_with_certificates_are_found_by_the_identity_they_prove() {
     assert_eq!(bench.peers.counters.failed, 1);
 }
 
+/// A gateway in aggressive mode, at an address or anywhere, and its member.
+fn aggressive_pair(at: Option<(IpAddr, u8)>, room: usize) -> (Bench, impl Fn() -> PeerPolicy) {
+    let id = named(IdType::Fqdn, "gm1.example");
+    let policy = shared(Mode::Aggressive, "a key of one, 16 octets", vec![exactly(&id)]);
+    let bench = Bench::with_room(vec![gateway("one", at, policy.clone())], room);
+    (bench, move || PeerPolicy { local_identity: Some(id.clone()), ..policy.clone() })
+}
+
 #[test]
 fn a_lost_third_message_of_aggressive_mode_costs_two_repeats_and_thirty_seconds() {
-    let id = named(IdType::Fqdn, "gm1.example");
-    let rules = vec![exactly(&id)];
-    let mut bench = Bench::new(vec![gateway(
-        "one",
-        None,
-        shared(Mode::Aggressive, "a key of one, 16 octets", rules.clone()),
-    )]);
-    let member = || PeerPolicy {
-        local_identity: Some(id.clone()),
-        ..shared(Mode::Aggressive, "a key of one, 16 octets", rules.clone())
-    };
+    let (mut bench, member) = aggressive_pair(Some((address("198.51.100.7:848").ip(), 32)), 8);
     let peer = address("198.51.100.7:848");
     assert!(bench.negotiate(peer, member(), 1).is_some(), "the member is content with message 2");
     assert_eq!((bench.peers.half_open(), bench.peers.established().count()), (1, 0));
@@ -291,6 +319,51 @@ fn a_lost_third_message_of_aggressive_mode_costs_two_repeats_and_thirty_seconds(
     assert_eq!(bench.peers.established().count(), 1);
     assert_eq!(bench.pass(Duration::from_secs(1)).len(), 1, "a Delete");
     assert_eq!(bench.peers.established().count(), 0);
+}
+
+#[test]
+fn a_stranger_is_sent_the_second_message_again_when_it_asks_and_not_unasked() {
+    let (mut bench, member) = aggressive_pair(None, 8);
+    let peer = address("198.51.100.7:848");
+    let mut sa = bench.negotiate(peer, member(), 1).expect("the member is content with message 2");
+    assert!(bench.pass(Duration::from_secs(20)).is_empty(), "nothing shows that it can receive");
+    // Its PULL says that message 3 was lost: message 2 comes again, and with it message 3.
+    let pull = bench.pull(&mut sa);
+    let (again, asked) = bench.tell(peer, &pull);
+    assert!(asked.is_empty());
+    let [second] = &again[..] else { panic!("{again:?}") };
+    assert_eq!(Header::decode(second).expect("a header").exchange, ExchangeType::Aggressive);
+    // From elsewhere it brings nothing.
+    let (elsewhere, _) = bench.tell(address("198.51.100.8:848"), &pull);
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
+}
+
+#[test]
+fn a_flood_of_aggressive_mode_is_worked_on_and_answered_within_its_share() {
+    let (mut bench, member) = aggressive_pair(None, 5000);
+    let (mut jobs, mut answers) = (0, 0);
+    for number in 0..2000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let peer = SocketAddr::from(([203, 0, high, low], 848));
+        let (sent, ran) = bench.knock(peer, member());
+        (jobs, answers) = (jobs + ran, answers + sent);
+    }
+    assert_eq!((jobs, answers), (50, 50), "a second's share of strangers");
+    // One address is answered four times, whatever it begins and repeats.
+    bench.pass(Duration::from_secs(31));
+    let peer = address("203.0.113.1:848");
+    let counted: Vec<(usize, usize)> = (0..10).map(|_| bench.knock(peer, member())).collect();
+    let sent: usize = counted.iter().map(|(sent, _)| sent).sum();
+    assert!(sent <= 4, "{counted:?}");
+    bench.pass(Duration::from_secs(31));
+    // Who proves an identity is known from then on, and what strangers forge takes nothing from it.
+    assert!(bench.negotiate(peer, member(), 9).is_some());
+    for number in 0..200_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        bench.knock(SocketAddr::from(([203, 0, high, low], 848)), member());
+    }
+    let mut sa = bench.negotiate(peer, member(), 9).expect("a known address");
+    assert_eq!(bench.gateway_of(peer, &mut sa).as_deref(), Some("one"));
 }
 
 #[test]

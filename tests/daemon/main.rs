@@ -3,6 +3,7 @@
 mod certificates;
 mod confine;
 mod crowd;
+mod hostile_server;
 mod kernel;
 mod member_reload;
 mod metrics;

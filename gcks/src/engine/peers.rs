@@ -4,6 +4,7 @@
 //!
 //! Phase 1 is in `peers/phase1.rs`, its limits in `half_open.rs` and `offers.rs`, what runs under an SA in `exchanges.rs`.
 
+mod aggressive;
 mod established;
 mod exchanges;
 mod gateways;
@@ -37,6 +38,7 @@ use ike::trust::PeerCertificate;
 use super::complaints::Complaints;
 use super::group::Terms;
 use super::settings::{GatewaySettings, Settings};
+use aggressive::FirstAnswers;
 use established::Established;
 use gateways::Gateways;
 use generations::Generations;
@@ -169,6 +171,7 @@ pub struct Peers {
     assemblies: Assemblies,
     notifies: NotifyLimit,
     refusals: NotifyLimit,
+    first_answers: FirstAnswers,
     complaints: Complaints,
     out: VecDeque<PeerOutput>,
     /// Counters.
@@ -204,6 +207,7 @@ impl Peers {
             assemblies: Assemblies::default(),
             notifies: NotifyLimit::new(CLEAR_NOTIFIES.0, CLEAR_NOTIFIES.1),
             refusals: NotifyLimit::new(REFUSALS.0, REFUSALS.1),
+            first_answers: FirstAnswers::default(),
             complaints: Complaints::default(),
             out: VecDeque::new(),
             counters: PeerCounters::default(),

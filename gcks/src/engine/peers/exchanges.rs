@@ -98,7 +98,7 @@ impl Peers {
         octets: &[u8],
     ) {
         let Some(known) = self.established.get_mut(&header.cookies) else {
-            return self.drop_message(peer, "PULL without a phase 1");
+            return self.on_early_pull(Ends { local, peer }, header.cookies);
         };
         let moved = known.peer != peer;
         if moved && !known.sa.nat.follows() {

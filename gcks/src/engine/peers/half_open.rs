@@ -46,6 +46,13 @@ pub struct HalfOpen {
     place: Place,
 }
 
+impl HalfOpen {
+    /// Its address is a configured or a proven one.
+    pub fn is_known(&self) -> bool {
+        self.place.known
+    }
+}
+
 /// What is known of a negotiation that begins.
 pub struct Newcomer {
     /// The statement it comes in by.

@@ -14,7 +14,7 @@ use ike::crypto::prf::prf;
 use ike::crypto::provider::Done;
 use ike::dpd::Watch;
 use ike::io::{Entropy, Instant, Now};
-use ike::phase1::{Ends, FirstAggressive, Refusal, Responder, Step};
+use ike::phase1::{Ends, FirstAggressive, Mode, Refusal, Responder, Step};
 use ike::protect::notify;
 use ike::sa::IkeSa;
 
@@ -23,6 +23,9 @@ use super::established::{ANSWER_LIFE, Established};
 use super::half_open::{Newcomer, Room};
 use super::offers::offer_of;
 use super::{MAX_SAS, PeerOutput, Peers};
+
+/// Why a first message of aggressive mode is dropped when a second has its share.
+const BUSY: &str = "more first messages of aggressive mode than are worked on in a second";
 
 impl Peers {
     /// Exchanges 2 and 4: phase 1.
@@ -115,13 +118,7 @@ impl Peers {
         entropy: &mut dyn Entropy,
     ) {
         if let Some(known) = self.half_open.by_first(header.cookies.initiator, peer) {
-            let repeat =
-                self.half_open.get_mut(&known).and_then(|half| half.responder.answered().repeat(octets));
-            match repeat {
-                Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
-                None => self.drop_message(peer, "a first message for a negotiation under way"),
-            }
-            return;
+            return self.on_first_again(now.at, known, (local, peer), octets);
         }
         // The identity of aggressive mode is in message 1; main mode has the address only (RFC 2409 section 5.4).
         let aggressive = match header.exchange {
@@ -141,6 +138,10 @@ impl Peers {
         let known = gateway.is_one_address() || self.acquaintances.contains(&peer.ip());
         let (here, initiator) = (Ends { local, peer }, header.cookies.initiator);
         let main = aggressive.is_none();
+        if !main && !self.first_answers.take(now.at, peer.ip(), known) {
+            self.counters.limited += 1;
+            return self.drop_message(peer, BUSY);
+        }
         let known_offer = if main { self.known_offer(now.at, here, initiator, octets) } else { None };
         let room = self.half_open.room(now.at, peer, known, false);
         // Whose cookie says everything takes nobody's place.
@@ -189,6 +190,37 @@ impl Peers {
                 );
             }
             Err(refusal) => self.drop_message(peer, refusal),
+        }
+    }
+
+    /// Message 1 of a negotiation under way.
+    fn on_first_again(
+        &mut self,
+        now: Instant,
+        cookies: CookiePair,
+        (local, peer): (SocketAddr, SocketAddr),
+        octets: &[u8],
+    ) {
+        let Some(half) = self.half_open.get_mut(&cookies) else { return };
+        let aggressive = half.gateway.policy.mode == Mode::Aggressive;
+        if aggressive && !self.first_answers.take(now, peer.ip(), half.is_known()) {
+            self.counters.limited += 1;
+            return self.drop_message(peer, BUSY);
+        }
+        match half.responder.answered().repeat(octets) {
+            Some(answer) => self.out.push_back(PeerOutput::Transmit(local, peer, answer)),
+            None => self.drop_message(peer, "a first message for a negotiation under way"),
+        }
+    }
+
+    /// A PULL while message 3 of aggressive mode is due: its sender sent that too, and it was lost. Message 2 once more
+    /// brings it again. Only who got message 2 knows these cookies.
+    pub(super) fn on_early_pull(&mut self, ends: Ends, cookies: CookiePair) {
+        let half = self.half_open.get_mut(&cookies);
+        let half = half.filter(|half| half.ends == ends || half.responder.may_move());
+        match half.and_then(|half| half.responder.second_again()) {
+            Some(second) => self.out.push_back(PeerOutput::Transmit(ends.local, ends.peer, second)),
+            None => self.drop_message(ends.peer, "PULL without a phase 1"),
         }
     }
 
@@ -281,8 +313,9 @@ impl Peers {
                         }
                     }
                 }
-                // Aggressive mode repeats message 2.
-                if let Some(due) = self.half_open.get(&cookies).and_then(|half| half.responder.due()) {
+                // Aggressive mode repeats message 2, to addresses that are known: others ask again for themselves.
+                let half = self.half_open.get(&cookies).filter(|half| half.is_known());
+                if let Some(due) = half.and_then(|half| half.responder.due()) {
                     self.timers.insert((due, cookies));
                 }
             }

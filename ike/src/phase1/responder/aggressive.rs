@@ -137,6 +137,11 @@ impl Responder {
         vec![Step::Send(message)]
     }
 
+    /// Message 2 once more, while message 3 is due: the peer goes on as one that sent it. Counted with the repeats.
+    pub fn second_again(&mut self) -> Option<Bytes> {
+        matches!(self.state, State::AwaitThird { .. }).then(|| self.answered.again()).flatten()
+    }
+
     /// Repeats message 2, twice at most.
     pub fn on_timeout(&mut self, now: Instant, entropy: &mut dyn Entropy) -> Vec<Step> {
         let State::AwaitThird { .. } = self.state else { return Vec::new() };

@@ -21,7 +21,12 @@ impl Answered {
 
     /// The cached answer when `question` is the same octets; at most ten times.
     pub fn repeat(&mut self, question: &[u8]) -> Option<Bytes> {
-        if self.question != question || self.repeats >= MAX_REPEATS || self.answer.is_empty() {
+        if self.question == question { self.again() } else { None }
+    }
+
+    /// The cached answer once more, for another sign than the question that it did not arrive; counted with the repeats.
+    pub fn again(&mut self) -> Option<Bytes> {
+        if self.repeats >= MAX_REPEATS || self.answer.is_empty() {
             return None;
         }
         self.repeats += 1;
