@@ -23,11 +23,12 @@ use ctl::event::Event;
 use ctl::observe::{GcksSnapshot, ProcessView, Snapshot};
 use ctl::plan::Plan;
 use ike::crypto::provider::{Random, default_provider};
-use ike::io::{Datagram, Instant, JobResult, Machine};
+use ike::io::{Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::confine::{Account, ConfineError, Confined};
 use runtime::control::{Asked, Operator};
 use runtime::hub::Hub;
+use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
@@ -233,7 +234,7 @@ async fn serve(config: &Gcks, options: Options, opened: Opened) -> Result<(), St
 struct Inlets {
     reports: mpsc::UnboundedReceiver<Report>,
     results: mpsc::UnboundedReceiver<JobResult>,
-    datagrams: mpsc::Receiver<Datagram>,
+    datagrams: Incoming,
     asked: mpsc::Receiver<Asked>,
     signals: mpsc::Receiver<Signal>,
 }

@@ -11,14 +11,41 @@ use ike::io::Datagram;
 const NEWCOMERS: usize = 2048;
 /// Other datagrams that wait; what comes on top stays in the queue of the sockets.
 const OTHERS: usize = 2048;
+/// Octets of each kind that wait.
+const OCTETS: usize = 4 << 20;
 
 /// What was taken from the sockets and not told to the engine yet.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    others: VecDeque<Datagram>,
-    newcomers: VecDeque<Datagram>,
+    others: Waiting,
+    newcomers: Waiting,
     /// First messages dropped.
     shed: u64,
+}
+
+/// Datagrams of one kind.
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<Datagram>,
+    octets: usize,
+}
+
+impl Waiting {
+    /// True while there are fewer than `datagrams`, and not too many octets.
+    fn has_room(&self, datagrams: usize) -> bool {
+        self.queue.len() < datagrams && self.octets < OCTETS
+    }
+
+    fn put(&mut self, datagram: Datagram) {
+        self.octets += datagram.octets.len();
+        self.queue.push_back(datagram);
+    }
+
+    fn take(&mut self) -> Option<Datagram> {
+        let datagram = self.queue.pop_front()?;
+        self.octets -= datagram.octets.len();
+        Some(datagram)
+    }
 }
 
 /// True for the first message of a phase 1: the responder's cookie is zero (RFC 2408 section 2.5.1).
@@ -31,12 +58,12 @@ fn is_first(octets: &[u8]) -> bool {
 impl Inbox {
     /// True while more may be taken from the sockets.
     pub fn has_room(&self) -> bool {
-        self.others.len() < OTHERS
+        self.others.has_room(OTHERS)
     }
 
     /// True when nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.others.is_empty() && self.newcomers.is_empty()
+        self.others.queue.is_empty() && self.newcomers.queue.is_empty()
     }
 
     /// First messages dropped so far.
@@ -47,9 +74,9 @@ impl Inbox {
     /// Adds one.
     pub fn put(&mut self, datagram: Datagram) {
         if !is_first(&datagram.octets) {
-            self.others.push_back(datagram);
-        } else if self.newcomers.len() < NEWCOMERS {
-            self.newcomers.push_back(datagram);
+            self.others.put(datagram);
+        } else if self.newcomers.has_room(NEWCOMERS) {
+            self.newcomers.put(datagram);
         } else {
             self.shed += 1;
         }
@@ -57,7 +84,7 @@ impl Inbox {
 
     /// The next one for the engine.
     pub fn take(&mut self) -> Option<Datagram> {
-        self.others.pop_front().or_else(|| self.newcomers.pop_front())
+        self.others.take().or_else(|| self.newcomers.take())
     }
 }
 
@@ -89,5 +116,26 @@ mod tests {
         assert_eq!(order.len(), NEWCOMERS + 3);
         assert_eq!(order.iter().position(|first| *first), Some(3));
         assert!(inbox.is_empty() && inbox.has_room());
+    }
+
+    #[test]
+    fn long_ones_fill_it_sooner() {
+        let long = |responder| {
+            let mut datagram = datagram(responder, 2);
+            datagram.octets = [&datagram.octets[..], &vec![0; 65_000]].concat().into();
+            datagram
+        };
+        let mut inbox = Inbox::default();
+        for _ in 0..200 {
+            inbox.put(long(0));
+        }
+        let length = long(0).octets.len();
+        assert_eq!(inbox.shed(), 200 - OCTETS.div_ceil(length) as u64);
+        while inbox.has_room() {
+            inbox.put(long(1));
+        }
+        assert_eq!(inbox.others.queue.len(), OCTETS.div_ceil(length));
+        while inbox.take().is_some() {}
+        assert!(inbox.has_room() && (inbox.others.octets, inbox.newcomers.octets) == (0, 0));
     }
 }

@@ -50,6 +50,8 @@ const MEMORY: u64 = 64 << 20;
 const HALF_OPEN: u64 = 4096;
 /// An answer is at most so much larger than its question.
 const GROWTH: usize = 64;
+/// Every so many messages of the flood one is as long as this, in octets, and nothing a server needs.
+const LONG: (u32, usize) = (20, 30_000);
 
 /// A first message as members send it.
 fn first_message() -> Vec<u8> {
@@ -123,6 +125,10 @@ fn flood(plan: &Plan, server: SocketAddr, clock: Clock, sent: &AtomicU32) -> (Du
     for number in 0..plan.messages {
         let source = Ipv4Addr::from_bits(u32::from_be_bytes([127, 64, 0, 1]) + number % plan.sources);
         let mut octets = question.clone();
+        if number % LONG.0 == 0 {
+            octets.resize(LONG.1, 0);
+            octets[24..28].copy_from_slice(&(LONG.1 as u32).to_be_bytes());
+        }
         octets[..4].copy_from_slice(&(number + 1).to_be_bytes());
         let local = SocketAddr::new(source.into(), port);
         // What the system does not take got lost on the way.
@@ -143,7 +149,7 @@ fn flood(plan: &Plan, server: SocketAddr, clock: Clock, sent: &AtomicU32) -> (Du
 }
 
 #[test]
-fn honest_members_register_through_a_flood_of_first_messages_that_costs_little_and_amplifies_nothing() {
+fn honest_members_register_through_a_flood_of_first_messages_that_is_bounded_and_accounted_for() {
     let plan = Plan::wanted();
     let site = Site::new();
     let daemon = site.start(&[]);
@@ -194,4 +200,13 @@ fn honest_members_register_through_a_flood_of_first_messages_that_costs_little_a
     assert!(answers.count > 0 && answers.count <= plan.messages && answers.strange == 0, "{answers:?}");
     assert!(answers.largest <= question + GROWTH);
     assert!(snapshot.statistics.half_open <= HALF_OPEN);
+    // By the daemon's own counters every datagram had one of four fates.
+    let told = &snapshot.statistics;
+    let (taken, known) = (told.datagrams_received, told.datagrams_sent + told.messages_dropped);
+    assert!(
+        known <= taken && taken <= known + told.half_open_limited + told.datagrams_overflowed,
+        "{told:?}"
+    );
+    assert!(told.messages_dropped > 0, "the long ones");
+    assert_eq!((told.phase1_established, told.send_errors), (u64::from(plan.members), 0));
 }

@@ -20,11 +20,12 @@ use ctl::observe::{GmSnapshot, ProcessView, Snapshot};
 use dataplane::tun::Random as Octets;
 use dataplane::{DataPlane, DataPlaneError, Fault, Recorder};
 use ike::crypto::provider::{Random, default_provider};
-use ike::io::{Datagram, Instant, JobResult, Machine};
+use ike::io::{Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::confine::Confined;
 use runtime::control::Asked;
 use runtime::hub::Hub;
+use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::signals::{Signal, Signals};
 use runtime::supervisor::Supervisor;
@@ -172,7 +173,7 @@ fn data_plane(
 /// Where inputs come from.
 struct Inlets {
     results: mpsc::UnboundedReceiver<JobResult>,
-    datagrams: mpsc::Receiver<Datagram>,
+    datagrams: Incoming,
     asked: mpsc::Receiver<Asked>,
     signals: mpsc::Receiver<Signal>,
     faults: mpsc::Receiver<Fault>,

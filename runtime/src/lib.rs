@@ -18,6 +18,7 @@ pub mod clock;
 pub mod confine;
 pub mod control;
 pub mod hub;
+pub mod incoming;
 pub mod local;
 pub mod lock;
 pub mod log;

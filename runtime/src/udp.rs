@@ -26,7 +26,8 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket as RawSocket, Type};
 use thiserror::Error;
-use tokio::sync::mpsc;
+
+use crate::incoming::{self, Incoming, Inlet, Put};
 
 /// Receive buffer asked of the system, in octets: several thousand messages while everyone registers at once.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -109,7 +110,7 @@ pub struct Sockets {
     counters: Arc<Counters>,
     // Closing this end wakes every reading thread.
     stop: Vec<UnixStream>,
-    sender: Option<mpsc::Sender<Datagram>>,
+    inlet: Option<Inlet>,
     joined: BTreeMap<SocketAddr, Joined>,
 }
 
@@ -135,7 +136,7 @@ impl Sockets {
             sockets,
             counters: Arc::default(),
             stop: Vec::new(),
-            sender: None,
+            inlet: None,
             joined: BTreeMap::new(),
         })
     }
@@ -185,12 +186,12 @@ impl Sockets {
         self.sockets.iter().filter_map(|socket| granted(socket).ok()).min().unwrap_or(0)
     }
 
-    /// Starts one reading thread per socket. The receiver holds at most [`QUEUE`] datagrams; what does not fit is
-    /// dropped and counted, as the network would.
+    /// Starts one reading thread per socket. The queue holds at most [`QUEUE`] datagrams of [`incoming::QUEUE_OCTETS`]
+    /// together; what does not fit is dropped and counted, as the network would.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn receive(&mut self) -> io::Result<mpsc::Receiver<Datagram>> {
+    pub fn receive(&mut self) -> io::Result<Incoming> {
         self.receive_within(QUEUE)
     }
 
@@ -198,13 +199,13 @@ impl Sockets {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn receive_within(&mut self, queue: usize) -> io::Result<mpsc::Receiver<Datagram>> {
-        let (sender, receiver) = mpsc::channel(queue);
+    pub fn receive_within(&mut self, queue: usize) -> io::Result<Incoming> {
+        let (inlet, incoming) = incoming::queue(queue);
         for socket in &self.sockets {
-            self.stop.push(read_in_a_thread(Arc::clone(socket), sender.clone(), Arc::clone(&self.counters))?);
+            self.stop.push(read_in_a_thread(Arc::clone(socket), inlet.clone(), Arc::clone(&self.counters))?);
         }
-        self.sender = Some(sender);
-        Ok(receiver)
+        self.inlet = Some(inlet);
+        Ok(incoming)
     }
 
     /// Listens to a multicast group, on the interface of that name; without a name on the one that has our address `own`.
@@ -230,8 +231,8 @@ impl Sockets {
             Some(socket) => (Arc::clone(socket), None),
             None => {
                 let socket = Arc::new(Socket::bind_shared(group)?);
-                let sender = self.sender.clone().ok_or(io::ErrorKind::NotConnected)?;
-                let stop = read_in_a_thread(Arc::clone(&socket), sender, Arc::clone(&self.counters))?;
+                let inlet = self.inlet.clone().ok_or(io::ErrorKind::NotConnected)?;
+                let stop = read_in_a_thread(Arc::clone(&socket), inlet, Arc::clone(&self.counters))?;
                 (socket, Some(stop))
             }
         };
@@ -341,15 +342,11 @@ impl Sockets {
     }
 }
 
-fn read_in_a_thread(
-    socket: Arc<Socket>,
-    sender: mpsc::Sender<Datagram>,
-    counters: Arc<Counters>,
-) -> io::Result<UnixStream> {
+fn read_in_a_thread(socket: Arc<Socket>, inlet: Inlet, counters: Arc<Counters>) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     std::thread::Builder::new()
         .name(format!("udp {}", socket.local.port()))
-        .spawn(move || socket.read_all(&theirs, &sender, &counters))?;
+        .spawn(move || socket.read_all(&theirs, &inlet, &counters))?;
     Ok(ours)
 }
 
@@ -422,21 +419,21 @@ impl Socket {
     }
 
     /// Reads until the other end of `stop` closes or nobody wants datagrams any more.
-    fn read_all(&self, stop: &UnixStream, sender: &mpsc::Sender<Datagram>, counters: &Counters) {
+    fn read_all(&self, stop: &UnixStream, inlet: &Inlet, counters: &Counters) {
         let mut buffer = vec![0; 65_536];
         loop {
             match self.read(&mut buffer) {
-                // Counted first: whoever has the datagram finds it counted.
-                Ok(Some(datagram)) => match sender.try_reserve() {
-                    Ok(place) => {
-                        counters.received.fetch_add(1, Ordering::Relaxed);
-                        place.send(datagram);
+                Ok(Some(datagram)) => {
+                    // Counted first: whoever has the datagram finds it counted.
+                    let count = |counter: &AtomicU64| {
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    };
+                    match inlet.put(datagram, || count(&counters.received)) {
+                        Put::Taken => {}
+                        Put::Full => count(&counters.overflowed),
+                        Put::Closed => return,
                     }
-                    Err(mpsc::error::TrySendError::Full(())) => {
-                        counters.overflowed.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(mpsc::error::TrySendError::Closed(())) => return,
-                },
+                }
                 Ok(None) => {
                     counters.not_isakmp.fetch_add(1, Ordering::Relaxed);
                 }
@@ -559,7 +556,7 @@ mod tests {
         Listen { address: text.parse().unwrap(), marker: false }
     }
 
-    fn next(receiver: &mut mpsc::Receiver<Datagram>) -> Datagram {
+    fn next(receiver: &mut Incoming) -> Datagram {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let wait = async { tokio::time::timeout(Duration::from_secs(10), receiver.recv()).await };
         runtime.block_on(wait).expect("a datagram within 10 s").expect("the thread lives")
@@ -685,7 +682,8 @@ mod tests {
         let mut receiver = sockets.receive().unwrap();
         let address = sockets.addresses()[0];
         drop(sockets);
-        assert!(receiver.blocking_recv().is_none());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(runtime.block_on(receiver.recv()).is_none());
         // The thread drops its sender just before its hold of the socket.
         let again = (0..100).find_map(|_| {
             std::thread::sleep(Duration::from_millis(10));

@@ -126,7 +126,7 @@ impl Pull {
         entropy.fill(&mut nr);
         let payloads = [Payload::Nonce(nr.clone()), Payload::GdoiSa(sa.dialect.sa_to_peer(terms.sa.clone()))];
         let answer = self.exchange.seal(sa, &[&ni], &payloads);
-        self.answered = Some(Answered::new(&question, answer.clone()));
+        self.answered = Some(Answered::new(question, answer.clone()));
         self.state = State::AwaitReceipt { ni, nr, group, terms };
         Some(answer)
     }
@@ -175,7 +175,7 @@ impl Pull {
         let mut payloads: Vec<Payload> = seq.map(Payload::Seq).into_iter().collect();
         payloads.push(Payload::Kd(sa.dialect.kd_to_peer(kd, None)));
         let answer = self.exchange.seal(sa, &[&ni, &nr], &payloads);
-        self.answered = Some(Answered::new(&question, answer.clone()));
+        self.answered = Some(Answered::new(question, answer.clone()));
         Some(answer)
     }
 }

@@ -43,7 +43,7 @@ pub struct Initiator {
     fragments: bool,
     initial_contact: bool,
     cookies: CookiePair,
-    sai_b: Vec<u8>,
+    sai_b: Bytes,
     nonce: [u8; NONCE_LEN],
     last_sent: Bytes,
     retransmit: Retransmit,
@@ -123,7 +123,7 @@ impl Initiator {
         entropy.fill(&mut nonce);
         let local = policy.own_identity(ends.local.ip());
         let mut initiator = Initiator {
-            sai_b: Vec::new(),
+            sai_b: Bytes::new(),
             local,
             ends,
             nat: Behind::default(),

@@ -274,14 +274,15 @@ impl Heard {
     }
 }
 
-/// SAi_b of a first message, as it stands on the wire: never re-encoded.
-pub(super) fn sa_body(first_message: &[u8]) -> Vec<u8> {
+/// SAi_b of a first message, as it stands on the wire: never re-encoded, and no copy.
+pub(super) fn sa_body(first_message: &Bytes) -> Bytes {
     let header = HEADER_LEN + 4;
     let length = first_message
         .get(HEADER_LEN + 2..HEADER_LEN + 4)
         .and_then(|octets| <[u8; 2]>::try_from(octets).ok())
         .map_or(0, |octets| usize::from(u16::from_be_bytes(octets)));
-    first_message.get(header..HEADER_LEN + length).unwrap_or_default().to_vec()
+    let end = HEADER_LEN + length;
+    if header <= end && end <= first_message.len() { first_message.slice(header..end) } else { Bytes::new() }
 }
 
 /// IDxx_b: the body with its first four octets.

@@ -67,7 +67,7 @@ pub struct Responder {
     dpd: bool,
     /// The peer asked for our certificates.
     wanted: bool,
-    sai_b: Vec<u8>,
+    sai_b: Bytes,
     answered: Answered,
     failures: u32,
     retransmit: Option<Retransmit>,
@@ -102,9 +102,10 @@ impl Responder {
         let choice = proposal::choose(sa, &policy)?;
         let answer = choice.answer.clone();
         let cookies = CookiePair { initiator: header.cookies.initiator, responder: cookie };
+        let octets = Bytes::copy_from_slice(octets);
         let mut responder = Responder::new(policy, ends, cookies, choice, &heard, octets)?;
         let answer = responder.clear(messages::offer(answer, &responder.extras()));
-        responder.answered = Answered::new(octets, answer.clone());
+        responder.answered.answer = answer.clone();
         Ok((responder, vec![Step::Send(answer)]))
     }
 
@@ -114,7 +115,7 @@ impl Responder {
         cookies: CookiePair,
         choice: Choice,
         heard: &Heard,
-        octets: &[u8],
+        octets: Bytes,
     ) -> Result<Responder, Refusal> {
         let credential = policy.credentials.for_method(choice.suite.method);
         Ok(Responder {
@@ -129,7 +130,7 @@ impl Responder {
             life: choice.life,
             dpd: heard.announces_dpd(),
             wanted: heard.wants_certificate,
-            sai_b: messages::sa_body(octets),
+            sai_b: messages::sa_body(&octets),
             answered: Answered::new(octets, Bytes::new()),
             failures: 0,
             retransmit: None,
@@ -327,7 +328,7 @@ impl Responder {
                 let names = self.credential.requests();
                 let extras = Extras { vendors: Vec::new(), nat_d: self.nat_d() };
                 let answer = self.clear(messages::key_exchange(&g_xr, &nr, &names, &extras));
-                self.answered = Answered::new(&question, answer.clone());
+                self.answered = Answered::new(question, answer.clone());
                 self.state = State::AwaitAuth { proof: Box::new(proof) };
                 Ok(vec![Step::Send(answer)])
             }
@@ -482,7 +483,7 @@ impl Responder {
         let chain = self.credential.certificates(self.wanted);
         let payloads = messages::authentication(&self.local_identity(), chain, &[], payload, Vec::new());
         let (answer, last_block) = proof.seal(&claim.last_block, &payloads);
-        self.answered = Answered::new(&claim.question, answer.clone());
+        self.answered = Answered::new(claim.question.clone(), answer.clone());
         let established = self.established(now, proof, claim, proved, Some(last_block));
         Ok(vec![Step::Send(answer), established])
     }

@@ -24,8 +24,8 @@ use ike::phase1::{Ends, Initiator, PeerPolicy, Refusal, Step};
 use ike::protect::notify::{self, Informational};
 use ike::sa::IkeSa;
 use runtime::clock::Clock;
+use runtime::incoming::Incoming;
 use runtime::udp::{Listen, Sockets};
-use tokio::sync::mpsc;
 
 use super::keys::Keys;
 use super::options::LoadArgs;
@@ -82,7 +82,7 @@ pub struct Crowd {
     clock: Clock,
     sockets: Sockets,
     port: u16,
-    datagrams: mpsc::Receiver<Datagram>,
+    datagrams: Incoming,
     members: Vec<Member>,
     /// Repeats and the end of patience of those under way.
     timers: BTreeSet<(Instant, usize)>,

@@ -26,6 +26,8 @@ use super::super::settings::{GatewaySettings, Settings};
 
 /// A negotiation is not evicted before: time for a round trip, and for the peer's half of Diffie-Hellman.
 pub const GRACE: Duration = Duration::from_millis(500);
+/// Octets of first messages that negotiations keep together, about.
+const OCTETS: usize = 16 << 20;
 /// One in this many places is for known addresses alone.
 const RESERVE: usize = 4;
 
@@ -43,6 +45,8 @@ pub struct HalfOpen {
     pub offer: Bytes,
     /// When it is given up.
     pub until: Instant,
+    /// Of its message 1, octets.
+    size: usize,
     place: Place,
 }
 
@@ -63,6 +67,8 @@ pub struct Newcomer {
     pub offer: Bytes,
     /// Its cookie brings it back: evicted, it loses nothing.
     pub recallable: bool,
+    /// Octets of its message 1.
+    pub size: usize,
 }
 
 /// Where a negotiation stands in the tables.
@@ -109,6 +115,8 @@ pub struct HalfOpenTable {
     per_source: BTreeMap<IpAddr, usize>,
     /// Of the others.
     strangers: usize,
+    /// Octets of all first messages.
+    octets: usize,
     next: u64,
     /// Those that did not return, oldest first: of strangers that lose nothing, of other strangers, of known addresses.
     silent: [BTreeMap<u64, CookiePair>; 3],
@@ -135,6 +143,7 @@ impl HalfOpenTable {
             by_first: BTreeMap::new(),
             per_source: BTreeMap::new(),
             strangers: 0,
+            octets: 0,
             next: 0,
             silent: [const { BTreeMap::new() }; 3],
             silent_here: BTreeSet::new(),
@@ -191,7 +200,10 @@ impl HalfOpenTable {
                 let whole = whole.get(number).map(|cookies| (*cookies, Duration::ZERO));
                 whole.or_else(|| Some((*strangers.get(number).or_else(|| acquainted.get(number))?, grace)))
             })
-        } else if self.len() < self.limit && (known || self.strangers < self.limit - self.limit / RESERVE) {
+        } else if self.len() < self.limit
+            && self.octets < OCTETS
+            && (known || self.strangers < self.limit - self.limit / RESERVE)
+        {
             return Room::Free;
         } else {
             // Strangers give way to the known at once.
@@ -210,7 +222,7 @@ impl HalfOpenTable {
 
     /// Adds one that found room; when it is given up.
     pub fn insert(&mut self, now: Instant, ends: Ends, responder: Responder, newcomer: Newcomer) -> Instant {
-        let Newcomer { gateway, known, offer, recallable } = newcomer;
+        let Newcomer { gateway, known, offer, recallable, size } = newcomer;
         let cookies = responder.cookies();
         let (number, until, first) = (self.next, now + self.timeout, ends.peer);
         self.next += 1;
@@ -218,10 +230,13 @@ impl HalfOpenTable {
         self.by_first.insert((cookies.initiator, first), cookies);
         *self.per_source.entry(source(first)).or_default() += 1;
         self.strangers += usize::from(!known);
+        self.octets += size;
         self.silent_at(place).insert(number, cookies);
         self.silent_here.insert((source(first), number));
-        self.table
-            .insert(cookies, Box::new(HalfOpen { responder, gateway, first, ends, offer, until, place }));
+        self.table.insert(
+            cookies,
+            Box::new(HalfOpen { responder, gateway, first, ends, offer, until, size, place }),
+        );
         until
     }
 
@@ -250,6 +265,7 @@ impl HalfOpenTable {
         self.silent_at(place).remove(&place.number);
         self.silent_here.remove(&(source, place.number));
         self.strangers -= usize::from(!place.known);
+        self.octets -= half.size;
         if let Some(count) = self.per_source.get_mut(&source) {
             *count -= 1;
             if *count == 0 {

@@ -97,7 +97,12 @@ impl Peers {
         }
         let offer = offer_of(&first).map(Bytes::copy_from_slice).unwrap_or_default();
         self.offers.spend(now.at, cookies);
-        self.keep(now.at, ends, responder, Newcomer { gateway, known, offer, recallable: true });
+        self.keep(
+            now.at,
+            ends,
+            responder,
+            Newcomer { gateway, known, offer, recallable: true, size: first.len() },
+        );
         self.half_open.settle(&cookies);
         self.on_steps(now.at, cookies, Ok(steps), entropy);
     }
@@ -162,7 +167,12 @@ impl Peers {
         match started {
             Ok((responder, steps)) if stored => {
                 let cookies = responder.cookies();
-                self.keep(now.at, here, responder, Newcomer { gateway, known, offer, recallable });
+                self.keep(
+                    now.at,
+                    here,
+                    responder,
+                    Newcomer { gateway, known, offer, recallable, size: octets.len() },
+                );
                 self.on_steps(now.at, cookies, Ok(steps), entropy);
             }
             Ok((_, steps)) => {

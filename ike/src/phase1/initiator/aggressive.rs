@@ -187,7 +187,7 @@ impl Initiator {
         let payloads = messages::aggressive_third(chain, &self.nat_d(&agreed), payload);
         let (message, last_block) = proof.seal(&proof.first_iv, &payloads);
         let sa = self.sa(now, &agreed, proof, &id, last_block);
-        let answered = Answered::new(&question, message.clone());
+        let answered = Answered::new(question, message.clone());
         let mut steps = vec![Step::Send(message)];
         steps.extend(self.establish(sa, proved, Some(answered))?);
         Ok(steps)

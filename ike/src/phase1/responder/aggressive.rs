@@ -86,7 +86,7 @@ impl Responder {
         let (g_xi, ni) = heard.key_exchange(choice.suite, None)?;
         let answer = choice.answer.clone();
         let cookies = CookiePair { initiator, responder: cookie };
-        let mut responder = Responder::new(policy, ends, cookies, choice, &heard, &octets)?;
+        let mut responder = Responder::new(policy, ends, cookies, choice, &heard, octets)?;
         let mut nr = [0; NONCE_LEN];
         entropy.fill(&mut nr);
         let job = Job::DhRespond { group: responder.suite.group, peer_public: g_xi.clone() };
@@ -190,7 +190,7 @@ impl Responder {
         // Status notifications have no place in aggressive mode (RFC 2407 section 4.6.3).
         let claim = Claim { id, initial_contact: false, question, last_block };
         // Message 3 has no answer, and message 1 is no longer answered.
-        self.answered = Answered::new(&claim.question, Bytes::new());
+        self.answered = Answered::new(claim.question.clone(), Bytes::new());
         match job {
             None => Ok(vec![self.established(now, &proof, claim, Proved::default(), None)]),
             Some(job) => {

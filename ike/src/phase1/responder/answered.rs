@@ -15,8 +15,8 @@ pub struct Answered {
 
 impl Answered {
     /// An answer to a question; empty while it is being worked on.
-    pub fn new(question: &[u8], answer: Bytes) -> Answered {
-        Answered { question: Bytes::copy_from_slice(question), answer, repeats: 0 }
+    pub fn new(question: Bytes, answer: Bytes) -> Answered {
+        Answered { question, answer, repeats: 0 }
     }
 
     /// The cached answer when `question` is the same octets; at most ten times.
