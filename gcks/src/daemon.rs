@@ -32,6 +32,7 @@ use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
 use runtime::signals::{Signal, Signals};
+use runtime::supervisor::Supervisor;
 use runtime::udp::{BindError, Sockets, UdpCounters};
 use runtime::workers::Workers;
 use thiserror::Error;
@@ -265,6 +266,8 @@ struct Daemon {
     keeper: Option<Keeper>,
     /// Closed when all else is gone.
     audit: Option<Audit>,
+    /// Told of the life of this process.
+    supervisor: Supervisor,
     /// What the process gave up; none in tests.
     confined: Option<Confined>,
 }
@@ -315,6 +318,7 @@ impl Daemon {
             options,
             keeper: None,
             audit: None,
+            supervisor: Supervisor::from_environment(),
             confined: None,
         };
         for address in daemon.sockets.addresses() {
@@ -332,8 +336,10 @@ impl Daemon {
 
     async fn work(mut self, mut inlets: Inlets) -> Result<(), StartError> {
         self.drain();
+        self.supervisor.ready();
         loop {
             let sleep = self.on_timers();
+            let sleep = self.supervisor.alive(self.clock.now().at).map_or(sleep, |sign| sign.min(sleep));
             let waits = !self.inbox.is_empty() && self.gate.held() < HELD;
             let sleep = if waits { Duration::ZERO } else { sleep };
             tokio::select! {
@@ -386,6 +392,7 @@ impl Daemon {
     /// true.
     fn stop(mut self, mut reports: mpsc::UnboundedReceiver<Report>) {
         self.publish(&Event::DaemonStopping);
+        self.supervisor.stopping();
         self.tell(Input::Stop);
         self.writer.finish();
         while let Ok(report) = reports.try_recv() {
@@ -505,10 +512,12 @@ impl Daemon {
     }
 
     fn on_reload(&mut self) {
+        self.supervisor.reloading();
         let path = self.options.path.clone();
         if let Err(reason) = self.change(&path, true) {
             self.publish(&Event::ConfigurationRefused { reason: reason.replace('\n', "; ") });
         }
+        self.supervisor.ready();
     }
 
     /// Reads a configuration. What cannot be read any more is explained.

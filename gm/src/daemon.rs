@@ -28,6 +28,7 @@ use runtime::hub::Hub;
 use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::signals::{Signal, Signals};
+use runtime::supervisor::Supervisor;
 use runtime::udp::{BindError, Sockets};
 use runtime::workers::Workers;
 use thiserror::Error;
@@ -202,6 +203,8 @@ struct Daemon {
     listening: BTreeMap<String, (Vec<SocketAddr>, Option<IpAddr>)>,
     /// When those that failed are tried again.
     listen_again: Option<Instant>,
+    /// Told of the life of this process.
+    supervisor: Supervisor,
 }
 
 impl Daemon {
@@ -237,6 +240,7 @@ impl Daemon {
             last_ticket: 0,
             options,
             notifier: None,
+            supervisor: Supervisor::from_environment(),
             observer: plane::Observer::default(),
             next_look: clock_start,
             config: None,
@@ -259,6 +263,7 @@ impl Daemon {
 
     async fn work(mut self, mut inlets: Inlets) {
         self.drain();
+        self.supervisor.ready();
         loop {
             let mut sleep = IDLE;
             if let Some(wakeup) = self.engine.poll_timeout() {
@@ -268,6 +273,7 @@ impl Daemon {
                 }
                 sleep = self.engine.poll_timeout().map_or(IDLE, |wakeup| self.clock.until(wakeup.at));
             }
+            let sleep = self.supervisor.alive(self.clock.now().at).map_or(sleep, |sign| sign.min(sleep));
             tokio::select! {
                 // What finishes something goes before what begins something.
                 biased;
@@ -287,6 +293,7 @@ impl Daemon {
             }
         }
         self.publish(&Event::DaemonStopping);
+        self.supervisor.stopping();
         self.tell(Input::Stop);
     }
 
@@ -410,10 +417,12 @@ impl Daemon {
     }
 
     fn on_reload(&mut self) {
+        self.supervisor.reloading();
         let path = self.options.path.clone();
         if let Err(reason) = self.change(&path) {
             self.publish(&Event::ConfigurationRefused { reason: reason.replace('\n', "; ") });
         }
+        self.supervisor.ready();
     }
 
     /// Reads a file whole and uses it. A file that is not good, or that only a restart takes whole, changes nothing.

@@ -9,7 +9,8 @@
 //!
 //! Where to look: [`clock`] the only reader of the time, [`udp`] the sockets, [`workers`] asymmetric crypto on all
 //! cores, [`hub`] events to everyone who listens, [`log`] their lines, [`control`] and [`observe`] the local sockets
-//! ([`local`] binds them), [`signals`] what the system wants, [`lock`] one daemon per state directory,
+//! ([`local`] binds them), [`signals`] what the system wants, [`supervisor`]
+//! what the service manager is told, [`lock`] one daemon per state directory,
 //! [`confine`] what they give up.
 #![forbid(unsafe_code)]
 
@@ -23,5 +24,6 @@ pub mod lock;
 pub mod log;
 pub mod observe;
 pub mod signals;
+pub mod supervisor;
 pub mod udp;
 pub mod workers;

@@ -17,5 +17,6 @@ mod restore;
 mod rollover;
 mod sites;
 mod spoofed;
+mod supervised;
 mod support;
 mod traffic;

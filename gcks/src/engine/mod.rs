@@ -43,7 +43,7 @@ use ike::io::{Datagram, Entropy, JobId, JobRequest, JobResult, Machine, Now, Wak
 use ike::protect::ack::Ack;
 
 use admission::{Admission, Urgency};
-use durable::{Kind, Row};
+use durable::{Change, Kind, Row};
 use group::{Group, GroupOutput};
 use io::{Command, Input, Outcome, Output};
 use pace::Pace;
@@ -332,9 +332,15 @@ impl KeyServer {
         }
     }
 
+    /// A write goes before the events that wait right before it: what an event tells is on disk when it is told.
+    fn write(&mut self, changes: Vec<Change>) {
+        let events = self.out.iter().rev().take_while(|output| matches!(output, Output::Event(_))).count();
+        self.out.insert(self.out.len() - events, Output::Persist(changes));
+    }
+
     fn on_group_output(&mut self, name: &str, output: GroupOutput) {
         match output {
-            GroupOutput::Persist(changes) => self.out.push_back(Output::Persist(changes)),
+            GroupOutput::Persist(changes) => self.write(changes),
             GroupOutput::Fanout(octets, to) => self.out.push_back(Output::Fanout { octets, to }),
             GroupOutput::Multicast(octets, channel) => {
                 self.out.push_back(Output::Multicast { octets, channel });

@@ -68,7 +68,14 @@ impl Bench {
     }
 
     pub fn drain(&mut self) {
+        // Events since anything else came out.
+        let mut told = Vec::new();
         while let Some(output) = self.server.poll() {
+            match &output {
+                Output::Event(event) => told.push(event.name().to_owned()),
+                Output::Persist(_) => assert!(told.is_empty(), "told before it is written: {told:?}"),
+                _ => told.clear(),
+            }
             match output {
                 Output::Transmit(datagram) => self.sent.push_back(datagram),
                 Output::Multicast { .. } => {}
