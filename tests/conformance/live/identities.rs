@@ -58,6 +58,11 @@ fn rules() -> Vec<(IdentityRule, Vec<Identification>, Vec<Identification>)> {
             vec![dn("CN=gm2, O=Example"), dn("CN=gm1"), claims(IdType::DerAsn1Dn, &[0x30, 0])],
         ),
         (
+            IdentityRule::NameLike { pattern: name("CN=*, O=Example") },
+            vec![dn("CN=gm7, O=Example"), dn("CN=GM8, O=EXAMPLE")],
+            vec![dn("CN=gm7, O=Other"), dn("O=Example"), dn("CN=*, O=Example"), host("gm7")],
+        ),
+        (
             exactly(IdType::KeyId, &[0, 1, 0xff]),
             vec![key(&[0, 1, 0xff])],
             vec![key(&[0, 1]), key(&[0, 1, 0xff, 0]), key(b"key")],
