@@ -142,6 +142,29 @@ fn a_change_of_the_tree_in_several_pushes_sends_nobody_to_the_server_when_a_tent
 }
 
 #[test]
+fn a_new_kek_in_several_pushes_says_again_what_became_of_every_tek() {
+    let mut again = Vec::new();
+    for seed in 1..=5 {
+        let mut world = key_tree(seed, 64);
+        world.kill_member(20);
+        world.command(rekey(false)).expect("it runs").expect("a rekey");
+        world.run(Duration::from_secs(100));
+        assert_eq!(world.trace.count("gcks", "member_expired"), 1, "its leaf is to be left");
+        let (before, sent) = (registrations(&world), world.pushes.len());
+        world.net.weather = Weather::bad(10);
+        let kek = Command::Rekey { group: GROUP.to_owned(), tek: false, kek: true };
+        world.command(kek).expect("it runs").expect("a rekey");
+        world.run(Duration::from_secs(120));
+        let mut changes: Vec<_> = world.pushes[sent..].to_vec();
+        changes.sort();
+        changes.dedup();
+        assert!(changes.len() >= 3, "arrays in two PUSHes at least, then the TEK in use");
+        again.push(registrations(&world) - before);
+    }
+    assert!(again.iter().sum::<usize>() <= 3, "registrations of 63 members, by seed: {again:?}");
+}
+
+#[test]
 fn a_server_that_dies_at_any_write_of_a_revocation_keeps_the_rest_together_and_the_revoked_one_out() {
     for batches in 1..=8 {
         let mut world = key_tree(batches, 8);

@@ -100,6 +100,7 @@ impl Group {
         let communication = self.settings.communication.as_ref()?;
         let (successor, arrays) = successor.map_or((None, &[][..]), |(kek, arrays)| (Some(kek), arrays));
         let dialect = self.settings.push_dialect;
+        let is_new = |tek: &Tek| tek.retires.is_none() && tek.activates >= now.at;
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
                 let (source, destination) = pushed_endpoints(communication);
@@ -131,7 +132,7 @@ impl Group {
         Some(Part {
             seq,
             unsigned: Unsigned::new(protecting.spi, &content, protecting.signing.octets()),
-            teks: teks.iter().filter(|tek| tek.retires.is_none()).map(|tek| tek.spi.to_string()).collect(),
+            teks: teks.iter().filter(|tek| is_new(tek)).map(|tek| tek.spi.to_string()).collect(),
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })
     }

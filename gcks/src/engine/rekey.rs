@@ -377,6 +377,8 @@ impl Group {
             match successor.filter(|_| apart) {
                 Some((next, arrays)) => {
                     parts = self.lay_out(now, kek, &[], Some((next, arrays)), &besides);
+                    let restated = if parts.len() > 1 { self.restated(&sas) } else { Vec::new() };
+                    let told = [restated, told].concat();
                     if !told.is_empty() && !parts.is_empty() {
                         let besides = Besides { deletes: Vec::new(), ..besides.clone() };
                         after = self.lay_out(now, next, &told, None, &besides);
@@ -463,6 +465,13 @@ impl Group {
             teks.take(MOST_TOLD_AGAIN).cloned().collect::<Vec<_>>()
         };
         sas.iter().flat_map(of_sa).rev().collect()
+    }
+
+    /// The TEKs in use of all other SAs. Who lost one of several PUSHes of key arrays cannot know that it was not about them,
+    /// and would ask.
+    fn restated(&self, sas: &BTreeSet<String>) -> Vec<Tek> {
+        let others = self.settings.sas.iter().filter(|sa| !sas.contains(&sa.name));
+        others.filter_map(|sa| self.current_tek(&sa.name).cloned()).collect()
     }
 
     /// PUSHes under the present KEK begin their way to every member.
