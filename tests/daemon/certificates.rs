@@ -138,6 +138,8 @@ fn one_anchor_gives_way_to_the_next_by_sighup_with_members_on_both_and_no_sa_is_
     let mark = server.mark();
     let second = site.start(MEMBERS[1], None).unwrap();
     refused(&server, mark, "issuer \"CN=New\" is no trust anchor; expected one of: CN=Old");
+    // Its attempt is over: what it is asked to do from now on is another one.
+    second.wait_named(second.beginning(), SOON, "registration_failed").unwrap();
 
     // Both authorities count.
     replace(&site, GCKS, "trust-anchors = [\"old.pem\"]", "trust-anchors = [\"old.pem\", \"new.pem\"]");
