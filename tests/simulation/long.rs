@@ -129,7 +129,11 @@ impl Run {
             if self.starts.is_some_and(|at| at <= now) {
                 self.starts = None;
                 self.world.start_server();
-                self.watch.server_started(&self.world);
+                match self.world.server_runs() {
+                    true => self.watch.server_started(&self.world),
+                    // The write at which it was to die was one of its start.
+                    false => self.server_died(true),
+                }
                 self.look();
             }
             let over: Vec<usize> =

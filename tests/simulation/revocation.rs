@@ -123,6 +123,25 @@ fn one_of_sixty_four_is_revoked_and_opens_nothing_while_nobody_else_registers_ag
 }
 
 #[test]
+fn a_change_of_the_tree_in_several_pushes_sends_nobody_to_the_server_when_a_tenth_is_lost() {
+    let mut again = Vec::new();
+    for seed in 1..=5 {
+        let mut world = key_tree(seed, 64);
+        let (before, sent) = (registrations(&world), world.pushes.len());
+        world.net.weather = Weather::bad(10);
+        world.command(revoke(20)).expect("it runs").expect("revoked");
+        world.run(Duration::from_secs(120));
+        let mut changes: Vec<_> = world.pushes[sent..].to_vec();
+        changes.sort();
+        changes.dedup();
+        assert!(changes.len() >= 3, "arrays in two PUSHes at least, then TEKs");
+        again.push(registrations(&world) - before);
+    }
+    // Of a thousand that are told, one loses all three copies.
+    assert!(again.iter().sum::<usize>() <= 3, "registrations of 63 members, by seed: {again:?}");
+}
+
+#[test]
 fn a_server_that_dies_at_any_write_of_a_revocation_keeps_the_rest_together_and_the_revoked_one_out() {
     for batches in 1..=8 {
         let mut world = key_tree(batches, 8);

@@ -460,16 +460,26 @@ impl Group {
 
     /// ATD and DTD for a joiner: what is left of a rollover under way. Else the others send under these keys already, and so
     /// must who comes again with older ones: they have dropped those.
+    ///
+    /// Of several rollovers at once the shortest overlap counts: under what it has left everybody sends for that much longer,
+    /// so that a joiner never takes a TEK for one the others have left already.
     fn delays(&self, at: Instant) -> (u16, Option<u16>) {
         let deactivation = self.settings.communication.as_ref().map(|it| it.deactivation_delay);
         let pending =
             self.teks.iter().map(|tek| tek.activates.since(at)).max().filter(|left| !left.is_zero());
         let retiring = self.teks.iter().filter_map(|tek| tek.retires).map(|at_| at_.since(at)).max();
+        let overlap = |new: &Tek| {
+            let replaced =
+                self.teks.iter().filter(|old| old.sa == new.sa).filter_map(|old| old.retires).max()?;
+            Some(replaced.since(new.activates))
+        };
+        let overlap = self.teks.iter().filter(|tek| tek.activates > at).filter_map(overlap).min();
         match (pending, retiring) {
             (None, None) => (0, deactivation),
             (pending, retiring) => {
                 let activation = pending.map_or(0, ceil_seconds);
-                let left = retiring.map(ceil_seconds).or(deactivation).unwrap_or(0);
+                let rollover = pending.zip(overlap).map(|(pending, overlap)| pending + overlap);
+                let left = rollover.or(retiring).map(ceil_seconds).or(deactivation).unwrap_or(0);
                 (activation, Some(left.max(activation.saturating_add(1))))
             }
         }

@@ -13,7 +13,7 @@
 mod tests;
 mod timers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -357,12 +357,12 @@ impl Keyring {
         self.remove_due(cx);
     }
 
-    /// True when some TEK in use is neither listed nor replaced by `listed`: what a missed PUSH did to it is not known.
-    pub fn leaves_open(&self, listed: &[TekPolicy]) -> bool {
-        self.teks
-            .iter()
-            .filter(|tek| tek.leaves.is_none())
-            .any(|tek| !listed.iter().any(|new| new.spi == tek.policy.spi || same_flow(new, &tek.policy)))
+    /// TEKs in use that are neither listed nor replaced by `listed`: what a missed PUSH did to them is not known.
+    pub fn left_open(&self, listed: &[TekPolicy]) -> BTreeSet<Spi> {
+        let accounted =
+            |tek: &Tek| listed.iter().any(|new| new.spi == tek.policy.spi || same_flow(new, &tek.policy));
+        let in_use = self.teks.iter().filter(|tek| tek.leaves.is_none());
+        in_use.filter(|tek| !accounted(tek)).map(|tek| tek.policy.spi).collect()
     }
 
     fn note_delays(&mut self, policy: &GroupPolicy) {

@@ -6,6 +6,7 @@
 
 pub mod accept;
 pub mod change;
+mod doubts;
 pub mod io;
 pub mod kek;
 pub mod keyring;

@@ -22,9 +22,10 @@ use ike::protect::ack::AckKey;
 use ike::protect::push::{self, PushContent, Unverified};
 use ike::retransmit::below;
 
+use super::doubts::Doubt;
 use super::kek::Kek;
 use super::lkh::LkhError;
-use super::vpn::{Doubt, Vpn};
+use super::vpn::Vpn;
 use super::{Cx, Owner, accept};
 
 /// Accepted PUSHes remembered.
@@ -82,6 +83,19 @@ struct Pending {
     datagram: Datagram,
     unverified: Unverified,
     outcome: Option<Result<(), String>>,
+}
+
+/// What an applied PUSH said.
+#[derive(Debug, Default)]
+struct Applied {
+    /// TEKs that it lists.
+    teks: Vec<TekPolicy>,
+    /// When others send under new ones.
+    activation: Duration,
+}
+
+fn activation_delay(policy: &GroupPolicy) -> Duration {
+    Duration::from_secs(u64::from(policy.activation_delay))
 }
 
 impl Vpn {
@@ -222,12 +236,13 @@ impl Vpn {
         match self.apply(protecting, &content, cx) {
             // Nothing of it is for us, so that nothing of it is acknowledged.
             Ok(None) => self.pushes.note_for_others(ForOthers { octets: datagram.octets.clone(), spi, seq }),
-            Ok(Some(listed)) => {
+            Ok(Some(applied)) => {
+                self.doubts.settle_kek(|spi| self.keyring.find_kek(spi).is_some());
                 // What the missed ones said of a TEK that this one accounts for is out of date.
-                match self.keyring.leaves_open(&listed) {
-                    true if gap => self.doubt(Doubt::Teks, cx),
-                    true => {}
-                    false => self.settle(Doubt::Teks),
+                let open = self.keyring.left_open(&applied.teks);
+                self.doubts.settle_teks(&open);
+                if gap && !open.is_empty() {
+                    self.doubt(Doubt::Teks(open), applied.activation, cx);
                 }
                 self.acknowledge(protecting, seq, datagram, cx);
             }
@@ -241,14 +256,14 @@ impl Vpn {
         }
     }
 
-    /// Reads everything before it changes anything, then applies: Deletes, KEK, delays, TEKs. Hands back the TEKs listed;
-    /// none when the key arrays lead us nowhere and nothing was applied.
+    /// Reads everything before it changes anything, then applies: Deletes, KEK, delays, TEKs. Hands back what it
+    /// said; none when the key arrays lead us nowhere and nothing was applied.
     fn apply(
         &mut self,
         protecting: &Kek,
         content: &PushContent,
         cx: &mut Cx<'_>,
-    ) -> Result<Option<Vec<TekPolicy>>, String> {
+    ) -> Result<Option<Applied>, String> {
         let mut new = None;
         if let Some((sa, kd)) = &content.keys {
             let sa = self.dialect.sa_from_peer(sa.clone());
@@ -262,12 +277,11 @@ impl Vpn {
                     match path.updated(&keys.lkh_updates) {
                         Ok((path, key)) => {
                             let key = KekKey { public_key: keys.lkh_public_key.take(), ..key };
-                            self.settle(Doubt::Kek(sak.spi));
                             (Some(key), Some(path))
                         }
                         Err(LkhError::Excluded) => {
                             self.refuse_push(LkhError::Excluded.to_string(), Some(content.seq), cx);
-                            self.doubt(Doubt::Kek(sak.spi), cx);
+                            self.doubt(Doubt::Kek(sak.spi), activation_delay(&policy), cx);
                             return Ok(None);
                         }
                         Err(error) => return Err(error.to_string()),
@@ -300,14 +314,14 @@ impl Vpn {
         let deleted = self.keyring.delete(&content.deletes, delay, cx);
         self.statistics.delete_received += deleted.count;
         let mut event = (Vec::new(), None);
-        let mut listed = Vec::new();
+        let mut applied = Applied::default();
         if let Some((policy, keys, kek)) = new {
             event.0 = keys.teks.iter().map(|(spi, _)| spi.to_string()).collect();
             event.1 = kek.as_ref().map(|kek| kek.policy.spi.to_string());
             let outside = self.report_outside(&policy, cx);
             self.keyring.apply_push(&policy, keys, kek, &outside, cx);
-            listed = policy.teks;
-            if !listed.is_empty() {
+            applied = Applied { activation: activation_delay(&policy), teks: policy.teks };
+            if !applied.teks.is_empty() {
                 self.settle_probe();
             }
         }
@@ -321,7 +335,7 @@ impl Vpn {
         if deleted.everything || (self.keyring.kek().is_none() && self.keyring.teks().is_empty()) {
             self.plan(Duration::from_secs(1), Duration::from_secs(10), "the key server deleted the keys", cx);
         }
-        Ok(Some(listed))
+        Ok(Some(applied))
     }
 
     /// Remembers the PUSH, and acknowledges it when the most recent SAK asks so, even if the PUSH deleted its own KEK
@@ -640,6 +654,44 @@ mod tests {
         bench.receive(&push_arrays(&bench, 7, 2, vec![array(&node(5, 50, 0x55), 2)]));
         assert!(bench.happened("push_gap") && bench.happened("reregistration_scheduled"));
         bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(301, 3600)])));
+        assert!(!bench.pass(60));
+    }
+
+    #[test]
+    fn several_pushes_together_settle_what_a_gap_before_left_open() {
+        let other = |spi| TekPolicy { ip_protocol: 6, ..tek(spi, 3600) };
+        for all in [false, true] {
+            let mut bench = Bench::new();
+            bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600), other(302)]), 4).unwrap();
+            bench.receive(&bench.push_keys(1, 7, &policy(Some(kek(2, 7200)), vec![])));
+            assert!(bench.happened("reregistration_scheduled"));
+            bench.receive(&bench.push_keys(2, 1, &policy(None, vec![tek(301, 3600)])));
+            if all {
+                bench.receive(&bench.push_keys(2, 2, &policy(None, vec![other(303)])));
+            }
+            assert_eq!(bench.pass(60), !all);
+        }
+    }
+
+    #[test]
+    fn the_array_for_us_may_come_as_a_late_copy_and_a_registration_is_over_before_the_others_send() {
+        for copy in [false, true] {
+            let mut bench = in_a_tree();
+            bench.receive(&push_arrays(&bench, 6, 2, vec![array(&node(7, 70, 0x77), 2)]));
+            assert!(!bench.pass(19), "copies of 5 may still come");
+            if copy {
+                bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(5, 50, 0x55), 2)]));
+            }
+            assert_eq!(bench.pass(6), !copy, "ATD is 30 s");
+        }
+    }
+
+    #[test]
+    fn a_registration_that_brings_the_kek_settles_the_doubt_of_it() {
+        let mut bench = in_a_tree();
+        bench.begin();
+        bench.receive(&push_arrays(&bench, 5, 2, vec![array(&node(7, 70, 0x77), 2)]));
+        bench.download(policy(Some(kek(2, 7200)), vec![tek(300, 3600)]), 0).unwrap();
         assert!(!bench.pass(60));
     }
 

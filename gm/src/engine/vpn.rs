@@ -1,7 +1,7 @@
 //! One joined group: which server it asks, when again, and what it does with what it gets.
 //!
 //! ```text
-//! Idle --start, soft expiry, gap, clean slate, operator--> Trying(server) --keys--> Idle
+//! Idle --start, soft expiry, doubt, clean slate, operator--> Trying(server) --keys--> Idle
 //!                                    ^  next server  --failed--'   |
 //!                                    '--- Backoff <--- all failed -'   30 s doubling to 600 s, each +-20 %
 //! ```
@@ -14,18 +14,20 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ctl::event::Event;
 use ctl::observe::VpnStatistics;
-use gdoi_proto::ids::{KekSpi, Spi};
+use gdoi_proto::ids::Spi;
 use gdoi_proto::message::Dialect;
 use ike::io::{Instant, Wakeup};
 use ike::retransmit::{below, spread};
 
 use super::accept;
+use super::doubts::Doubts;
 use super::io::Output;
 use super::kek::Kek;
 use super::keyring::{Keyring, Limit, Standing};
@@ -68,8 +70,8 @@ pub struct Vpn {
     current: usize,
     rounds: u32,
     planned: Option<Instant>,
-    /// Why the plan was made, when another PUSH may settle it yet.
-    doubt: Option<(Doubt, Instant)>,
+    /// What may lead to a registration too, unless another PUSH settles it.
+    pub(super) doubts: Doubts,
     /// When to look whether an earlier server is back.
     returns: Option<Instant>,
     fruitless_returns: u32,
@@ -77,15 +79,6 @@ pub struct Vpn {
     registered_once: bool,
     /// Multicast groups we asked to listen to.
     listens: Vec<SocketAddr>,
-}
-
-/// What a PUSH left open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doubt {
-    /// No array led us to this KEK: excluded, or the array for us is in another PUSH of the same change.
-    Kek(KekSpi),
-    /// Rekeys were missed, and what they did to a TEK in use is not known.
-    Teks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +119,7 @@ impl Vpn {
             current: 0,
             rounds: 0,
             planned: None,
-            doubt: None,
+            doubts: Doubts::default(),
             returns: None,
             fruitless_returns: 0,
             registered_once: false,
@@ -199,7 +192,7 @@ impl Vpn {
         if other {
             self.keyring.leave_group();
             self.pushes = Pushes::default();
-            self.doubt = None;
+            self.doubts = Doubts::default();
         }
     }
 
@@ -215,9 +208,14 @@ impl Vpn {
             Registration::Backoff { until } => Some(until),
             Registration::Idle | Registration::Trying { .. } => {
                 let probe = self.probe.as_ref().and_then(Probe::due);
-                self.planned.into_iter().chain(probe).min()
+                self.plan_or_doubt().into_iter().chain(probe).min()
             }
         }
+    }
+
+    /// When a registration must begin: by plan, or for what is open.
+    pub(super) fn plan_or_doubt(&self) -> Option<Instant> {
+        self.planned.into_iter().chain(self.doubts.due()).min()
     }
 
     /// Begins a registration: the server to ask, none without servers or when one is under way.
@@ -229,6 +227,7 @@ impl Vpn {
         }
         let server = if matches!(self.registration, Registration::Backoff { .. }) { 0 } else { self.current };
         self.planned = None;
+        self.doubts = Doubts::default();
         self.try_server(server, 0, Purpose::Keys, cx)
     }
 
@@ -331,28 +330,6 @@ impl Vpn {
         });
     }
 
-    /// Plans a registration that another PUSH may make needless.
-    pub(super) fn doubt(&mut self, doubt: Doubt, cx: &mut Cx<'_>) {
-        let before = self.planned;
-        let reason = match doubt {
-            Doubt::Kek(_) => "no key array of a push is for us",
-            Doubt::Teks => "rekeys were missed",
-        };
-        self.plan(Duration::from_secs(1), Duration::from_secs(30), reason, cx);
-        if let (None, Some(at)) = (before, self.planned) {
-            self.doubt = Some((doubt, at));
-        }
-    }
-
-    /// A PUSH settled it: what was planned for it is off.
-    pub(super) fn settle(&mut self, settled: Doubt) {
-        if let Some((_, at)) = self.doubt.take_if(|(doubt, _)| *doubt == settled)
-            && self.planned == Some(at)
-        {
-            self.planned = None;
-        }
-    }
-
     /// The registration with the present server failed: the next server, or none and a pause.
     pub fn on_failed(&mut self, reason: &str, kind: Failure, cx: &mut Cx<'_>) -> Option<usize> {
         let Registration::Trying { server, failed, purpose } = self.registration else { return None };
@@ -441,6 +418,10 @@ impl Vpn {
             return Ok(());
         }
         self.keyring.apply_pull(&policy, keys, kek, (seq, age), &outside, cx);
+        self.doubts.settle_kek(|spi| self.keyring.find_kek(spi).is_some());
+        if standing == Standing::Current {
+            self.doubts.settle_teks(&BTreeSet::new());
+        }
         let sids = self.keyring.sender_ids.iter().flat_map(|sids| &sids.values);
         cx.out.event(Event::Registered {
             vpn: self.name().to_owned(),
@@ -467,7 +448,7 @@ impl Vpn {
         let now = cx.now.at;
         self.send_late_acks(cx);
         let wish = self.keyring.on_timeout(cx);
-        let planned = self.planned.is_some_and(|planned| planned <= now);
+        let planned = self.plan_or_doubt().is_some_and(|planned| planned <= now);
         if wish.is_some()
             && let Registration::Trying { purpose, .. } = &mut self.registration
         {
@@ -505,7 +486,7 @@ impl Vpn {
             Registration::Backoff { until } => Some(Wakeup { at: until, why: "next try to register" }),
             Registration::Idle => {
                 let returns = self.returns.map(|at| Wakeup { at, why: "is an earlier server back" });
-                let planned = self.planned.map(|at| Wakeup { at, why: "planned registration" });
+                let planned = self.plan_or_doubt().map(|at| Wakeup { at, why: "planned registration" });
                 Wakeup::earlier(planned, returns)
             }
         };

@@ -3,8 +3,9 @@
 //! Diffie-Hellman is g^x modulo the prime 2^61 - 1, padded to the group's lengths; a signature is a keyed hash with
 //! the public key as its key.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gdoi_proto::policy::{SignatureAlgorithm, SignatureHash};
 use gdoi_proto::secret::SecretBytes;
@@ -54,6 +55,20 @@ pub struct Deterministic {
     counter: AtomicU64,
     /// Makes and checks the signatures of PUSHes.
     signatures: Option<Arc<dyn Provider>>,
+    /// Signatures found good: hundreds of members check the same octets.
+    good: Mutex<BTreeSet<Vec<u8>>>,
+}
+
+/// Good signatures remembered.
+const REMEMBERED: usize = 4096;
+
+/// What a check is about, as a digest.
+fn digest(check: &Verification) -> Vec<u8> {
+    let about = format!("{:?} {:?} {}", check.algorithm, check.hash, check.bare_digest);
+    let or_input = check.or_input.as_deref().unwrap_or_default();
+    let parts = [about.as_bytes(), &check.public_key, &check.input, or_input, &check.signature];
+    let lengths: Vec<u8> = parts.iter().flat_map(|part| part.len().to_be_bytes()).collect();
+    hash(Hash::Sha256, &[&lengths, parts[0], parts[1], parts[2], parts[3], parts[4]])
 }
 
 impl std::fmt::Debug for Deterministic {
@@ -65,7 +80,7 @@ impl std::fmt::Debug for Deterministic {
 impl Deterministic {
     /// A provider whose randomness follows `seed`.
     pub fn new(seed: u64) -> Deterministic {
-        Deterministic { seed, counter: AtomicU64::new(0), signatures: None }
+        Deterministic { seed, ..Deterministic::default() }
     }
 
     /// The same with real signatures of PUSHes. Their octets differ from run to run, and nothing else.
@@ -229,7 +244,17 @@ impl Provider for Deterministic {
 
     fn verify(&self, check: &Verification) -> Result<(), CryptoError> {
         if let Some(real) = &self.signatures {
-            return real.verify(check);
+            let digest = digest(check);
+            let mut good = self.good.lock().unwrap_or_else(PoisonError::into_inner);
+            if good.contains(&digest) {
+                return Ok(());
+            }
+            real.verify(check)?;
+            if good.len() >= REMEMBERED {
+                good.clear();
+            }
+            good.insert(digest);
+            return Ok(());
         }
         if signature(check.algorithm, &check.public_key, &check.input) == check.signature.as_ref() {
             Ok(())
