@@ -108,7 +108,11 @@ impl Network {
             let output =
                 command.stdin(Stdio::null()).output().map_err(LabError::system("ip, nft cannot be run"))?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            let ours = |line: &&str| ["gdoi", "848", "6d0848"].iter().any(|word| line.contains(word));
+            // A link-local address is made of chance, and may hold our number.
+            let chance = |line: &&str| line.contains("fe80::");
+            let ours = |line: &&str| {
+                !chance(line) && ["gdoi", "848", "6d0848"].iter().any(|word| line.contains(word))
+            };
             left.extend(text.lines().filter(ours).map(str::to_owned));
         }
         Ok(left)
