@@ -1,13 +1,14 @@
 //! A rekey as octets to sign: which keys go into which PUSH, each within `max-push-size` where keys can be split.
 
-use gdoi_proto::ids::SeqNumber;
-use gdoi_proto::payload::{Delete, LkhUpdate};
+use gdoi_proto::ids::{SeqNumber, Spi};
+use gdoi_proto::payload::Delete;
 use gdoi_proto::policy::{Carriage, GroupPolicy, KeySet};
 use gdoi_proto::registry::Doi;
 use ike::io::Now;
 use ike::protect::push::{PushContent, Unsigned};
 
 use super::group::{Group, Kek, Tek, pushed_endpoints};
+use super::lkh::{Array, Node};
 
 /// What a rekey says besides new keys.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +25,10 @@ pub(super) struct Part {
     pub(super) unsigned: Unsigned,
     /// SPIs of new TEKs in it.
     pub(super) teks: Vec<String>,
+    /// All TEKs in it.
+    pub(super) tells: Vec<Spi>,
+    /// Nodes of the key tree whose holders alone can use it; none when it is for everybody.
+    pub(super) holders: Vec<Node>,
     /// SPI of the new KEK in it.
     pub(super) new_kek: Option<String>,
 }
@@ -35,7 +40,7 @@ impl Group {
         let seq = kek.seq.next()?;
         let content = PushContent { seq, deletes, keys: None };
         let unsigned = Unsigned::new(kek.spi, &content, kek.signing.octets());
-        Some(Part { seq, unsigned, teks: Vec::new(), new_kek: None })
+        Some(Part { seq, unsigned, teks: Vec::new(), tells: Vec::new(), holders: Vec::new(), new_kek: None })
     }
 
     /// The PUSHes that carry these keys, each within `max-push-size` where keys can be split. All go under `protecting`,
@@ -46,7 +51,7 @@ impl Group {
         now: Now,
         protecting: &Kek,
         teks: &[Tek],
-        successor: Option<(&Kek, &[LkhUpdate])>,
+        successor: Option<(&Kek, &[Array])>,
         besides: &Besides,
     ) -> Vec<Part> {
         let Some(communication) = &self.settings.communication else { return Vec::new() };
@@ -94,13 +99,14 @@ impl Group {
         now: Now,
         protecting: &Kek,
         seq: SeqNumber,
-        (teks, successor): (&[Tek], Option<(&Kek, &[LkhUpdate])>),
+        (teks, successor): (&[Tek], Option<(&Kek, &[Array])>),
         besides: &Besides,
     ) -> Option<Part> {
         let communication = self.settings.communication.as_ref()?;
         let (successor, arrays) = successor.map_or((None, &[][..]), |(kek, arrays)| (Some(kek), arrays));
         let dialect = self.settings.push_dialect;
-        let is_new = |tek: &Tek| tek.retires.is_none() && tek.activates >= now.at;
+        // Others than those of this very rekey are told again.
+        let is_new = |tek: &Tek| self.teks.iter().all(|known| known.spi != tek.spi);
         let policy = GroupPolicy {
             kek: successor.map(|kek| {
                 let (source, destination) = pushed_endpoints(communication);
@@ -112,7 +118,7 @@ impl Group {
         };
         let keys = KeySet {
             kek: successor.filter(|_| !communication.lkh).map(Group::kek_key),
-            lkh_updates: arrays.to_vec(),
+            lkh_updates: arrays.iter().map(|array| array.update.clone()).collect(),
             lkh_public_key: successor.filter(|_| !arrays.is_empty()).map(|kek| kek.public_key.clone()),
             teks: teks.iter().map(|tek| (tek.spi, tek.key.clone())).collect(),
             ..KeySet::default()
@@ -129,9 +135,12 @@ impl Group {
                 )
             }),
         };
+        let apart = teks.is_empty() && content.deletes.is_empty();
         Some(Part {
             seq,
             unsigned: Unsigned::new(protecting.spi, &content, protecting.signing.octets()),
+            tells: teks.iter().map(|tek| tek.spi).collect(),
+            holders: arrays.iter().filter(|_| apart).map(|array| array.holder).collect(),
             teks: teks.iter().filter(|tek| is_new(tek)).map(|tek| tek.spi.to_string()).collect(),
             new_kek: successor.map(|kek| kek.spi.to_string()),
         })

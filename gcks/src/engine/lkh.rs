@@ -37,6 +37,11 @@ impl Node {
         Node { level: 0, index }
     }
 
+    /// True when a leaf lies below it.
+    pub fn is_above(self, leaf: u32) -> bool {
+        leaf.checked_shr(u32::from(self.level)).unwrap_or(0) == self.index
+    }
+
     fn parent(self) -> Node {
         Node { level: self.level.saturating_add(1), index: self.index / 2 }
     }
@@ -92,6 +97,15 @@ impl NodeKey {
     }
 }
 
+/// What leads those who hold a key to the new root.
+#[derive(Debug, Clone)]
+pub struct Array {
+    /// Whose key opens it: that of every leaf below.
+    pub holder: Node,
+    /// As sent.
+    pub update: LkhUpdate,
+}
+
 /// What a change of the tree did.
 #[derive(Debug, Default)]
 pub struct Changed {
@@ -100,7 +114,7 @@ pub struct Changed {
     /// Nodes that have no key any more.
     pub gone: BTreeSet<Node>,
     /// What tells the others: each array leads to the new root.
-    pub updates: Vec<LkhUpdate>,
+    pub arrays: Vec<Array>,
 }
 
 /// The keys of a group's tree.
@@ -296,7 +310,7 @@ impl Tree {
             .flat_map(|node| node.children())
             .filter(|child| self.nodes.contains_key(child) && !changed.made.contains(child))
             .collect();
-        changed.updates = holders.into_iter().filter_map(|holder| self.update_for(holder)).collect();
+        changed.arrays = holders.into_iter().filter_map(|holder| self.array_for(holder)).collect();
         changed
     }
 
@@ -307,7 +321,7 @@ impl Tree {
     }
 
     /// The array for whoever holds `holder`: every key above it, each under the one before.
-    fn update_for(&self, holder: Node) -> Option<LkhUpdate> {
+    fn array_for(&self, holder: Node) -> Option<Array> {
         let mut under = self.nodes.get(&holder)?;
         let (id, handle) = (holder.wire_id(), under.handle);
         let mut keys = Vec::new();
@@ -316,7 +330,7 @@ impl Tree {
             keys.push(key.on_wire(node, under.seal(&key.data)?));
             under = key;
         }
-        Some(LkhUpdate { id, handle, keys })
+        Some(Array { holder, update: LkhUpdate { id, handle, keys } })
     }
 
     fn up_from(&self, node: Node) -> impl Iterator<Item = Node> + use<> {
@@ -360,9 +374,9 @@ mod tests {
     }
 
     /// What a holder of the keys of `path` makes of the arrays: the last key it reaches, if it can open any.
-    fn opens(path: &LkhDownload, updates: &[LkhUpdate]) -> Option<(u32, Vec<u8>)> {
+    fn opens(path: &LkhDownload, arrays: &[Array]) -> Option<(u32, Vec<u8>)> {
         let mut reached = None;
-        for update in updates {
+        for Array { update, .. } in arrays {
             let holds = path.keys.iter().find(|key| (key.id, key.handle) == (update.id, update.handle));
             let Some(holds) = holds else { continue };
             let mut under = holds.data.to_vec();
@@ -415,12 +429,14 @@ mod tests {
                     let root = tree.key(tree.root()).unwrap();
                     assert_ne!(root.handle, old_root);
                     for (leaf, path) in (0..).zip(&paths) {
-                        let reached = opens(path, &changed.updates);
+                        let reached = opens(path, &changed.arrays);
                         if leaving.contains(&leaf) {
                             assert_eq!(reached, None, "leaf {leaf} of {members} left");
                         } else {
                             let (handle, data) = reached.unwrap();
                             assert_eq!((handle, data.as_slice()), (root.handle, root.data.expose()));
+                            let above = changed.arrays.iter().filter(|array| array.holder.is_above(leaf));
+                            assert_eq!(above.count(), 1, "one array for leaf {leaf}, and no other");
                         }
                     }
                 }
@@ -432,7 +448,7 @@ mod tests {
     fn a_new_root_for_everybody_takes_two_arrays_of_one_key() {
         let (mut tree, mut entropy) = full(64, 16);
         let changed = tree.replace(&BTreeSet::new(), &mut entropy);
-        assert_eq!(changed.updates.iter().map(|update| update.keys.len()).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(changed.arrays.iter().map(|array| array.update.keys.len()).collect::<Vec<_>>(), [1, 1]);
         assert_eq!(changed.made.len(), 1);
     }
 
@@ -443,7 +459,7 @@ mod tests {
         let before: Vec<LkhDownload> = (0..4).map(|leaf| tree.path(leaf).unwrap()).collect();
         let changed = tree.grow(&BTreeSet::new(), &mut entropy).unwrap();
         for (leaf, path) in (0..).zip(&before) {
-            let (handle, _) = opens(path, &changed.updates).unwrap();
+            let (handle, _) = opens(path, &changed.arrays).unwrap();
             assert_eq!(handle, tree.key(tree.root()).unwrap().handle);
             let after = tree.path(leaf).unwrap();
             assert_eq!(after.keys[..path.keys.len()], path.keys[..]);
@@ -470,7 +486,7 @@ mod tests {
         let changed = tree.grow(&BTreeSet::from([5]), &mut entropy).unwrap();
         let root = tree.key(tree.root()).unwrap().handle;
         for (leaf, path) in (0..).zip(&paths) {
-            let reached = opens(path, &changed.updates).map(|(handle, _)| handle);
+            let reached = opens(path, &changed.arrays).map(|(handle, _)| handle);
             assert_eq!(reached, (leaf != 5).then_some(root));
         }
         assert_eq!((tree.vacant(), tree.leaves().count()), (9, 7));
@@ -504,7 +520,7 @@ mod tests {
         for (key_octets, most) in [(16, 8_000), (32, 10_500)] {
             let (mut tree, mut entropy) = full(100_000, key_octets);
             let changed = tree.replace(&BTreeSet::from([54_321]), &mut entropy);
-            let octets: usize = changed.updates.iter().map(|update| update.encode().len()).sum();
+            let octets: usize = changed.arrays.iter().map(|array| array.update.encode().len()).sum();
             assert!(octets <= most, "{octets} octets with {key_octets} octets of key");
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ctl::event::Event;
 use ctl::observe::LastPushView;
-use gdoi_proto::ids::{KekSpi, SeqNumber};
+use gdoi_proto::ids::{KekSpi, SeqNumber, Spi};
 use gdoi_proto::policy::AckRequest;
 use ike::io::{Entropy, Instant, Now, Wakeup};
 use ike::protect::ack::{Ack, AckKey};
@@ -21,12 +21,14 @@ use ike::protect::push::Unsigned;
 
 use super::durable::Change;
 use super::group::{Group, GroupOutput, Kek, Terms};
+use super::lkh::Node;
 use super::member::MemberKey;
 use super::peers::Move;
 use super::pull;
 use super::roster::{MemberNumber, NumberSet};
 use super::rounds::Round;
 use super::settings::Acknowledgement;
+use super::tree::reads;
 
 /// Delivered PUSHes kept for members that are registering, at most.
 const DELIVERED: usize = 256;
@@ -64,6 +66,10 @@ pub struct Delivery {
     pub(super) again: bool,
     /// Never by multicast: somebody who must not open it may listen there.
     pub(super) whispered: bool,
+    /// TEKs that it tells.
+    pub(super) tells: Vec<Spi>,
+    /// Nodes of the key tree whose holders alone can use it; none when it is for everybody.
+    pub(super) holders: Vec<Node>,
     /// Members that did not acknowledge.
     pub outstanding: NumberSet,
     /// Addresses it goes to that are no members any more: `(local, peer)`.
@@ -102,6 +108,8 @@ impl Delivery {
             mark,
             again,
             whispered,
+            tells: Vec::new(),
+            holders: Vec::new(),
             outstanding,
             farewell,
             addressed,
@@ -277,9 +285,10 @@ impl Group {
     pub(super) fn catch_up(&mut self, now: Now, key: &MemberKey, joined: Mark) {
         let Some(communication) = &self.settings.communication else { return };
         let Some(number) = self.members.number(key) else { return };
+        let leaf = self.members.get(key).and_then(|member| member.leaf);
         let mut send = Vec::new();
         for delivery in &mut self.deliveries {
-            if delivery.mark > joined {
+            if delivery.mark > joined && reads(&delivery.holders, leaf) {
                 if delivery.outstanding.insert(number) {
                     delivery.addressed += 1;
                 }

@@ -367,7 +367,7 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let told = [self.still_going_round(now.at, &sas), teks.clone()].concat();
+        let told = [self.still_going_round(now.at), teks.clone()].concat();
         let apart = new_kek_wanted && !self.left_leaves().is_empty();
         let made = if new_kek_wanted { self.new_kek(now, false, entropy, &mut changes) } else { None };
         let (successor, arrays) = made.map_or((None, Vec::new()), |(kek, arrays)| (Some(kek), arrays));
@@ -377,7 +377,7 @@ impl Group {
             match successor.filter(|_| apart) {
                 Some((next, arrays)) => {
                     parts = self.lay_out(now, kek, &[], Some((next, arrays)), &besides);
-                    let restated = if parts.len() > 1 { self.restated(&sas) } else { Vec::new() };
+                    let restated = if parts.len() > 1 { self.restated(&sas, &told) } else { Vec::new() };
                     let told = [restated, told].concat();
                     if !told.is_empty() && !parts.is_empty() {
                         let besides = Besides { deletes: Vec::new(), ..besides.clone() };
@@ -388,7 +388,7 @@ impl Group {
             }
         }
         if !parts.is_empty() {
-            self.counters.lkh_keys += arrays.iter().map(|array| array.keys.len() as u64).sum::<u64>();
+            self.counters.lkh_keys += arrays.iter().map(|array| array.update.keys.len() as u64).sum::<u64>();
         }
         let keys = format!(
             "new TEKs [{}], new KEK {}",
@@ -444,37 +444,31 @@ impl Group {
         outcome
     }
 
-    /// The TEKs of these SAs that were replaced while copies of their own PUSH go round. Whoever hears only of the successor
-    /// must open what the others send until then, so that they are told again.
-    fn still_going_round(&self, at: Instant, sas: &BTreeSet<String>) -> Vec<Tek> {
-        let Some(communication) = &self.settings.communication else { return Vec::new() };
-        if self.deliveries.is_empty() {
-            return Vec::new();
-        }
-        let activation = Duration::from_secs(u64::from(communication.activation_delay));
-        let span = communication.retransmission_period * (communication.retransmissions + 1);
+    /// The TEKs whose own PUSH goes round yet. Whoever takes the next one first takes no copy of that one any more, and must
+    /// open what the others send: so they are told again, whatever the rekey is about.
+    fn still_going_round(&self, at: Instant) -> Vec<Tek> {
+        let told: BTreeSet<Spi> = self.deliveries.iter().flat_map(|it| it.tells.iter().copied()).collect();
         let goes_round = |tek: &&Tek| {
             // Who came later must not learn what encrypted before.
-            let used = tek.activates <= at;
-            tek.retires.is_some()
-                && at < tek.activates + span.saturating_sub(activation)
-                && !(used && self.settings.rekey_on_join)
+            let secret = tek.retires.is_some() && tek.activates <= at && self.settings.rekey_on_join;
+            told.contains(&tek.spi) && !tek.life(at).is_zero() && !secret
         };
-        let of_sa = |sa: &String| {
-            let teks = self.teks.iter().filter(goes_round).filter(|tek| tek.sa == *sa).rev();
+        let of_sa = |sa: &SaSettings| {
+            let teks = self.teks.iter().filter(goes_round).filter(|tek| tek.sa == sa.name).rev();
             teks.take(MOST_TOLD_AGAIN).cloned().collect::<Vec<_>>()
         };
-        sas.iter().flat_map(of_sa).rev().collect()
+        self.settings.sas.iter().flat_map(of_sa).rev().collect()
     }
 
-    /// The TEKs in use of all other SAs. Who lost one of several PUSHes of key arrays cannot know that it was not about them,
-    /// and would ask.
-    fn restated(&self, sas: &BTreeSet<String>) -> Vec<Tek> {
+    /// The TEKs in use of all other SAs that are not `told` anyway. Who got one of several PUSHes of key arrays cannot know
+    /// that those it did not get were not about them, and would ask.
+    fn restated(&self, sas: &BTreeSet<String>, told: &[Tek]) -> Vec<Tek> {
         let others = self.settings.sas.iter().filter(|sa| !sas.contains(&sa.name));
-        others.filter_map(|sa| self.current_tek(&sa.name).cloned()).collect()
+        let current = others.filter_map(|sa| self.current_tek(&sa.name));
+        current.filter(|tek| told.iter().all(|told| told.spi != tek.spi)).cloned().collect()
     }
 
-    /// PUSHes under the present KEK begin their way to every member.
+    /// PUSHes under the present KEK begin their way to every member that can use them.
     fn dispatch_all(&mut self, now: Now, parts: Vec<Part>, cause: &Cause<'_>, changes: &mut Vec<Change>) {
         let limit = self.settings.communication.as_ref().map_or(usize::MAX, |it| it.max_push_size);
         for part in parts {
@@ -488,7 +482,7 @@ impl Group {
                     limit: limit as u64,
                 });
             }
-            let members = (self.members.numbers(), Vec::new());
+            let members = (self.readers(&part.holders, |_| true), Vec::new());
             self.dispatch(now, part, cause, members, changes);
         }
     }
@@ -502,7 +496,7 @@ impl Group {
         (members, farewell): Audience,
         changes: &mut Vec<Change>,
     ) {
-        let Part { seq, unsigned, teks, new_kek, .. } = part;
+        let Part { seq, unsigned, teks, new_kek, tells, holders } = part;
         let Some(protecting) = self.kek.as_mut() else { return };
         protecting.seq = seq;
         let protecting = protecting.clone();
@@ -512,6 +506,7 @@ impl Group {
         let addressed = members.len() + farewell.len();
         let mut delivery =
             Delivery::new(protecting.spi, mark, unsigned, members, now.at).with_farewell(farewell);
+        (delivery.tells, delivery.holders) = (tells, holders);
         delivery.whispered = protecting.overheard;
         changes.push(self.push_row(&delivery));
         self.deliveries.push(delivery);

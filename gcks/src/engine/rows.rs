@@ -133,6 +133,12 @@ struct PushBody {
     /// Never by multicast.
     #[serde(default)]
     whispered: bool,
+    /// SPIs of the TEKs that it tells.
+    #[serde(default)]
+    tells: Vec<u32>,
+    /// Level and index of the nodes of the key tree whose holders alone can use it.
+    #[serde(default)]
+    holders: Vec<(u8, u32)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -387,6 +393,8 @@ impl Group {
             datagram,
             farewell: delivery.farewell.clone(),
             whispered: delivery.whispered,
+            tells: delivery.tells.iter().map(|spi| spi.0).collect(),
+            holders: delivery.holders.iter().map(|node| (node.level, node.index)).collect(),
         };
         row(Kind::Push, self.push_key_name(delivery.kek_spi, delivery.seq), &body)
     }
@@ -624,6 +632,8 @@ impl Group {
         delivery.stage = stage;
         delivery.farewell = body.farewell;
         delivery.whispered = body.whispered;
+        delivery.tells = body.tells.into_iter().map(Spi).collect();
+        delivery.holders = body.holders.into_iter().map(|(level, index)| Node { level, index }).collect();
         self.deliveries.push(delivery);
         Ok(())
     }
@@ -714,9 +724,10 @@ impl Group {
     pub(super) fn restored(&mut self) {
         self.restore_tree();
         self.forget_former_keys();
-        for delivery in &mut self.deliveries {
-            delivery.outstanding = self.members.numbers_where(|member| member.joined < delivery.mark);
+        for mut delivery in std::mem::take(&mut self.deliveries) {
+            delivery.outstanding = self.readers(&delivery.holders, |member| member.joined < delivery.mark);
             delivery.addressed = delivery.outstanding.len() + delivery.farewell.len();
+            self.deliveries.push(delivery);
         }
         self.deliveries.sort_by_key(|delivery| delivery.mark);
         // Rows come by SPI; the order of TEKs is their age.

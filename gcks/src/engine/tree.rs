@@ -7,16 +7,15 @@
 use std::collections::BTreeSet;
 
 use gdoi_proto::ids::{KekSpi, SeqNumber};
-use gdoi_proto::payload::LkhUpdate;
 use gdoi_proto::secret::SecretBytes;
 use ike::io::{Entropy, Now};
 
 use super::durable::Change;
 use super::group::{Group, Kek, Terms, fresh_secret};
-use super::lkh::{Changed, Node, Tree};
-use super::member::MemberKey;
+use super::lkh::{Array, Changed, Node, Tree};
+use super::member::{Member, MemberKey};
 use super::rekey::make_kek;
-use super::roster::MemberNumber;
+use super::roster::{MemberNumber, NumberSet};
 
 /// Leaves of a new tree: without a `member-threshold`, and at most.
 const FIRST_LEAVES: (usize, usize) = (16, 1024);
@@ -92,7 +91,7 @@ impl Group {
         everybody: bool,
         entropy: &mut dyn Entropy,
         changes: &mut Vec<Change>,
-    ) -> Option<(Kek, Vec<LkhUpdate>)> {
+    ) -> Option<(Kek, Vec<Array>)> {
         let communication = self.settings.communication.clone()?;
         let signed = (communication.signing(), self.public_key.clone()?);
         let mut spi = [0; 16];
@@ -100,11 +99,11 @@ impl Group {
             entropy.fill(&mut spi);
         }
         let key_octets = communication.cipher.key_len();
-        let (iv, key, updates) = if communication.lkh {
+        let (iv, key, arrays) = if communication.lkh {
             let changed = self.new_root(key_octets, everybody, entropy);
             changes.extend(self.node_rows(&changed));
             let (iv, key) = self.tree.as_ref().and_then(|tree| tree.key(tree.root())?.parts())?;
-            (iv, key, changed.updates)
+            (iv, key, changed.arrays)
         } else {
             let mut iv = [0; 16];
             entropy.fill(&mut iv);
@@ -114,7 +113,12 @@ impl Group {
         let life = (now.at, now.at + communication.lifetime, ends_unix);
         let kek = make_kek(KekSpi(spi), iv, key, SeqNumber(0), life, communication.ack_request(), signed)?;
         let channel = communication.way.channel().map(|channel| channel.group);
-        Some((Kek { generation: self.next_generation(), channel, ..kek }, updates))
+        Some((Kek { generation: self.next_generation(), channel, ..kek }, arrays))
+    }
+
+    /// The members that hold the key of one of these nodes; everybody without nodes.
+    pub(super) fn readers(&self, holders: &[Node], besides: impl Fn(&Member) -> bool) -> NumberSet {
+        self.members.numbers_where(|member| besides(member) && reads(holders, member.leaf))
     }
 
     fn new_root(&mut self, key_octets: usize, everybody: bool, entropy: &mut dyn Entropy) -> Changed {
@@ -135,4 +139,9 @@ impl Group {
         self.tree = Some(tree);
         changed
     }
+}
+
+/// True when the holder of a leaf can read a PUSH for the holders of these nodes; without nodes everybody can.
+pub(super) fn reads(holders: &[Node], leaf: Option<u32>) -> bool {
+    holders.is_empty() || leaf.is_some_and(|leaf| holders.iter().any(|node| node.is_above(leaf)))
 }

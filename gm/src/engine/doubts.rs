@@ -6,6 +6,9 @@
 //!                                  --neither until its time--> registration
 //! ```
 //!
+//! The numbers before our key arrays are mostly those of arrays for others, which go to those alone. So such a gap is no
+//! event: it is told with the registration that it leads to when nothing says what became of the TEKs.
+//!
 //! One change of a group may take several PUSHes, and each comes in several copies, so that a lost datagram is no reason to
 //! ask the server. The others send under new TEKs when ATD is over: a registration is to be over by then.
 
@@ -25,20 +28,27 @@ const SHORT_DELAY: Duration = Duration::from_secs(10);
 /// How a registration is spread then.
 const SPREAD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+const MISSED: &str = "rekeys were missed";
+
 /// What a PUSH left open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Doubt {
     /// No array led us to this KEK: excluded, or the array for us is in another PUSH of the same change.
     Kek(KekSpi),
     /// Rekeys were missed, and what they did to these TEKs in use is not known.
-    Teks(BTreeSet<Spi>),
+    Teks {
+        /// Those.
+        open: BTreeSet<Spi>,
+        /// Or they were key arrays for others: it is told only when it leads to a registration.
+        quiet: bool,
+    },
 }
 
 impl Doubt {
     fn reason(&self) -> &'static str {
         match self {
             Doubt::Kek(_) => "no key array of a push is for us",
-            Doubt::Teks(_) => "rekeys were missed",
+            Doubt::Teks { .. } => MISSED,
         }
     }
 
@@ -48,7 +58,7 @@ impl Doubt {
         match self {
             _ if activation < SHORT_DELAY => SPREAD,
             Doubt::Kek(_) => (activation * 2 / 3, activation * 5 / 6),
-            Doubt::Teks(_) => (activation / 3, activation / 2),
+            Doubt::Teks { .. } => (activation / 3, activation / 2),
         }
     }
 }
@@ -58,6 +68,8 @@ impl Doubt {
 pub(super) struct Doubts {
     kek: Option<(KekSpi, Instant)>,
     teks: Option<(BTreeSet<Spi>, Instant)>,
+    /// That one of TEKs was not told yet.
+    quiet: bool,
 }
 
 impl Doubts {
@@ -70,11 +82,22 @@ impl Doubts {
     fn raise(&mut self, doubt: Doubt, due: Instant) {
         match doubt {
             Doubt::Kek(spi) => self.kek = Some((spi, self.kek.map_or(due, |(_, first)| first))),
-            Doubt::Teks(open) => {
+            Doubt::Teks { open, quiet } => {
+                self.quiet = quiet && (self.quiet || self.teks.is_none());
                 let first = self.teks.take().map_or(due, |(_, first)| first);
                 self.teks = Some((open, first));
             }
         }
+    }
+
+    /// True when what missed rekeys did to TEKs in use is not known.
+    pub(super) fn misses_rekeys(&self) -> bool {
+        self.teks.is_some()
+    }
+
+    /// Why a registration that is due begins, if that was not told yet.
+    pub(super) fn untold(&self, now: Instant) -> Option<&'static str> {
+        self.teks.as_ref().filter(|(_, due)| self.quiet && *due <= now).map(|_| MISSED)
     }
 
     /// We hold the KEKs of which this is true.
@@ -97,9 +120,11 @@ impl Vpn {
         let (earliest, latest) = doubt.window(activation);
         let wait = earliest + below(latest - earliest, cx.entropy);
         let before = self.plan_or_doubt();
+        let untold = self.doubts.quiet && self.doubts.misses_rekeys();
         let reason = doubt.reason().to_owned();
+        let quiet = matches!(doubt, Doubt::Teks { quiet: true, .. });
         self.doubts.raise(doubt, cx.now.at + wait);
-        if self.plan_or_doubt() != before {
+        if !quiet && (untold || self.plan_or_doubt() != before) {
             let (vpn, seconds) = (self.name().to_owned(), wait.as_secs());
             cx.out.event(Event::ReregistrationScheduled { vpn, seconds, reason });
         }
@@ -118,6 +143,10 @@ mod tests {
         all.iter().copied().map(Spi).collect()
     }
 
+    fn missed(quiet: bool) -> Doubt {
+        Doubt::Teks { open: spis(&[300, 301]), quiet }
+    }
+
     #[test]
     fn the_first_doubt_says_when_and_the_last_one_what() {
         let mut doubts = Doubts::default();
@@ -132,7 +161,7 @@ mod tests {
     #[test]
     fn what_settles_one_kind_leaves_the_other() {
         let mut doubts = Doubts::default();
-        doubts.raise(Doubt::Teks(spis(&[300, 301])), at(10));
+        doubts.raise(missed(false), at(10));
         doubts.raise(Doubt::Kek(KekSpi([2; 16])), at(20));
         doubts.settle_teks(&spis(&[301, 302]));
         assert_eq!(doubts.due(), Some(at(10)), "301 is open yet");
@@ -141,9 +170,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_raised_in_silence_is_told_when_it_is_due() {
+        for (first, then, told) in [(true, true, false), (true, false, true), (false, true, true)] {
+            let mut doubts = Doubts::default();
+            doubts.raise(missed(first), at(10));
+            doubts.raise(missed(then), at(20));
+            assert_eq!((doubts.due(), doubts.untold(at(9))), (Some(at(10)), None));
+            assert_eq!(doubts.untold(at(10)), (!told).then_some(MISSED));
+        }
+    }
+
+    #[test]
     fn a_registration_is_planned_after_the_first_copies_and_well_before_the_others_send() {
-        for (doubt, from, to) in [(Doubt::Kek(KekSpi([2; 16])), 20, 25), (Doubt::Teks(spis(&[300])), 10, 15)]
-        {
+        for (doubt, from, to) in [(Doubt::Kek(KekSpi([2; 16])), 20, 25), (missed(false), 10, 15)] {
             let window = doubt.window(Duration::from_secs(30));
             assert_eq!(window, (Duration::from_secs(from), Duration::from_secs(to)));
             assert_eq!(doubt.window(Duration::ZERO), SPREAD);

@@ -27,7 +27,7 @@ use ike::io::Instant;
 use super::Cx;
 use super::io::Output;
 use super::kek::{Kek, soft_expiry};
-use super::pull::Age;
+use super::terms::{self, Age, has_left, same_flow, turn};
 
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
@@ -120,13 +120,6 @@ pub struct Deleted {
     pub count: u64,
 }
 
-fn same_flow(left: &TekPolicy, right: &TekPolicy) -> bool {
-    left.ip_protocol == right.ip_protocol
-        && left.source == right.source
-        && left.destination == right.destination
-        && left.direction == right.direction
-}
-
 fn same_key(left: &TekKey, right: &TekKey) -> bool {
     let integrity = match (&left.integrity, &right.integrity) {
         (Some(left), Some(right)) => left.ct_eq(right.expose()),
@@ -151,7 +144,7 @@ impl Keyring {
         }
     }
 
-    /// The TEKs, oldest first.
+    /// The TEKs: those that only wait to encrypt come last, and of those that encrypt the last one does.
     pub fn teks(&self) -> &[Tek] {
         &self.teks
     }
@@ -220,8 +213,7 @@ impl Keyring {
             .filter(|(spi, _)| !outside.contains(spi))
             .filter_map(|(spi, key)| policy.teks.iter().find(|tek| tek.spi == spi).map(|tek| (tek, key)))
             .collect();
-        let delay = Duration::from_secs(u64::from(policy.activation_delay));
-        let activation = delay.saturating_sub(age.least);
+        let activation = terms::activation(policy).saturating_sub(age.least);
         if standing != Standing::Current {
             // The path belongs to the KEK, whatever its PUSHes brought meanwhile.
             if let (Some(known), Some(kek)) = (&mut self.kek, &kek)
@@ -243,14 +235,7 @@ impl Keyring {
         let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
         let sending: Vec<Spi> =
             self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
-        // This long before the others drop a TEK, they all send under its successor.
-        let overlap = Duration::from_secs(u64::from(policy.deactivation_delay.unwrap_or(0)));
-        let overlap = overlap.saturating_sub(delay) + age.most;
-        let left = |tek: &TekPolicy| {
-            let lasts = |other: &TekPolicy| other.lifetime_seconds > tek.lifetime_seconds;
-            let life = Duration::from_secs(u64::from(tek.lifetime_seconds));
-            life <= overlap && flows.iter().any(|other| same_flow(other, tek) && lasts(other))
-        };
+        let left = |tek: &TekPolicy| has_left(policy, tek, age.most);
         for (tek, key) in ours {
             // Nothing that the others can open encrypts this flow: what is not listed, they have dropped. The TEK that they
             // use now is the one that ends first of those they have not left.
@@ -258,7 +243,7 @@ impl Keyring {
             let open = flow.clone().any(|other| sending.contains(&other.spi));
             let first = flow.min_by_key(|other| other.lifetime_seconds);
             let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
-            let at = if at_once { cx.now.at } else { cx.now.at + activation };
+            let at = if at_once { cx.now.at } else { cx.now.at + turn(policy, tek, age.least) };
             self.install_tek(tek.clone(), key, (!left(tek)).then_some(at), cx);
         }
         self.activate_due(cx);
@@ -271,8 +256,8 @@ impl Keyring {
         self.remove_due(cx);
     }
 
-    /// TEKs of a registration that a PUSH overtook: what is on its way out stays so, and where a TEK that lives longer serves
-    /// a flow an unknown one only decrypts.
+    /// TEKs of a registration that a PUSH overtook: what is on its way out stays so. Where a TEK that lives longer serves a
+    /// flow an unknown one only decrypts; where that one waits yet, the others encrypt under the unknown one until then.
     fn merge(&mut self, listed: Vec<(&TekPolicy, TekKey)>, activation: Duration, cx: &mut Cx<'_>) {
         let sending: Vec<Spi> =
             self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
@@ -282,19 +267,24 @@ impl Keyring {
             if known.is_some_and(|known| known.leaves.is_some()) {
                 continue;
             }
-            let served = known.is_none()
-                && self.teks.iter().any(|other| {
-                    same_flow(&other.policy, tek)
-                        && other.leaves.is_none()
-                        && other.sending != Sending::Never
-                        && other.expires + TERMS_AGE
-                            >= cx.now.at + Duration::from_secs(u64::from(tek.lifetime_seconds))
-                });
+            let end = cx.now.at + Duration::from_secs(u64::from(tek.lifetime_seconds));
+            let successors: Vec<Sending> = self
+                .teks
+                .iter()
+                .filter(|other| same_flow(&other.policy, tek) && other.leaves.is_none())
+                .filter(|other| known.is_none() && other.expires + TERMS_AGE >= end)
+                .map(|other| other.sending)
+                .collect();
+            let served = successors.contains(&Sending::Now);
+            let replaced = successors.iter().any(|sending| matches!(sending, Sending::At(_)));
             // One that we send under and that is not listed is older than what is: the others have dropped it.
             let open = flows.iter().any(|other| same_flow(other, tek) && sending.contains(&other.spi));
             let waits = open || (known.is_some() && self.sends(tek));
             let at = if waits { cx.now.at + activation } else { cx.now.at };
             self.install_tek(tek.clone(), key, (!served).then_some(at), cx);
+            if let Some(tek) = self.teks.iter_mut().find(|known| replaced && known.policy.spi == tek.spi) {
+                tek.leaves = Some(cx.now.at + self.deactivation_delay.max(activation));
+            }
         }
         self.activate_due(cx);
         self.remove_due(cx);
@@ -316,13 +306,15 @@ impl Keyring {
         self.sender_ids = Some(sender_ids);
     }
 
-    /// Keys of a PUSH. With DTD the TEKs of the same flows go; without, they live to their end.
+    /// Keys of a PUSH. With DTD the TEKs of the same flows go; without, they live to their end. `outside` are SAs that are
+    /// not ours to install. While we register, the others may encrypt under keys that we are about to learn: so a new one
+    /// waits for its time even where nothing else encrypts.
     pub fn apply_push(
         &mut self,
         policy: &GroupPolicy,
         keys: KeySet,
         kek: Option<Kek>,
-        outside: &[Spi],
+        (outside, registers): (&[Spi], bool),
         cx: &mut Cx<'_>,
     ) {
         self.note_delays(policy);
@@ -332,13 +324,13 @@ impl Keyring {
         if let Some(kek) = kek {
             self.install_kek(kek, cx);
         }
-        let activation = Duration::from_secs(u64::from(policy.activation_delay));
+        let activation = terms::activation(policy);
         let mut fresh: Vec<TekPolicy> = Vec::new();
         for (spi, key) in keys.teks {
             let Some(tek) = policy.teks.iter().find(|tek| tek.spi == spi && !outside.contains(&spi)) else {
                 continue;
             };
-            let at = if self.sends(tek) { cx.now.at + activation } else { cx.now.at };
+            let at = if registers || self.sends(tek) { cx.now.at + activation } else { cx.now.at };
             if self.install_tek(tek.clone(), key, Some(at), cx) {
                 fresh.push(tek.clone());
             }
@@ -421,6 +413,11 @@ impl Keyring {
             leaves: None,
             soft,
             limit_told: None,
+        });
+        // Of those that encrypt the last one does.
+        self.teks.sort_by_key(|tek| match tek.sending {
+            Sending::At(at) => Some(at),
+            Sending::Now | Sending::Never => None,
         });
         true
     }

@@ -90,7 +90,8 @@ mod tests {
     use gdoi_proto::policy::{KekPolicy, SignatureAlgorithm};
     use gdoi_proto::registry::PayloadType;
 
-    use super::super::pull::{Age, Download};
+    use super::super::pull::Download;
+    use super::super::terms::Age;
     use super::super::testing::{Bench, kek, policy, tek};
     use super::*;
 

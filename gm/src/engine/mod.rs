@@ -18,6 +18,7 @@ pub mod push;
 pub mod servers;
 pub mod settings;
 mod snapshot;
+mod terms;
 #[cfg(test)]
 mod testing;
 pub mod vpn;

@@ -10,8 +10,6 @@
 //! Message 3 carries no GAP: one Sender-ID is implied (RFC 6407 section 3.5). Nothing is installed before message 4.
 
 use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::Bytes;
 use gdoi_proto::Dialect;
 use gdoi_proto::header::Header;
@@ -28,6 +26,7 @@ use ike::sa::IkeSa;
 
 use super::accept;
 use super::settings::VpnSettings;
+use super::terms::Age;
 
 /// One PULL.
 #[derive(Debug)]
@@ -60,15 +59,6 @@ pub struct Download {
     pub seq: SeqNumber,
     /// How old its terms are.
     pub age: Age,
-}
-
-/// The age of a server's terms, from which their lives and delays count: made between our message 1 and its message 2.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Age {
-    /// Since message 2 came.
-    pub least: Duration,
-    /// Since message 1 left for the first time.
-    pub most: Duration,
 }
 
 /// What a message of a PULL leads to.
@@ -256,6 +246,8 @@ fn on_keys(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use gdoi_proto::ids::{Cookie, CookiePair};
     use gdoi_proto::payload::{LkhDownload, LkhKey};
     use gdoi_proto::policy::TekCipher;

@@ -174,7 +174,10 @@ impl Server {
     /// Goes on with what waits, if nothing else does.
     pub fn resume(&mut self, cx: &mut Cx<'_>) -> Letters {
         match self.phase {
-            Phase::Down => self.begin(cx),
+            Phase::Down => {
+                self.end_former(cx);
+                self.begin(cx)
+            }
             Phase::Routing | Phase::Negotiating { .. } | Phase::Up { .. } => Letters::new(),
         }
     }
@@ -454,7 +457,14 @@ impl Server {
             }
             Ok(Progress::Complete(download)) => {
                 expect_more(watch, cx.now.at);
+                let settings = pull.vpn().clone();
                 pulls.finish(header.message_id);
+                if download.age.is_vague(&download.policy) {
+                    let reason = "the answer may be older than the others' keys".to_owned();
+                    cx.out.event(Event::ReregistrationScheduled { vpn: vpn.clone(), seconds: 0, reason });
+                    self.waiting.insert(vpn, settings);
+                    return self.begin(cx);
+                }
                 let mut letters = vec![(vpn, News::Keys(download))];
                 letters.extend(self.begin(cx));
                 letters

@@ -26,8 +26,9 @@ use ike::phase1::{Credentials, Mode, PeerPolicy};
 use ike::protect::push::{KekCipherKey, PushContent, Unsigned};
 
 use super::io::Output;
-use super::pull::{Age, Download};
+use super::pull::Download;
 use super::settings::{GatewaySettings, VpnSettings};
+use super::terms::Age;
 use super::vpn::Vpn;
 use super::{Cx, Outputs};
 

@@ -218,6 +218,11 @@ impl Vpn {
         self.planned.into_iter().chain(self.doubts.due()).min()
     }
 
+    /// True when what missed rekeys did to TEKs in use is not known yet.
+    pub fn misses_rekeys(&self) -> bool {
+        self.doubts.misses_rekeys()
+    }
+
     /// Begins a registration: the server to ask, none without servers or when one is under way.
     pub fn begin(&mut self, cx: &mut Cx<'_>) -> Option<usize> {
         if let Registration::Trying { purpose, .. } = &mut self.registration {
@@ -459,7 +464,7 @@ impl Vpn {
             Registration::Trying { .. } => None,
             Registration::Backoff { until } => (until <= now).then(|| self.begin(cx)).flatten(),
             Registration::Idle => {
-                if let Some(reason) = wish {
+                if let Some(reason) = wish.or(self.doubts.untold(now)) {
                     let (vpn, reason) = (self.name().to_owned(), reason.to_owned());
                     cx.out.event(Event::ReregistrationScheduled { vpn, seconds: 0, reason });
                 }

@@ -206,6 +206,25 @@ fn a_tek_that_went_comes_back_from_older_terms_for_decryption_only() {
 }
 
 #[test]
+fn who_missed_something_waits_for_atd_as_the_others_do_and_sends_under_what_they_use_until_then() {
+    // 301 comes by a push while we register anew; the others encrypt under 300 for 30 s more, and drop it after 45 s.
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), Vec::new()), 4).unwrap();
+    bench.begin();
+    bench.receive(&bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600)])));
+    assert_eq!(bench.take_told(), "install 301");
+    bench.pass(10);
+    bench.download(policy(Some(kek(1, 7200)), vec![tek(300, 400)]), 4).unwrap();
+    assert_eq!(bench.take_told(), "sids 8 of 301, install 300, activate 300");
+    let spis = |bench: &Bench| bench.vpn.keyring.teks().iter().map(|tek| tek.policy.spi.0).collect::<Vec<_>>();
+    assert_eq!(spis(&bench), [300, 301], "the one that encrypts later comes last");
+    bench.pass(20);
+    assert_eq!(bench.take_told(), "activate 301");
+    bench.pass(25);
+    assert_eq!(bench.take_told(), "remove 300");
+}
+
+#[test]
 fn a_clean_slate_takes_the_sender_ids_too() {
     let mut bench = Bench::new();
     bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 4).unwrap();

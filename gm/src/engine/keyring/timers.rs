@@ -6,7 +6,8 @@ use ike::io::{Instant, Wakeup};
 
 use super::super::Cx;
 use super::super::io::Output;
-use super::{Keyring, Limit, OldKek, Sending, Tek, same_flow};
+use super::super::terms::same_flow;
+use super::{Keyring, Limit, OldKek, Sending, Tek};
 
 impl Keyring {
     pub(super) fn activate_due(&mut self, cx: &mut Cx<'_>) {

@@ -191,3 +191,19 @@ fn a_server_that_stops_answering_is_asked_three_times_and_its_phase_1_goes_while
     register(&mut site);
     assert_eq!((site.knocks.len(), site.servers[0].served.len()), (2, 2));
 }
+
+#[test]
+fn terms_of_which_nobody_knows_whether_the_others_have_turned_are_asked_for_again() {
+    // DTD is 45 s and ATD 30 s: 15 s before an old TEK ends, the others encrypt under its successor.
+    for (leaving, asked) in [(Some(16), 2), (Some(12), 1), (None, 1)] {
+        let site = &mut Site::started(vec![vpn(1)], &[Manner::Serves], |servers| {
+            servers[0].leaving = leaving;
+            servers[0].deaf_to_pulls = 3;
+        });
+        site.pass(60);
+        assert_eq!((site.states(), site.servers[0].served.len()), (vec!["registered"], asked), "{leaving:?}");
+        let scheduled = site.lines("reregistration_scheduled");
+        assert_eq!(scheduled.iter().filter(|line| line.contains("may be older")).count(), asked - 1);
+        assert_eq!(site.knocks.len(), 1);
+    }
+}

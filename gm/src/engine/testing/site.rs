@@ -59,6 +59,10 @@ pub struct KeyServer {
     pub refuses: BTreeSet<u32>,
     /// Message 3 is not answered: PULLs stay open.
     pub holds_keys: bool,
+    /// So many messages of PULLs go unheard yet.
+    pub deaf_to_pulls: usize,
+    /// An older TEK of the same flow lives this long yet, s.
+    pub leaving: Option<u32>,
     /// No route leads to it at the start.
     pub routeless: bool,
     /// SPI of the TEK of group 0.
@@ -106,6 +110,8 @@ impl KeyServer {
             manner,
             refuses: BTreeSet::new(),
             holds_keys: false,
+            deaf_to_pulls: 0,
+            leaving: None,
             routeless: false,
             first_spi: 300,
             life: 3600,
@@ -167,6 +173,10 @@ impl KeyServer {
 
     fn on_pull(&mut self, header: &Header, octets: &Bytes) -> Option<Bytes> {
         let sa = self.sas.get_mut(&header.cookies)?;
+        if self.deaf_to_pulls > 0 {
+            self.deaf_to_pulls -= 1;
+            return None;
+        }
         if let Some(pull) = self.pulls.get_mut(&header.message_id) {
             if let Some(answer) = pull.answers.get(octets) {
                 return Some(answer.clone());
@@ -197,7 +207,9 @@ impl KeyServer {
             let refused = notify::notification(sa.cookies, NotifyType::InvalidIdInformation);
             return Some(notify::seal(sa, &[refused], &mut self.entropy));
         }
-        let policy = policy(None, vec![tek(self.first_spi + group, self.life)]);
+        let leaving = self.leaving.map(|life| tek(self.first_spi - 1, life));
+        let teks = leaving.into_iter().chain([tek(self.first_spi + group, self.life)]).collect();
+        let policy = policy(None, teks);
         let offer = [Payload::Nonce(NR.to_vec()), Payload::GdoiSa(policy.write(Carriage::Pull))];
         let answer = exchange.seal(sa, &[ni], &offer);
         let answers = BTreeMap::from([(octets.clone(), answer.clone())]);
