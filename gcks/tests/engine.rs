@@ -19,6 +19,8 @@ mod rekeys;
 mod storms;
 #[path = "engine/torn.rs"]
 mod torn;
+#[path = "engine/trees.rs"]
+mod trees;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -6,14 +6,16 @@
 
 mod watch;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use gcks::engine::io::Command;
+use gcks::engine::member::MemberKey;
 use gcks::engine::settings::Settings;
 use gdoi_proto::message::Dialect;
 use gdoi_proto::policy::TekCipher;
 use gdoi_sim::provider::SeededEntropy;
-use gdoi_sim::world::{GROUP, member_address, server_settings};
+use gdoi_sim::world::{GROUP, member_address, member_index, server_settings};
 use gdoi_sim::{Timing, Weather, World};
 
 use super::revocation::revoke;
@@ -104,6 +106,25 @@ impl Run {
 
     fn look(&mut self) {
         self.watch.look(&mut self.world);
+        if !self.world.server_runs() && self.starts.is_none() && self.born > 0 {
+            self.server_died(true);
+        }
+    }
+
+    /// A server that died may not have written the last thing that it was told.
+    fn agree_on_revoked(&mut self) {
+        let group = &self.world.server().groups()[GROUP];
+        let named = |key: &MemberKey| key.to_string().parse().ok().map(|ip| SocketAddr::new(ip, 848));
+        let written: Vec<usize> = group.revoked().filter_map(|(key, _)| named(key)).filter_map(member_index).collect();
+        for index in self.revoked.extract_if(.., |index| !written.contains(index)).collect::<Vec<_>>() {
+            self.watch.unrevoked(index);
+        }
+        for index in written {
+            if !self.revoked.contains(&index) {
+                self.watch.still_revoked(index, &self.world);
+                self.revoked.push(index);
+            }
+        }
     }
 
     fn start(&mut self, index: usize) {
@@ -119,9 +140,9 @@ impl Run {
             let pauses = self.starts.into_iter().chain(self.cut.iter().map(|(_, until)| *until));
             let next = pauses.fold(end, |first, at| first.min(at));
             while self.world.advance(next) {
+                let waits = self.starts;
                 self.look();
-                if !self.world.server_runs() && self.starts.is_none() {
-                    self.server_died(true);
+                if self.starts != waits {
                     break;
                 }
             }
@@ -130,7 +151,10 @@ impl Run {
                 self.starts = None;
                 self.world.start_server();
                 match self.world.server_runs() {
-                    true => self.watch.server_started(&self.world),
+                    true => {
+                        self.watch.server_started(&self.world);
+                        self.agree_on_revoked();
+                    }
                     // The write at which it was to die was one of its start.
                     false => self.server_died(true),
                 }
@@ -214,14 +238,12 @@ impl Run {
             8 | 9 if self.world.server_runs() => {
                 let batches = 1 + self.dice.below(5);
                 let at_a_write = self.dice.below(2) == 0;
-                if !at_a_write {
-                    self.world.kill_server();
-                } else {
+                if at_a_write {
                     self.world.kill_server_after(batches);
                     self.command(Command::Rekey { group, tek: true, kek: batches.is_multiple_of(2) });
-                }
-                if !self.world.server_runs() {
-                    self.server_died(at_a_write);
+                } else {
+                    self.world.kill_server();
+                    self.server_died(false);
                 }
             }
             10 if self.watch.is_listed(somebody) && self.world.server_runs() => {

@@ -504,3 +504,35 @@ fn who_registers_sends_as_soon_as_the_others_do() {
     bench.pass(Duration::from_secs(60));
     assert_eq!(joined(&mut bench, 2).activation, 0);
 }
+
+#[test]
+fn a_key_whose_copies_go_round_is_told_again_by_a_rekey_that_is_not_about_it() {
+    for (heard, restarts) in [(false, false), (false, true), (true, false)] {
+        let mut bench = Bench::new();
+        let mut one = joined(&mut bench, 1);
+        bench.rekey(false);
+        let octets = pushes(&mut bench, one.address).remove(0);
+        if heard {
+            let ack = one.take(&bench, &octets);
+            bench.tell(one.address, ack);
+        } else {
+            // Who takes a later PUSH first takes no copy of this one any more.
+            one.last = one.last.next().expect("a number");
+        }
+        if restarts {
+            bench.restart();
+            bench.pass(Duration::from_secs(1));
+            pushes(&mut bench, one.address);
+        }
+        let kek = Command::Rekey { group: "g1".to_owned(), tek: false, kek: true };
+        bench.command(kek).expect("a rekey");
+        let octets = pushes(&mut bench, one.address).remove(0);
+        let ack = one.take(&bench, &octets);
+        bench.tell(one.address, ack);
+        let group = &bench.server.groups()["g1"];
+        let all: BTreeSet<Spi> = group.teks().iter().map(|tek| tek.spi).collect();
+        assert_eq!(one.teks.iter().map(|(spi, _)| *spi).collect::<BTreeSet<_>>(), all, "{heard} {restarts}");
+        assert_eq!((one.teks.len(), one.kek.spi), (2, bench.seq().0), "and only where it must be");
+        assert!(group.deliveries().is_empty());
+    }
+}

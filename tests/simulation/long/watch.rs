@@ -1,7 +1,8 @@
 //! What must hold at every moment, looked at whenever anything happened.
 //!
 //! A member counts as in step from when it holds every key the server rekeys with, until it is cut off, restarted, removed
-//! for silence, registers again, or the server dies with a PUSH to it under way: whoever is in step opens whatever others in step send.
+//! for silence, registers again, learns that it missed a rekey, or the server dies with a PUSH to it under way: whoever is in
+//! step opens whatever others in step send. Who missed something asks for it soon.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::{self, Write as _};
@@ -31,6 +32,8 @@ const TRIED: Duration = Duration::from_secs(86_400);
 const YOUTH: Duration = Duration::from_secs(90);
 /// Copies, and a rollover after the last of them.
 const RETOLD: Duration = Duration::from_secs(180);
+/// Who knows that it missed rekeys learns what they did, or asks, within this.
+const ASKED: Duration = Duration::from_secs(240);
 /// Events that are remembered for who asks what went wrong.
 const RECENT: usize = 200;
 
@@ -40,8 +43,10 @@ struct Known {
     listed: bool,
     cut: bool,
     revoked: bool,
-    /// It registered again: out of step until it has what it came for.
-    anew: bool,
+    /// The server counts it as registered; it did not get what it came for yet.
+    unserved: bool,
+    /// Since when it knows that it missed rekeys.
+    missed: Option<Instant>,
     synced: bool,
     holds: BTreeSet<Spi>,
     sends: BTreeSet<Spi>,
@@ -114,6 +119,7 @@ struct Figures {
     crashes: u64,
     reloads: u64,
     revocations: u64,
+    doubts: u64,
     tried: u64,
 }
 
@@ -123,7 +129,7 @@ impl fmt::Display for Watch {
         write!(
             f,
             "{} in step; {} looks; rekeys {} scheduled, {} asked for, {} for the tree; {} pushes in {} datagrams, {} acks; \
-             {} registrations, {} expired; {} crashes, {} reloads, {} revocations, {} keys tried in vain",
+             {} registrations, {} expired, {} doubts; {} crashes, {} reloads, {} revocations, {} keys tried in vain",
             self.synced,
             it.looks,
             it.scheduled,
@@ -134,6 +140,7 @@ impl fmt::Display for Watch {
             it.acks,
             it.registrations,
             it.expired,
+            it.doubts,
             it.crashes,
             it.reloads,
             it.revocations,
@@ -230,6 +237,11 @@ impl Watch {
         self.known(index).revoked = false;
     }
 
+    /// The server died before it wrote that somebody is revoked no more.
+    pub fn still_revoked(&mut self, index: usize, world: &World) {
+        self.set(index, world, |known| (known.revoked, known.synced) = (true, false));
+    }
+
     /// An operator asked for something that is one rekey, or none.
     pub fn commanded(&mut self, rekeys: bool) {
         self.asked += u64::from(rekeys);
@@ -294,6 +306,8 @@ impl Watch {
         for index in 0..self.members.len() {
             let there = listed.contains(&index);
             self.set(index, world, |known| {
+                // One that it wrote down and did not answer any more.
+                known.unserved |= there && !known.listed;
                 known.listed = there;
                 known.synced &= there && !waits;
             });
@@ -327,8 +341,15 @@ impl Watch {
                 self.keys.entry(tek.policy.spi).or_insert_with(|| tek.key.encryption.expose().to_vec());
             assert!(meaning == tek.key.encryption.expose(), "seed {}: two keys of one SPI", self.seed);
         }
-        let able = known.listed && !known.cut && !known.revoked && world.member_runs(index);
-        if !able || std::mem::take(&mut known.anew) {
+        let able = known.listed && !known.cut && !known.revoked && !known.unserved && world.member_runs(index);
+        let now = world.now().at;
+        let misses = world.member_runs(index) && world.member(index).vpns()[GROUP].misses_rekeys();
+        let new = misses && known.missed.is_none();
+        known.missed = known.missed.filter(|_| misses).or(misses.then_some(now));
+        self.lasting.doubts += u64::from(new);
+        let asks = known.missed.is_none_or(|since| now.since(since) < ASKED);
+        assert!(asks, "seed {}: {} never asked for what it missed", self.seed, member_address(index).ip());
+        if !able || new {
             known.synced = false;
         }
         if able && !known.synced && self.retold.is_none() && world.server_runs() {
@@ -361,7 +382,9 @@ impl Watch {
         self.lasting.looks += 1;
         let mut touched = std::mem::take(&mut world.touched);
         for index in std::mem::take(&mut world.keyed) {
-            assert!(!self.known(index).revoked, "seed {}: keys for a revoked member", self.seed);
+            let known = self.known(index);
+            known.unserved = false;
+            assert!(!known.revoked, "seed {}: keys for a revoked member", self.seed);
         }
         let mut rekeyed = false;
         for event in std::mem::take(&mut world.told) {
@@ -454,7 +477,7 @@ impl Watch {
                 let index = named(member)?;
                 let known = self.known(index);
                 assert!(!known.revoked, "a revoked member registered");
-                (known.listed, known.anew) = (true, true);
+                (known.listed, known.unserved) = (true, true);
                 return Some(index);
             }
             Event::PullCompleted { sender_ids, .. } => {
