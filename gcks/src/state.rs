@@ -62,7 +62,7 @@ impl StateError {
 pub fn become_owner(server: &Server) -> Result<(), ConfineError> {
     let Some(account) = Account::to_become(&server.user)? else { return Ok(()) };
     confine::private_directory(&server.state_directory, Some(&account))
-        .map_err(|source| ConfineError::System { what: "root", source })?;
+        .map_err(|source| ConfineError::Make { path: server.state_directory.clone(), source })?;
     account.become_it()
 }
 

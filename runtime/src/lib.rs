@@ -7,7 +7,7 @@
 //! signals ──────────────────┘
 //! ```
 //!
-//! Where to look: [`clock`] the only reader of the time, [`udp`] the sockets, [`workers`] asymmetric crypto on all
+//! Where to look: [`clock`] the only reader of the time, [`udp`] the sockets and [`incoming`] what waits in them, [`workers`] asymmetric crypto on all
 //! cores, [`hub`] events to everyone who listens, [`log`] their lines, [`control`] and [`observe`] the local sockets
 //! ([`local`] binds them), [`signals`] what the system wants, [`supervisor`]
 //! what the service manager is told, [`lock`] one daemon per state directory,

@@ -115,7 +115,8 @@ impl Run {
     fn agree_on_revoked(&mut self) {
         let group = &self.world.server().groups()[GROUP];
         let named = |key: &MemberKey| key.to_string().parse().ok().map(|ip| SocketAddr::new(ip, 848));
-        let written: Vec<usize> = group.revoked().filter_map(|(key, _)| named(key)).filter_map(member_index).collect();
+        let written: Vec<usize> =
+            group.revoked().filter_map(|(key, _)| named(key)).filter_map(member_index).collect();
         for index in self.revoked.extract_if(.., |index| !written.contains(index)).collect::<Vec<_>>() {
             self.watch.unrevoked(index);
         }

@@ -9,7 +9,6 @@
 //!
 //! Message 3 carries no GAP: one Sender-ID is implied (RFC 6407 section 3.5). Nothing is installed before message 4.
 
-use std::sync::Arc;
 use bytes::Bytes;
 use gdoi_proto::Dialect;
 use gdoi_proto::header::Header;
@@ -23,6 +22,7 @@ use ike::protect::OpenError;
 use ike::protect::phase2::{Exchange, same};
 use ike::retransmit::{Attempt, Retransmit, Schedule};
 use ike::sa::IkeSa;
+use std::sync::Arc;
 
 use super::accept;
 use super::settings::VpnSettings;

@@ -54,7 +54,8 @@ pub fn turn(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> Duration {
     let older = |other: &&TekPolicy| same_flow(other, tek) && other.lifetime_seconds < tek.lifetime_seconds;
     let predecessor = policy.teks.iter().filter(older).max_by_key(|other| other.lifetime_seconds);
     let delay = activation(policy);
-    let from_terms = predecessor.map_or(delay, |other| life(other).saturating_sub(overlap(policy)).min(delay));
+    let from_terms =
+        predecessor.map_or(delay, |other| life(other).saturating_sub(overlap(policy)).min(delay));
     from_terms.saturating_sub(age)
 }
 
@@ -94,7 +95,9 @@ mod tests {
 
     #[test]
     fn the_life_of_the_old_tek_says_when_the_others_turn_to_the_new_one() {
-        for (old, age, expected) in [(60, 0, 20), (55, 0, 15), (41, 0, 1), (30, 0, 0), (55, 5, 10), (900, 0, 20)] {
+        for (old, age, expected) in
+            [(60, 0, 20), (55, 0, 15), (41, 0, 1), (30, 0, 0), (55, 5, 10), (900, 0, 20)]
+        {
             let terms = terms(old, 3600);
             assert_eq!(turn(&terms, &terms.teks[1], seconds(age)), seconds(expected), "{old} {age}");
             let left = has_left(&terms, &terms.teks[0], seconds(age));

@@ -21,7 +21,10 @@ use super::messages::{self, Extras, Heard};
 use super::nat::{Behind, Ends, VENDOR_NAT_T};
 use super::proposal::{self, Reading};
 use super::responder::Answered;
-use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
+use super::{
+    Credential, Established, MAX_FAILURES, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD,
+    VerifyContext,
+};
 use crate::crypto::AuthMethod;
 use crate::crypto::provider::{CryptoError, DhKey, Done, Job, ProofError, Proved};
 use crate::fragment::VENDOR_FRAGMENTATION;
@@ -29,9 +32,6 @@ use crate::io::{Entropy, Instant, Now};
 use crate::protect::notify::{self, Informational};
 use crate::retransmit::{Attempt, Retransmit, Schedule};
 use crate::sa::{IkeSa, Role};
-
-/// Proofs that may fail before the negotiation is given up: one that was changed on the way ends nothing.
-const MAX_FAILURES: u32 = 3;
 
 /// A phase 1 this side started.
 #[derive(Debug)]

@@ -21,11 +21,11 @@ use super::nat::VENDOR_NAT_T;
 use super::{Refusal, VENDOR_DPD};
 use crate::crypto::{AuthMethod, Suite};
 use crate::fragment::is_announcement;
-use crate::trust::wrapped_certificates;
+use crate::trust::{Limits, wrapped_certificates};
 
 /// Certificate encoding of X.509 for signatures, the only one sent (RFC 2408 section 3.9).
 const X509_SIGNATURE: u8 = 4;
-/// CERT and CERTREQ encoding: X.509 certificates in PKCS#7. Read, never sent (RFC 4945 section 3.3.10).
+/// CERT and CERTREQ encoding: X.509 certificates in PKCS#7. Read, never sent (RFC 4945 section 3.3.4).
 const PKCS7_WRAPPED: u8 = 1;
 
 /// What a message carries besides its own payloads, at the places above. Empty: nothing.
@@ -188,7 +188,9 @@ impl Heard {
                         _ => Vec::new(),
                     };
                     for certificate in certificates {
-                        if !heard.certificates.contains(&certificate) {
+                        // One more than is taken says that they are too many; the others are not looked at.
+                        let room = heard.certificates.len() <= Limits::default().certificates;
+                        if room && !heard.certificates.contains(&certificate) {
                             heard.certificates.push(certificate);
                         }
                     }
@@ -294,6 +296,19 @@ pub(super) fn id_body(id: &Identification) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::trust::signed_data;
+
+    #[test]
+    fn of_too_many_certificates_one_more_than_is_taken_is_kept() {
+        let many: Vec<Vec<u8>> = (0..40).map(|number| vec![0x30, 1, number]).collect();
+        let all: Vec<&[u8]> = many.iter().map(Vec::as_slice).collect();
+        let wrapped = Payload::Cert(Certificate { encoding: PKCS7_WRAPPED, data: signed_data(&all) });
+        let plain =
+            |der: &Vec<u8>| Payload::Cert(Certificate { encoding: X509_SIGNATURE, data: der.clone() });
+        for payloads in [vec![wrapped], many.iter().map(plain).collect()] {
+            let heard = Heard::from_payloads(payloads, &[]).unwrap();
+            assert_eq!(heard.certificates, many[..=Limits::default().certificates]);
+        }
+    }
 
     #[test]
     fn certificates_come_plain_or_in_pkcs_7_and_each_once() {

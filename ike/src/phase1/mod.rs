@@ -49,6 +49,9 @@ pub const VENDOR_DPD: [u8; 16] =
 /// Octets of our nonces.
 pub const NONCE_LEN: usize = 32;
 
+/// Proofs that may fail, or not decrypt, before a negotiation is given up: one that was changed on the way ends nothing.
+const MAX_FAILURES: u32 = 3;
+
 /// One acceptable transform.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Offer {

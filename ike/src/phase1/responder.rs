@@ -28,7 +28,10 @@ use super::auth::{Facts, Proof, Proving, SaEnds};
 use super::messages::{self, Extras, Heard};
 use super::nat::{Behind, Ends, VENDOR_NAT_T};
 use super::proposal::{self, Choice};
-use super::{Credential, Established, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD, VerifyContext};
+use super::{
+    Credential, Established, MAX_FAILURES, Mode, NONCE_LEN, PeerPolicy, Refusal, Step, VENDOR_DPD,
+    VerifyContext,
+};
 use crate::crypto::Suite;
 use crate::crypto::provider::{Done, Job, ProofError, Proved};
 use crate::fragment::VENDOR_FRAGMENTATION;
@@ -43,8 +46,6 @@ pub use answered::Answered;
 use answered::MAX_REPEATS;
 use state::{Claim, State, Unproved};
 
-/// Messages 5 that may fail to decrypt before the negotiation is given up.
-const MAX_FAILURES: u32 = 3;
 /// Longest first message: SAi_b must be stored.
 pub const MAX_OFFER: usize = 4096;
 /// Longest first message with `large-offers`, in main mode: aggressive mode never takes more than [`MAX_OFFER`].

@@ -1,4 +1,4 @@
-//! Certificates wrapped in PKCS#7 (RFC 4945 section 3.3.10: SHOULD be accepted, since some implementations send them; never
+//! Certificates wrapped in PKCS#7 (RFC 4945 section 3.3.4: SHOULD be accepted, since some implementations send them; never
 //! sent by us).
 
 use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier};

@@ -341,7 +341,8 @@ impl Watch {
                 self.keys.entry(tek.policy.spi).or_insert_with(|| tek.key.encryption.expose().to_vec());
             assert!(meaning == tek.key.encryption.expose(), "seed {}: two keys of one SPI", self.seed);
         }
-        let able = known.listed && !known.cut && !known.revoked && !known.unserved && world.member_runs(index);
+        let able =
+            known.listed && !known.cut && !known.revoked && !known.unserved && world.member_runs(index);
         let now = world.now().at;
         let misses = world.member_runs(index) && world.member(index).vpns()[GROUP].misses_rekeys();
         let new = misses && known.missed.is_none();

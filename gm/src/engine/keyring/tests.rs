@@ -216,7 +216,8 @@ fn who_missed_something_waits_for_atd_as_the_others_do_and_sends_under_what_they
     bench.pass(10);
     bench.download(policy(Some(kek(1, 7200)), vec![tek(300, 400)]), 4).unwrap();
     assert_eq!(bench.take_told(), "sids 8 of 301, install 300, activate 300");
-    let spis = |bench: &Bench| bench.vpn.keyring.teks().iter().map(|tek| tek.policy.spi.0).collect::<Vec<_>>();
+    let spis =
+        |bench: &Bench| bench.vpn.keyring.teks().iter().map(|tek| tek.policy.spi.0).collect::<Vec<_>>();
     assert_eq!(spis(&bench), [300, 301], "the one that encrypts later comes last");
     bench.pass(20);
     assert_eq!(bench.take_told(), "activate 301");
