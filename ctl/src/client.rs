@@ -1,6 +1,7 @@
 //! A blocking client of a daemon's local sockets.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::marker::PhantomData;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use thiserror::Error;
 
 use crate::control::{Reply, Request, Snapshot, from_line, to_line};
 use crate::event::Stamped;
+use crate::tap::Tapped;
 
 /// Why a daemon gave no answer. Its refusal is an answer: [`Reply::Refused`].
 #[derive(Debug, Error)]
@@ -68,16 +70,28 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`] when the daemon does not begin to send.
-    pub fn watch(mut self) -> Result<Events, ClientError> {
-        match self.ask(&Request::Watch)? {
+    pub fn watch(self) -> Result<Events, ClientError> {
+        self.stream_of(&Request::Watch)
+    }
+
+    /// Asks for datagrams, which a daemon in a lab shows. Otherwise like [`Client::watch`].
+    ///
+    /// # Errors
+    /// [`ClientError`] when the daemon does not begin to send.
+    pub fn tap(self) -> Result<Taps, ClientError> {
+        self.stream_of(&Request::Tap)
+    }
+
+    fn stream_of<T>(mut self, request: &Request) -> Result<Lines<T>, ClientError> {
+        match self.ask(request)? {
             Reply::Done { .. } => {}
             Reply::Refused { reason } => return Err(ClientError::Refused(reason)),
             Reply::Snapshot(_) | Reply::Plan(_) | Reply::Audit { .. } | Reply::Explained { .. } => {
-                return Err(ClientError::NotUnderstood("something else instead of events".to_owned()));
+                return Err(ClientError::NotUnderstood("an answer instead of a stream".to_owned()));
             }
         }
         self.stream.get_ref().set_read_timeout(None)?;
-        Ok(Events { stream: self.stream, line: Vec::new(), ended: false })
+        Ok(Lines::of(self.stream))
     }
 }
 
@@ -91,7 +105,7 @@ pub fn observe(path: &Path) -> Result<(Snapshot, Events), ClientError> {
     let mut stream = BufReader::new(stream);
     let snapshot = read(&mut stream)?.ok_or(ClientError::Closed)?;
     stream.get_ref().set_read_timeout(None)?;
-    Ok((snapshot, Events { stream, line: Vec::new(), ended: false }))
+    Ok((snapshot, Lines::of(stream)))
 }
 
 fn open(path: &Path) -> Result<UnixStream, ClientError> {
@@ -107,15 +121,25 @@ fn read<T: DeserializeOwned>(stream: &mut BufReader<UnixStream>) -> Result<Optio
 }
 
 /// Events as they come.
+pub type Events = Lines<Stamped>;
+/// Datagrams as they come and leave.
+pub type Taps = Lines<Tapped>;
+
+/// What a daemon sends of its own, as it comes.
 #[derive(Debug)]
-pub struct Events {
+pub struct Lines<T> {
     stream: BufReader<UnixStream>,
     /// The beginning of a line whose end is still to come.
     line: Vec<u8>,
     ended: bool,
+    of: PhantomData<T>,
 }
 
-impl Events {
+impl<T> Lines<T> {
+    fn of(stream: BufReader<UnixStream>) -> Lines<T> {
+        Lines { stream, line: Vec::new(), ended: false, of: PhantomData }
+    }
+
     /// A limit for each wait; none waits for ever. A wait that takes longer is [`ClientError::Broken`] with
     /// [`io::ErrorKind::WouldBlock`], and may be repeated: nothing is lost.
     ///
@@ -126,8 +150,8 @@ impl Events {
     }
 }
 
-impl Iterator for Events {
-    type Item = Result<Stamped, ClientError>;
+impl<T: DeserializeOwned> Iterator for Lines<T> {
+    type Item = Result<T, ClientError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.ended {

@@ -113,6 +113,9 @@ pub enum Request {
     },
     /// [`Reply::Done`], then events from that moment on, one [`crate::event::Stamped`] per line, until the client closes.
     Watch,
+    /// Key server in a lab: [`Reply::Done`], then datagrams from that moment on, one [`crate::tap::Tapped`] per line, until the
+    /// client closes.
+    Tap,
     /// Name and version of the daemon: answered by [`Reply::Done`].
     Version,
 }

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,14 @@ use ctl::control::{Reply, Request};
 use ctl::event::Event;
 use ctl::observe::{GcksSnapshot, ProcessView, Snapshot};
 use ctl::plan::Plan;
+use ctl::tap::Tapped;
+use gdoi_proto::header::Header;
 use ike::crypto::provider::{Random, default_provider};
 use ike::io::{Instant, JobResult, Machine};
 use runtime::clock::Clock;
 use runtime::confine::{Account, ConfineError, Confined};
 use runtime::control::{Asked, Operator};
-use runtime::hub::Hub;
+use runtime::hub::{Hub, Tap};
 use runtime::incoming::Incoming;
 use runtime::local::{LocalError, LocalSocket};
 use runtime::lock::{LockError, StateLock};
@@ -220,7 +223,7 @@ async fn serve(config: &Gcks, options: Options, opened: Opened) -> Result<(), St
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
-        runtime::control::serve(control, sender.clone(), hub.clone()),
+        runtime::control::serve(control, sender.clone(), hub.clone(), daemon.tap.clone()),
         runtime::observe::serve(observe, sender, hub),
     ];
     let result = daemon.work(inlets).await;
@@ -255,6 +258,8 @@ struct Daemon {
     cleared: UdpCounters,
     workers: Workers,
     teller: Teller,
+    /// In a lab: where datagrams are shown.
+    tap: Option<Tap>,
     /// Who waits for which ticket.
     waiting: BTreeMap<u64, oneshot::Sender<Reply>>,
     last_ticket: u64,
@@ -313,6 +318,7 @@ impl Daemon {
             cleared: UdpCounters::default(),
             workers,
             teller,
+            tap: options.lab.then(Tap::new),
             waiting: BTreeMap::new(),
             last_ticket: 0,
             plans: BTreeMap::new(),
@@ -417,8 +423,16 @@ impl Daemon {
         for _ in 0..BATCH {
             let true = self.gate.held() < HELD else { break };
             let Some(datagram) = self.inbox.take() else { break };
+            self.show(datagram.peer, datagram.local, &datagram.octets);
             self.tell(Input::Datagram(datagram));
         }
+    }
+
+    /// Shows a datagram to who traces a member, in a lab.
+    fn show(&self, from: SocketAddr, to: SocketAddr, message: &[u8]) {
+        let Some(tap) = self.tap.as_ref().filter(|tap| tap.is_open()) else { return };
+        let opener = Header::decode(message).ok().and_then(|header| self.engine.opener(&header));
+        tap.show(&Tapped::new(runtime::clock::unix_micros(), (from, to), message, opener));
     }
 
     /// Counters of the sockets; what the inbox dropped is dropped because the engine was behind.
@@ -452,11 +466,13 @@ impl Daemon {
         while let Some(output) = self.gate.release() {
             match output {
                 Output::Transmit(datagram) => {
+                    self.show(datagram.local, datagram.peer, &datagram.octets);
                     if let Err(error) = self.sockets.send(&datagram) {
                         tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
                     }
                 }
                 Output::Fanout { octets, to } => {
+                    to.iter().for_each(|(local, peer)| self.show(*local, *peer, &octets));
                     let sent = self.sockets.send_many(&octets, &to);
                     if sent < to.len() {
                         let (lost, all) = (to.len() - sent, to.len());
@@ -464,6 +480,8 @@ impl Daemon {
                     }
                 }
                 Output::Multicast { octets, channel } => {
+                    let local = self.sockets.addresses().into_iter().next();
+                    local.into_iter().for_each(|local| self.show(local, channel.group, &octets));
                     if let Err(error) =
                         self.sockets.send_multicast(&octets, channel.group, &channel.interface)
                     {
@@ -637,7 +655,7 @@ impl Daemon {
                 return self.on_change(&path, true, reply);
             }
             // The local sockets answer it themselves.
-            Request::Watch => return refuse(reply, "not on this way"),
+            Request::Watch | Request::Tap => return refuse(reply, "not on this way"),
             Request::ClearStatistics { group } => {
                 if group.is_none() {
                     self.cleared = self.counters();
@@ -724,6 +742,7 @@ fn changes_the_server(request: &Request) -> bool {
         | Request::Plan { .. }
         | Request::Register { .. }
         | Request::Watch
+        | Request::Tap
         | Request::Version => false,
     }
 }

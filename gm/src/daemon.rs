@@ -143,7 +143,7 @@ async fn serve(config: &Gm, options: Options) -> Result<(), StartError> {
     inlets.signals = signals;
     inlets.asked = asked;
     let locals = [
-        runtime::control::serve(control, sender.clone(), hub.clone()),
+        runtime::control::serve(control, sender.clone(), hub.clone(), None),
         runtime::observe::serve(observe, sender, hub),
     ];
     daemon.work(inlets).await;
@@ -466,7 +466,7 @@ impl Daemon {
             }
             Request::Register { vpn } => Command::Register { vpn },
             // The local sockets answer it themselves.
-            Request::Watch => return refuse(reply, "not on this way"),
+            Request::Watch | Request::Tap => return refuse(reply, "not on this way"),
             Request::Rekey { .. }
             | Request::ClearMembers { .. }
             | Request::ClearStatistics { .. }

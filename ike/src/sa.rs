@@ -113,7 +113,7 @@ impl IkeSa {
     }
 
     /// The cipher key.
-    pub(crate) fn key(&self) -> &CipherKey {
+    pub fn key(&self) -> &CipherKey {
         &self.key
     }
 
@@ -129,6 +129,11 @@ impl IkeSa {
         all.push(&id);
         all.extend_from_slice(parts);
         prf(self.suite.hash, self.skeyid_a.expose(), &all)
+    }
+
+    /// Last ciphertext block of phase 1: the source of every later IV.
+    pub fn last_phase1_block(&self) -> &[u8; 16] {
+        &self.last_phase1_block
     }
 
     /// True when the exchange was seen before under this SA.

@@ -41,9 +41,18 @@ fn since_boot() -> Duration {
 }
 
 /// Seconds since 1970 by the wall clock, zero before that. It may jump: only for what leaves the process.
-#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
 pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    since_1970().as_secs()
+}
+
+/// The same in microseconds.
+pub fn unix_micros() -> u64 {
+    u64::try_from(since_1970().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::hub::Hub;
+use crate::hub::{Hub, Lines, Tap};
 use crate::local::{CLIENTS, LocalSocket};
 
 /// Mode of the control socket: whoever opens it commands the daemon.
@@ -18,10 +18,13 @@ pub const MODE: u32 = 0o600;
 /// How long a client that does not read may hold up its connection.
 pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Why there is no tap.
+const NO_LAB: &str = "only a key server that was started with --lab shows decrypted messages";
+
 /// A request with the way back. Dropping `reply` unanswered tells the client that the daemon is stopping.
 #[derive(Debug)]
 pub struct Asked {
-    /// Never [`Request::Watch`]: that is answered here.
+    /// Neither [`Request::Watch`] nor [`Request::Tap`]: those are answered here.
     pub request: Request,
     /// Takes one answer.
     pub reply: oneshot::Sender<Reply>,
@@ -48,8 +51,9 @@ pub(crate) async fn ask(loop_: &mpsc::Sender<Asked>, request: Request, operator:
     answer.await.unwrap_or_else(|_| stopping())
 }
 
-/// Serves the socket until the task is aborted; requests go to `asked`. The socket's file goes with the task.
-pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinHandle<()> {
+/// Serves the socket until the task is aborted; requests go to `asked`. `tap` is there in a lab only. The socket's file goes
+/// with the task.
+pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub, tap: Option<Tap>) -> JoinHandle<()> {
     tokio::spawn(async move {
         let socket = match socket.listen() {
             Ok(socket) => socket,
@@ -64,17 +68,22 @@ pub fn serve(socket: LocalSocket, asked: mpsc::Sender<Asked>, hub: Hub) -> JoinH
                 Some(_) = visitors.join_next() => continue,
             };
             let Ok(permit) = std::sync::Arc::clone(&room).try_acquire_owned() else { continue };
-            let (asked, hub) = (asked.clone(), hub.clone());
+            let (asked, hub, tap) = (asked.clone(), hub.clone(), tap.clone());
             visitors.spawn(async move {
                 // A broken connection is its client's news, not ours.
-                let _ = visit(stream, &asked, &hub).await;
+                let _ = visit(stream, &asked, &hub, tap.as_ref()).await;
                 drop(permit);
             });
         }
     })
 }
 
-async fn visit(stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> std::io::Result<()> {
+async fn visit(
+    stream: UnixStream,
+    asked: &mpsc::Sender<Asked>,
+    hub: &Hub,
+    tap: Option<&Tap>,
+) -> std::io::Result<()> {
     let operator = stream.peer_cred().ok().map(|peer| Operator { uid: peer.uid(), pid: peer.pid() });
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
@@ -89,7 +98,12 @@ async fn visit(stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> st
             return send(&mut write, &to_line(&Reply::Refused { reason })?).await;
         }
         let reply = match from_line(&line) {
-            Ok(Request::Watch) => return watch(read, write, hub).await,
+            // Subscribed before the reply: what happens after the client knows is never missed.
+            Ok(Request::Watch) => return send_lines(read, write, hub.subscribe()).await,
+            Ok(Request::Tap) => match tap {
+                Some(tap) => return send_lines(read, write, tap.subscribe()).await,
+                None => Reply::Refused { reason: NO_LAB.to_owned() },
+            },
             Ok(request) => ask(asked, request, operator).await,
             Err(error) => Reply::Refused { reason: format!("not a request this daemon knows: {error}") },
         };
@@ -97,13 +111,11 @@ async fn visit(stream: UnixStream, asked: &mpsc::Sender<Asked>, hub: &Hub) -> st
     }
 }
 
-async fn watch(
+async fn send_lines(
     mut read: BufReader<OwnedReadHalf>,
     mut write: OwnedWriteHalf,
-    hub: &Hub,
+    mut lines: Lines,
 ) -> std::io::Result<()> {
-    // Subscribed before the reply: what happens after the client knows is never missed.
-    let mut lines = hub.subscribe();
     send(&mut write, &to_line(&Reply::done("watching".to_owned()))?).await?;
     let mut octet = [0];
     loop {
@@ -133,7 +145,7 @@ mod tests {
     fn daemon(directory: &Path) -> (PathBuf, Hub, JoinHandle<()>) {
         let path = directory.join("control.sock");
         let (hub, (sender, mut asked)) = (Hub::new(), mpsc::channel::<Asked>(4));
-        let task = serve(LocalSocket::bind(&path, MODE, "").unwrap(), sender, hub.clone());
+        let task = serve(LocalSocket::bind(&path, MODE, "").unwrap(), sender, hub.clone(), None);
         tokio::spawn(async move {
             while let Some(Asked { request, reply, .. }) = asked.recv().await {
                 if request != Request::Snapshot {

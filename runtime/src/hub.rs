@@ -1,4 +1,5 @@
-//! Events to everyone who listens: the log always, watchers and observers while they are connected.
+//! Events to everyone who listens: the log always, watchers and observers while they are connected. In a lab, datagrams to
+//! who traces a member.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use ctl::control::to_line;
 use ctl::event::{Event, Stamped};
+use ctl::tap::Tapped;
 use tokio::sync::broadcast;
 
 /// Events a slow listener may be behind before it loses the oldest and is told how many.
@@ -55,6 +57,37 @@ impl Hub {
     }
 
     /// Everything published from now on, one JSON line each.
+    pub fn subscribe(&self) -> Lines {
+        Lines { lines: self.lines.subscribe() }
+    }
+}
+
+/// Where a daemon in a lab shows its datagrams. Clones show to the same listeners.
+#[derive(Debug, Clone)]
+pub struct Tap {
+    lines: broadcast::Sender<Bytes>,
+}
+
+impl Tap {
+    /// A tap without listeners.
+    #[expect(clippy::new_without_default, reason = "like a hub")]
+    pub fn new() -> Tap {
+        Tap { lines: broadcast::channel(BEHIND).0 }
+    }
+
+    /// True when somebody listens.
+    pub fn is_open(&self) -> bool {
+        self.lines.receiver_count() > 0
+    }
+
+    /// Sends it to every listener. It never waits.
+    pub fn show(&self, tapped: &Tapped) {
+        if let Ok(line) = to_line(tapped) {
+            let _ = self.lines.send(line.into());
+        }
+    }
+
+    /// Everything shown from now on, one JSON line each.
     pub fn subscribe(&self) -> Lines {
         Lines { lines: self.lines.subscribe() }
     }

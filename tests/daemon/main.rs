@@ -19,4 +19,5 @@ mod sites;
 mod spoofed;
 mod supervised;
 mod support;
+mod trace;
 mod traffic;

@@ -161,7 +161,7 @@ pub struct TraceArgs {
     /// Address, address:port or identity
     #[arg(long, value_name = "M")]
     pub member: String,
-    /// Decrypted messages for Wireshark (not supported)
+    /// A new file for its messages, decrypted, for Wireshark; of a key server started with --lab
     #[arg(long, value_name = "FILE")]
     pub pcap: Option<PathBuf>,
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ctl::client::{self, Client, ClientError, Events};
+use ctl::client::{self, Client, ClientError, Events, Taps};
 use ctl::control::{GCKS_CONTROL, GM_CONTROL, Reply, Request};
 use ctl::observe::{GcksSnapshot, GmSnapshot, Snapshot};
 
@@ -55,6 +55,17 @@ impl Daemon {
         match Client::connect(&self.socket).and_then(Client::watch) {
             Ok(events) => Ok(events),
             Err(error) => Ok(self.observe(error)?.1),
+        }
+    }
+
+    /// Datagrams from now on, over the control socket.
+    ///
+    /// # Errors
+    /// As [`Daemon::ask`].
+    pub fn tap(&self) -> Result<Taps, Failure> {
+        match Client::connect(&self.socket)?.tap() {
+            Err(ClientError::Refused(reason)) => Err(Failure::Refused(reason)),
+            taps => Ok(taps?),
         }
     }
 

@@ -1,8 +1,18 @@
-//! `gdoictl server trace`: one member's protocol events as they happen.
+//! `gdoictl server trace`: one member's protocol events as they happen and, in a lab, its messages in clear.
+
+mod capture;
+mod opened;
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 
 use ctl::client::ClientError;
-use ctl::event::Stamped;
+use ctl::event::{Event, Stamped};
 use ctl::observe::GcksSnapshot;
+use ctl::tap::Tapped;
+
+use capture::Capture;
+use opened::Opened;
 
 use crate::args::TraceArgs;
 use crate::connect::Daemon;
@@ -12,26 +22,82 @@ use crate::{Failure, say};
 /// Fields of an event that name who it is about.
 const NAMING: [&str; 6] = ["member", "identity", "peer", "address", "from", "to"];
 
-/// Prints the events of one member until the daemon or the reader ends.
+/// What the daemon tells.
+enum Told {
+    Event(Stamped),
+    Datagram(Tapped),
+    /// One of both streams ended: why, when the daemon did not just stop.
+    Over(Option<ClientError>),
+}
+
+/// Prints the events of one member until the daemon or the reader ends, and writes its messages into the file of `--pcap`.
 ///
 /// # Errors
-/// When the daemon cannot be reached or the connection breaks; [`Failure::Refused`] for `--pcap`.
+/// When the daemon cannot be reached or the connection breaks; [`Failure::Refused`] for `--pcap` when the key server runs
+/// outside a lab or the file cannot be written.
 pub fn run(daemon: &Daemon, options: &TraceArgs, json: bool) -> Result<(), Failure> {
+    let (sender, told) = channel();
     if options.pcap.is_some() {
-        let reason = "not supported: --pcap; no daemon hands out decrypted messages";
-        return Err(Failure::Refused(reason.to_owned()));
+        listen(daemon.tap()?, sender.clone(), Told::Datagram);
     }
-    let events = daemon.watch()?;
+    listen(daemon.watch()?, sender, Told::Event);
+    let capture = options.pcap.as_ref().map(|path| Capture::create(path)).transpose();
+    let capture = capture.map_err(Failure::Refused)?;
     let traced = Traced::new(&options.member, &daemon.gcks()?);
-    for event in events {
-        match event {
-            Ok(stamped) if traced.is_meant(&stamped) => {
-                say(&if json { json_line(&stamped)? } else { line(&stamped) })?;
+    follow(&told, traced, capture, json)
+}
+
+/// Hands on what a stream brings.
+fn listen<T: Send + 'static>(
+    stream: impl Iterator<Item = Result<T, ClientError>> + Send + 'static,
+    sender: Sender<Told>,
+    told: fn(T) -> Told,
+) {
+    thread::spawn(move || {
+        for item in stream {
+            let told = match item {
+                Ok(item) => told(item),
+                // Of a newer daemon: the rest still counts.
+                Err(ClientError::NotUnderstood(reason)) => {
+                    eprintln!("gdoictl: line not understood: {reason}");
+                    continue;
+                }
+                Err(error) => Told::Over(Some(error)),
+            };
+            if sender.send(told).is_err() {
+                return;
             }
-            Ok(_) => {}
-            // An event of a newer daemon: the rest still counts.
-            Err(ClientError::NotUnderstood(reason)) => eprintln!("gdoictl: event not understood: {reason}"),
-            Err(error) => return Err(error.into()),
+        }
+        let _ = sender.send(Told::Over(None));
+    });
+}
+
+fn follow(
+    told: &Receiver<Told>,
+    mut traced: Traced,
+    mut capture: Option<Capture>,
+    json: bool,
+) -> Result<(), Failure> {
+    let mut opened = Opened::default();
+    for told in told {
+        match told {
+            Told::Event(stamped) => {
+                traced.learn(&stamped.event);
+                if traced.is_meant(&stamped) {
+                    say(&if json { json_line(&stamped)? } else { line(&stamped) })?;
+                }
+            }
+            // Everybody's, since a member may be known by its identity only when its negotiation is over.
+            Told::Datagram(tapped) => {
+                for shown in opened.take(tapped) {
+                    if let Some(capture) = capture.as_mut().filter(|_| traced.is_at_either_end(&shown.tapped))
+                    {
+                        capture.write(&shown).map_err(Failure::Refused)?;
+                    }
+                }
+            }
+            Told::Over(Some(error)) => return Err(error.into()),
+            Told::Over(None) => break,
         }
     }
     Err(Failure::Unreachable("the daemon stopped".to_owned()))
@@ -52,6 +118,22 @@ impl Traced {
             }
         }
         Traced { names }
+    }
+
+    /// A peer turns out to be the member.
+    fn learn(&mut self, event: &Event) {
+        if let Event::Phase1Established { peer, identity, .. } = event
+            && self.names.contains(identity)
+            && !self.names.contains(peer)
+        {
+            self.names.push(peer.clone());
+        }
+    }
+
+    /// True for a message of the member, or to everybody.
+    fn is_at_either_end(&self, tapped: &Tapped) -> bool {
+        let (from, to) = (tapped.from.to_string(), tapped.to.to_string());
+        tapped.to.ip().is_multicast() || self.names.iter().any(|name| is_at(&from, name) || is_at(&to, name))
     }
 
     fn is_meant(&self, stamped: &Stamped) -> bool {

@@ -24,7 +24,7 @@ impl FakeServer {
         let (path, observe) = (directory.path().join("control.sock"), directory.path().join("observe.sock"));
         runtime.block_on(async {
             let (hub, (sender, mut asked)) = (Hub::new(), mpsc::channel::<Asked>(4));
-            serve(LocalSocket::bind(&path, MODE, "").expect("a socket"), sender.clone(), hub.clone());
+            serve(LocalSocket::bind(&path, MODE, "").expect("a socket"), sender.clone(), hub.clone(), None);
             let observe = LocalSocket::bind(&observe, runtime::observe::MODE, "").expect("a socket");
             runtime::observe::serve(observe, sender, hub.clone());
             tokio::spawn(async move {
@@ -153,7 +153,7 @@ fn exit_codes_tell_done_refused_usage_and_unreachable_apart() {
         (
             "server trace --member gm1 --pcap f",
             1,
-            "gdoictl: not supported: --pcap; no daemon hands out decrypted messages\n",
+            "gdoictl: only a key server that was started with --lab shows decrypted messages\n",
         ),
     ] {
         let output = server.run(line);

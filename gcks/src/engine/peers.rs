@@ -253,6 +253,11 @@ impl Peers {
         self.timers.first().map(|(at, _)| Wakeup { at: *at, why: "phase 1 life" })
     }
 
+    /// An established SA.
+    pub fn sa(&self, cookies: CookiePair) -> Option<&IkeSa> {
+        self.established.get(&cookies).map(|known| &known.sa)
+    }
+
     /// Established SAs: identity, peer, suite, end.
     pub fn established(&self) -> impl Iterator<Item = (&IkeSa, SocketAddr, SocketAddr, Instant)> {
         self.established.values().map(|peer| (&peer.sa, peer.local, peer.peer, peer.since))

@@ -6,9 +6,12 @@ use ctl::observe::{
     CommunicationView, FormerMemberView, GcksSnapshot, GroupStatistics, GroupView, IkeSaView, KekView,
     MemberCounts, MemberView, PendingPushView, PolicyView, ServerStatistics, TekView,
 };
+use ctl::tap::Opener;
 use ctl::time::rfc3339;
+use gdoi_proto::header::Header;
 use gdoi_proto::payload::Endpoint;
 use gdoi_proto::policy::{Encapsulation, SignatureAlgorithm, SignatureHash, TekAuthentication, TekCipher};
+use gdoi_proto::registry::ExchangeType;
 use ike::crypto::Hash;
 use ike::crypto::prf::hash;
 use ike::io::{Instant, Now};
@@ -29,6 +32,18 @@ struct Detail {
 }
 
 impl KeyServer {
+    /// What opens a message, for whoever runs a lab: the ISAKMP SA of its cookies, or the KEK whose SPI they are.
+    pub fn opener(&self, header: &Header) -> Option<Opener> {
+        if header.exchange == ExchangeType::GroupkeyPush {
+            let spi = header.cookies.into();
+            let kek = self.groups.values().find_map(|group| group.kek_of(spi))?;
+            return Some(Opener::new(None, kek.key.expose(), &kek.iv));
+        }
+        let sa = self.peers.sa(header.cookies)?;
+        let hash = Some(sa.suite.hash.number());
+        Some(Opener::new(hash, sa.key().key().expose(), sa.last_phase1_block()))
+    }
+
     /// Everything an operator may see now; key octets only when `show_keys`.
     pub fn snapshot(&self, now: Now, show_keys: bool) -> GcksSnapshot {
         self.view(now, Detail { keys: show_keys, each: true })
