@@ -27,7 +27,7 @@ use ike::io::Instant;
 use super::Cx;
 use super::io::Output;
 use super::kek::{Kek, soft_expiry};
-use super::terms::{self, Age, has_left, same_flow, turn};
+use super::terms::{self, Age, has_left, is_skipped, same_flow, turn};
 
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
@@ -244,7 +244,8 @@ impl Keyring {
             let first = flow.min_by_key(|other| other.lifetime_seconds);
             let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
             let at = if at_once { cx.now.at } else { cx.now.at + turn(policy, tek, age.least) };
-            self.install_tek(tek.clone(), key, (!left(tek)).then_some(at), cx);
+            let never = left(tek) || (!at_once && is_skipped(policy, tek, age.least));
+            self.install_tek(tek.clone(), key, (!never).then_some(at), cx);
         }
         self.activate_due(cx);
         let leave = cx.now.at + self.deactivation_delay.max(activation);

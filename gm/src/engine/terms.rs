@@ -59,6 +59,13 @@ pub fn turn(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> Duration {
     from_terms.saturating_sub(age)
 }
 
+/// True when the others never encrypt under this TEK, unless they do now: it was replaced before its time, and they turn to
+/// its successor no later.
+pub fn is_skipped(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> bool {
+    let own = turn(policy, tek, age);
+    successors(policy, tek).any(|next| turn(policy, next, age) <= own)
+}
+
 /// ATD.
 pub fn activation(policy: &GroupPolicy) -> Duration {
     seconds(u32::from(policy.activation_delay))
@@ -103,6 +110,18 @@ mod tests {
             let left = has_left(&terms, &terms.teks[0], seconds(age));
             assert_eq!(left, old <= 40 + age, "{old} {age}");
             assert!(!has_left(&terms, &terms.teks[1], seconds(age)), "nothing follows it");
+        }
+    }
+
+    #[test]
+    fn a_tek_that_was_replaced_before_its_turn_is_skipped() {
+        // Two rekeys in the same second, 10 s ago: 300 was in use, 301 never will be.
+        for (lives, skipped) in [([50, 50, 3600], true), ([49, 50, 3600], false), ([30, 50, 3600], false)] {
+            let [first, second, third] = lives;
+            let teks = vec![tek(300, first), tek(301, second), tek(302, third)];
+            let terms = GroupPolicy { teks, ..terms(0, 0) };
+            assert_eq!(is_skipped(&terms, &terms.teks[1], Duration::ZERO), skipped, "{lives:?}");
+            assert!(!is_skipped(&terms, &terms.teks[2], Duration::ZERO), "nothing follows it");
         }
     }
 

@@ -206,6 +206,19 @@ fn a_tek_that_went_comes_back_from_older_terms_for_decryption_only() {
 }
 
 #[test]
+fn a_tek_that_was_replaced_before_its_turn_encrypts_nothing() {
+    // Two rekeys in the same second: the others go from 300 to 302.
+    let mut bench = Bench::new();
+    let teks = vec![tek(300, 40), tek(301, 40), tek(302, 3600)];
+    bench.registered(policy(Some(kek(1, 7200)), teks), 4).unwrap();
+    assert_eq!(bench.take_told(), "install 300, install 301, install 302, activate 300");
+    bench.pass(39);
+    assert_eq!(bench.take_told(), "activate 302");
+    bench.pass(1);
+    assert_eq!(bench.take_told(), "remove 301, remove 300");
+}
+
+#[test]
 fn who_missed_something_waits_for_atd_as_the_others_do_and_sends_under_what_they_use_until_then() {
     // 301 comes by a push while we register anew; the others encrypt under 300 for 30 s more, and drop it after 45 s.
     let mut bench = Bench::new();
