@@ -384,9 +384,10 @@ impl Keyring {
                 known.expires = now + life;
                 known.soft = soft;
                 known.leaves = None;
-                if let (Sending::At(before), Some(at)) = (known.sending, at) {
-                    known.sending = Sending::At(before.min(at));
+                if let Sending::At(before) = known.sending {
+                    known.sending = at.map_or(Sending::Never, |at| Sending::At(before.min(at)));
                 }
+                self.sort_teks();
                 return false;
             }
         }
@@ -415,12 +416,16 @@ impl Keyring {
             soft,
             limit_told: None,
         });
-        // Of those that encrypt the last one does.
+        self.sort_teks();
+        true
+    }
+
+    /// Of those that encrypt the last one does.
+    fn sort_teks(&mut self) {
         self.teks.sort_by_key(|tek| match tek.sending {
             Sending::At(at) => Some(at),
             Sending::Now | Sending::Never => None,
         });
-        true
     }
 
     /// A KEK that is new replaces the current one; a known one keeps its higher number: then the SEQ of a registration is

@@ -219,6 +219,20 @@ fn a_tek_that_was_replaced_before_its_turn_encrypts_nothing() {
 }
 
 #[test]
+fn a_registration_tells_that_a_pushed_tek_was_replaced_before_its_turn() {
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 400)]), 4).unwrap();
+    bench.begin();
+    // A push that tells 301 again with 302, which replaced it in the same second; the others had it 12 s ago.
+    bench.receive(&bench.push_keys(1, 5, &policy(None, vec![tek(301, 3600), tek(302, 3600)])));
+    bench.take_told();
+    let teks = vec![tek(300, 33), tek(301, 33), tek(302, 3600)];
+    bench.download(policy(Some(kek(1, 7200)), teks), 5).unwrap();
+    bench.pass(32);
+    assert_eq!(bench.take_told(), "sids 8 of 300, sids 8 of 301, sids 8 of 302, activate 302");
+}
+
+#[test]
 fn who_missed_something_waits_for_atd_as_the_others_do_and_sends_under_what_they_use_until_then() {
     // 301 comes by a push while we register anew; the others encrypt under 300 for 30 s more, and drop it after 45 s.
     let mut bench = Bench::new();
