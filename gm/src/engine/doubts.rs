@@ -52,13 +52,14 @@ impl Doubt {
         }
     }
 
-    /// From when to when a registration may begin. Copies of the PUSH that we want come until the server gives it up; a PUSH
-    /// whose number is behind us is lost, and only those that follow it at once can help.
+    /// From when to when a registration may begin. Copies of the PUSH that we want, or of the one that says what became of the
+    /// TEKs after a change of the tree, come until the server gives it up; a PUSH whose number is behind us is lost, and only
+    /// those that follow it at once can help.
     fn window(&self, activation: Duration) -> (Duration, Duration) {
         match self {
             _ if activation < SHORT_DELAY => SPREAD,
-            Doubt::Kek(_) => (activation * 2 / 3, activation * 5 / 6),
-            Doubt::Teks { .. } => (activation / 3, activation / 2),
+            Doubt::Kek(_) | Doubt::Teks { quiet: true, .. } => (activation * 2 / 3, activation * 5 / 6),
+            Doubt::Teks { quiet: false, .. } => (activation / 3, activation / 2),
         }
     }
 }
@@ -182,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_registration_is_planned_after_the_first_copies_and_well_before_the_others_send() {
-        for (doubt, from, to) in [(Doubt::Kek(KekSpi([2; 16])), 20, 25), (missed(false), 10, 15)] {
+        let kek = Doubt::Kek(KekSpi([2; 16]));
+        for (doubt, from, to) in [(kek, 20, 25), (missed(true), 20, 25), (missed(false), 10, 15)] {
             let window = doubt.window(Duration::from_secs(30));
             assert_eq!(window, (Duration::from_secs(from), Duration::from_secs(to)));
             assert_eq!(doubt.window(Duration::ZERO), SPREAD);
