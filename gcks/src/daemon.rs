@@ -141,6 +141,7 @@ impl StartError {
 /// [`StartError`]; [`StartError::exit_code`] is for the caller of the process.
 pub fn run(config: &Gcks, options: Options) -> Result<(), StartError> {
     let opened = Opened::open(&config.server, &options)?;
+    let _log = runtime::log::in_background();
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

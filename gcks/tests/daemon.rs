@@ -2,7 +2,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+use std::time::Duration;
 
 use ctl::client::{self, Client};
 use ctl::control::{Reply, Request};
@@ -140,4 +143,39 @@ fn every_reason_not_to_run_has_its_exit_code() {
     std::fs::write(site.path("gcks.toml"), "[server]\nlisten = 7\n").unwrap();
     let (code, text) = site.ends(&[]);
     assert!(code == Some(1) && text.contains("gcks.toml:2:"), "{text}");
+}
+
+#[test]
+fn who_does_not_read_the_log_stops_nobody_and_finds_every_line() {
+    let site = Site::new();
+    let mut command = site.command(&["--log", "json"]);
+    let mut daemon =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let patience = support::member::patience();
+    let mut client = loop {
+        assert!(patience(), "no control socket");
+        match Client::connect(&site.path("c.sock")) {
+            Ok(client) => break client,
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    // Each is logged by some 300 octets; a pipe holds 65,536.
+    for _ in 0..500 {
+        let reply = client.ask(&Request::ClearStatistics { group: None }).expect("an answer");
+        assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+    }
+    let mut stderr = daemon.stderr.take().unwrap();
+    let read = std::thread::spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        log
+    });
+    let pid = rustix::process::Pid::from_raw(daemon.id().cast_signed()).unwrap();
+    rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
+    let log = read.join().unwrap();
+    assert!(log.len() > 100_000, "{} octets", log.len());
+    let requests = log.lines().filter(|line| line.contains("\"operator_request\"")).count();
+    assert_eq!((requests, log.contains("lines are lost")), (500, false));
+    assert!(log.contains("daemon_stopping"), "what waits at the end is written");
 }

@@ -400,7 +400,12 @@ impl Member {
         if let Some((sa, kd)) = content.keys {
             let policy = GroupPolicy::read(&sa, Carriage::Push).expect("a policy");
             let keys = KeySet::read(&kd, &policy, Carriage::Push).expect("keys");
-            self.teks.extend(keys.teks.iter().map(|(spi, key)| (*spi, key.encryption.expose().to_vec())));
+            for (spi, key) in &keys.teks {
+                let tek = (*spi, key.encryption.expose().to_vec());
+                if !self.teks.contains(&tek) {
+                    self.teks.push(tek);
+                }
+            }
             if let (Some(kek), Some(key)) = (policy.kek, keys.kek) {
                 self.cipher = cipher(kek.spi, &key.iv, &key.key);
                 self.key = key.key;

@@ -92,6 +92,7 @@ pub enum StartError {
 /// # Errors
 /// [`StartError`].
 pub fn run(config: &Gm, options: Options) -> Result<(), StartError> {
+    let _log = runtime::log::in_background();
     let tokio = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,4 +1,5 @@
-//! The log: one line per event on stderr, as text or JSON.
+//! The log: one line per event on stderr, as text or JSON. A thread writes them once the daemon runs: who reads them slowly,
+//! or not at all, holds nothing up.
 //!
 //! ```text
 //! 2026-11-24T02:28:23Z INFO  member_registered: g1: 10.18.101.1 registered from 10.18.101.1:848
@@ -6,16 +7,27 @@
 //! ```
 
 use std::fmt;
-use std::io;
+use std::io::{self, BufWriter, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use ctl::event::{Event, Level, printable};
 use ctl::time::rfc3339;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
+
+/// Lines that may wait to be written; what comes then is lost and counted.
+const WAITING: usize = 16_384;
+
+/// The queue of the thread that writes; none while lines are written where they are made.
+static QUEUE: RwLock<Option<NonBlocking>> = RwLock::new(None);
+/// Lost lines that were told.
+static TOLD: AtomicUsize = AtomicUsize::new(0);
 
 /// How lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,8 +60,75 @@ pub fn level(name: &str) -> Option<Level> {
 
 /// Sends everything at least as loud as `level` to stderr from now on. The first call counts: a process has one log.
 pub fn start(format: Format, level: Level) {
-    let subscriber = subscriber(format, level, io::stderr);
+    let subscriber = subscriber(format, level, Stderr);
     let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Lines are written by a thread of their own until this is dropped, which writes what waits.
+pub struct Background {
+    _thread: WorkerGuard,
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        QUEUE.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+/// Starts the thread that writes. It has the rights of whoever starts it: to be called when they are given up.
+pub fn in_background() -> Background {
+    let stderr = BufWriter::with_capacity(64 * 1024, io::stderr());
+    let (queue, thread) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING)
+        .lossy(true)
+        .thread_name("log")
+        .finish(stderr);
+    QUEUE.write().unwrap_or_else(PoisonError::into_inner).replace(queue);
+    Background { _thread: thread }
+}
+
+/// Where a line goes now.
+struct Stderr;
+
+enum Line {
+    Queued(NonBlocking),
+    Direct(io::Stderr),
+}
+
+impl<'writer> MakeWriter<'writer> for Stderr {
+    type Writer = Line;
+
+    fn make_writer(&'writer self) -> Line {
+        match QUEUE.read().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(queue) => Line::Queued(queue.clone()),
+            None => Line::Direct(io::stderr()),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        match self {
+            Line::Queued(queue) => queue.write(octets),
+            Line::Direct(stderr) => stderr.write(octets),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Says how many lines were lost so far, when there are more of them. Nothing but another line says so.
+fn tell_lost() {
+    let lost = QUEUE
+        .read()
+        .unwrap_or_else(PoisonError::into_inner)
+        .as_ref()
+        .map_or(0, |queue| queue.error_counter().dropped_lines());
+    if TOLD.fetch_max(lost, Ordering::Relaxed) < lost {
+        tracing::warn!(target: "log", "{lost} lines are lost so far: whoever reads stderr is too slow");
+    }
 }
 
 fn subscriber<W>(format: Format, level: Level, writer: W) -> impl tracing::Subscriber + Send + Sync
@@ -94,6 +173,7 @@ pub fn event(event: &Event) {
         Level::Warn => at!(WARN),
         Level::Error => at!(ERROR),
     }
+    tell_lost();
 }
 
 /// The event as JSON, written when a line is.

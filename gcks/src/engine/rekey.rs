@@ -37,8 +37,8 @@ use super::settings::{SaSettings, Signing};
 /// The last numbers of a KEK bring its successor and nothing else: from here on it is replaced at the next rekey, which is
 /// due at once (RFC 6407 section 4).
 const LAST_NUMBERS: u32 = u32::MAX - 0xffff;
-/// TEKs of an SA whose copies go round that its next rekey tells again: more are of rekeys in a loop.
-const MOST_TOLD_AGAIN: usize = 2;
+/// TEKs of an SA that a rekey tells again, the one in use included: more are of rekeys in a loop.
+const MOST_TOLD_AGAIN: usize = 3;
 
 /// Rekeys asked for while another was being signed, or before there was a signing key. Stored with the group: who was
 /// told that one is queued can rely on it.
@@ -445,19 +445,25 @@ impl Group {
     }
 
     /// The TEKs whose own PUSH goes round yet. Whoever takes the next one first takes no copy of that one any more, and must
-    /// open what the others send: so they are told again, whatever the rekey is about.
+    /// open what the others send: so they are told again, whatever the rekey is about. With them goes the one that the first
+    /// of them replaced: its life says when the others turn.
     fn still_going_round(&self, at: Instant) -> Vec<Tek> {
         let told: BTreeSet<Spi> = self.deliveries.iter().flat_map(|it| it.tells.iter().copied()).collect();
-        let goes_round = |tek: &&Tek| {
+        let may_be_told = |tek: &&Tek| {
             // Who came later must not learn what encrypted before.
             let secret = tek.retires.is_some() && tek.activates <= at && self.settings.rekey_on_join;
-            told.contains(&tek.spi) && !tek.life(at).is_zero() && !secret
+            !tek.life(at).is_zero() && !secret
         };
         let of_sa = |sa: &SaSettings| {
-            let teks = self.teks.iter().filter(goes_round).filter(|tek| tek.sa == sa.name).rev();
-            teks.take(MOST_TOLD_AGAIN).cloned().collect::<Vec<_>>()
+            let teks: Vec<&Tek> =
+                self.teks.iter().filter(may_be_told).filter(|tek| tek.sa == sa.name).collect();
+            let first = teks.iter().position(|tek| told.contains(&tek.spi));
+            let from = first.map_or(teks.len(), |first| {
+                first.saturating_sub(1).max(teks.len().saturating_sub(MOST_TOLD_AGAIN))
+            });
+            teks.into_iter().skip(from).cloned().collect::<Vec<_>>()
         };
-        self.settings.sas.iter().flat_map(of_sa).rev().collect()
+        self.settings.sas.iter().flat_map(of_sa).collect()
     }
 
     /// The TEKs in use of all other SAs that are not `told` anyway. Who got one of several PUSHes of key arrays cannot know

@@ -27,7 +27,7 @@ use ike::io::Instant;
 use super::Cx;
 use super::io::Output;
 use super::kek::{Kek, soft_expiry};
-use super::terms::{self, Age, has_left, is_skipped, same_flow, turn};
+use super::terms::{self, Age, has_left, same_flow};
 
 /// A replaced KEK stays at least this long.
 const OLD_KEK: Duration = Duration::from_secs(10);
@@ -235,17 +235,12 @@ impl Keyring {
         let flows: Vec<TekPolicy> = ours.iter().map(|(tek, _)| (*tek).clone()).collect();
         let sending: Vec<Spi> =
             self.teks.iter().filter(|tek| tek.sending == Sending::Now).map(|tek| tek.policy.spi).collect();
-        let left = |tek: &TekPolicy| has_left(policy, tek, age.most);
         for (tek, key) in ours {
-            // Nothing that the others can open encrypts this flow: what is not listed, they have dropped. The TEK that they
-            // use now is the one that ends first of those they have not left.
-            let flow = flows.iter().filter(|other| same_flow(other, tek) && !left(other));
-            let open = flow.clone().any(|other| sending.contains(&other.spi));
-            let first = flow.min_by_key(|other| other.lifetime_seconds);
-            let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
-            let at = if at_once { cx.now.at } else { cx.now.at + turn(policy, tek, age.least) };
-            let never = left(tek) || (!at_once && is_skipped(policy, tek, age.least));
-            self.install_tek(tek.clone(), key, (!never).then_some(at), cx);
+            // What is not listed, the others have dropped.
+            let mut flow = flows.iter().filter(|it| same_flow(it, tek) && !has_left(policy, it, age.most));
+            let open = flow.any(|other| sending.contains(&other.spi));
+            let wait = terms::sends_in(policy, &flows, tek, open, age);
+            self.install_tek(tek.clone(), key, wait.map(|wait| cx.now.at + wait), cx);
         }
         self.activate_due(cx);
         let leave = cx.now.at + self.deactivation_delay.max(activation);
@@ -326,13 +321,14 @@ impl Keyring {
             self.install_kek(kek, cx);
         }
         let activation = terms::activation(policy);
+        let ours: Vec<TekPolicy> =
+            policy.teks.iter().filter(|tek| !outside.contains(&tek.spi)).cloned().collect();
         let mut fresh: Vec<TekPolicy> = Vec::new();
         for (spi, key) in keys.teks {
-            let Some(tek) = policy.teks.iter().find(|tek| tek.spi == spi && !outside.contains(&spi)) else {
-                continue;
-            };
-            let at = if registers || self.sends(tek) { cx.now.at + activation } else { cx.now.at };
-            if self.install_tek(tek.clone(), key, Some(at), cx) {
+            let Some(tek) = ours.iter().find(|tek| tek.spi == spi) else { continue };
+            let open = registers || self.sends(tek);
+            let wait = terms::sends_in(policy, &ours, tek, open, Age::default());
+            if self.install_tek(tek.clone(), key, wait.map(|wait| cx.now.at + wait), cx) {
                 fresh.push(tek.clone());
             }
         }

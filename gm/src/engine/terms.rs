@@ -1,7 +1,8 @@
-//! The terms of a registration seen from another moment than the one they were made at (RFC 6407 sections 5.4.1, 5.5).
+//! When the others turn to which TEK, from the lives and delays that a registration or a PUSH states (RFC 6407 sections
+//! 5.4.1, 5.5).
 //!
-//! Lives and delays count from the moment the server wrote message 2. Nobody tells us when that was: it lies between our
-//! message 1 and its message 2. A TEK that was replaced lives DTD after its replacement was told, and everybody turns to
+//! Those of a registration count from the moment the server wrote message 2. Nobody tells us when that was: it lies between
+//! our message 1 and its message 2. Those of a PUSH count from its first copy, and DTD leaves room for the last. A TEK that was replaced lives DTD after its replacement was told, and everybody turns to
 //! the new one at ATD: so its life says when that happens or happened.
 //!
 //! ```text
@@ -44,13 +45,36 @@ pub fn same_flow(left: &TekPolicy, right: &TekPolicy) -> bool {
         && left.direction == right.direction
 }
 
+/// How long from now until we encrypt under this one of `ours`; none: never. `open` says that something encrypts its flow
+/// already that the others can open. Where nothing does, the TEK that they use now does at once: of those that they have not
+/// left the one that ends first.
+pub fn sends_in(
+    policy: &GroupPolicy,
+    ours: &[TekPolicy],
+    tek: &TekPolicy,
+    open: bool,
+    age: Age,
+) -> Option<Duration> {
+    let left = |tek: &TekPolicy| has_left(policy, tek, age.most);
+    let first = ours
+        .iter()
+        .filter(|other| same_flow(other, tek) && !left(other))
+        .min_by_key(|it| it.lifetime_seconds);
+    let at_once = !open && first.is_some_and(|first| first.spi == tek.spi);
+    match (left(tek), at_once) {
+        (true, _) => None,
+        (false, true) => Some(Duration::ZERO),
+        (false, false) => (!is_skipped(policy, tek, age.least)).then(|| turn(policy, tek, age.least)),
+    }
+}
+
 /// True when the others encrypt under a successor of this TEK, `age` after its terms were made.
 pub fn has_left(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> bool {
     life(tek) <= overlap(policy) + age && successors(policy, tek).next().is_some()
 }
 
 /// How long from now, `age` after the terms were made, until the others encrypt under this TEK.
-pub fn turn(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> Duration {
+fn turn(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> Duration {
     let older = |other: &&TekPolicy| same_flow(other, tek) && other.lifetime_seconds < tek.lifetime_seconds;
     let predecessor = policy.teks.iter().filter(older).max_by_key(|other| other.lifetime_seconds);
     let delay = activation(policy);
@@ -61,7 +85,7 @@ pub fn turn(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> Duration {
 
 /// True when the others never encrypt under this TEK, unless they do now: it was replaced before its time, and they turn to
 /// its successor no later.
-pub fn is_skipped(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> bool {
+fn is_skipped(policy: &GroupPolicy, tek: &TekPolicy, age: Duration) -> bool {
     let own = turn(policy, tek, age);
     successors(policy, tek).any(|next| turn(policy, next, age) <= own)
 }

@@ -219,6 +219,33 @@ fn a_tek_that_was_replaced_before_its_turn_encrypts_nothing() {
 }
 
 #[test]
+fn who_learns_of_a_rekey_by_the_next_one_turns_to_it_when_the_others_do() {
+    // 301 was told 5 s before 302, in a push that never came; 300 goes 45 s after that.
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 3600)]), 4).unwrap();
+    bench.take_told();
+    let teks = vec![tek(300, 40), tek(301, 45), tek(302, 3600)];
+    bench.receive(&bench.push_keys(1, 6, &policy(None, teks)));
+    assert_eq!(bench.take_told(), "install 301, install 302");
+    for (seconds, told) in [(25, "activate 301"), (5, "activate 302"), (10, "remove 300"), (5, "remove 301")]
+    {
+        bench.pass(seconds);
+        assert_eq!(bench.take_told(), told);
+    }
+}
+
+#[test]
+fn who_has_no_key_sends_under_what_the_others_use_when_a_push_tells_it() {
+    let mut bench = Bench::new();
+    bench.registered(policy(Some(kek(1, 7200)), Vec::new()), 4).unwrap();
+    let teks = vec![tek(300, 40), tek(301, 3600)];
+    bench.receive(&bench.push_keys(1, 5, &policy(None, teks)));
+    assert_eq!(bench.take_told(), "install 300, install 301, activate 300");
+    bench.pass(25);
+    assert_eq!(bench.take_told(), "activate 301");
+}
+
+#[test]
 fn a_registration_tells_that_a_pushed_tek_was_replaced_before_its_turn() {
     let mut bench = Bench::new();
     bench.registered(policy(Some(kek(1, 7200)), vec![tek(300, 400)]), 4).unwrap();
