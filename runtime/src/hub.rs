@@ -14,6 +14,9 @@ use tokio::sync::broadcast;
 /// Events a slow listener may be behind before it loses the oldest and is told how many.
 const BEHIND: usize = 8192;
 
+/// The same for datagrams, whose lines are longer.
+const TAPPED: usize = 1024;
+
 /// Where a daemon publishes its events. Clones publish to the same listeners.
 #[derive(Debug, Clone)]
 pub struct Hub {
@@ -72,7 +75,7 @@ impl Tap {
     /// A tap without listeners.
     #[expect(clippy::new_without_default, reason = "like a hub")]
     pub fn new() -> Tap {
-        Tap { lines: broadcast::channel(BEHIND).0 }
+        Tap { lines: broadcast::channel(TAPPED).0 }
     }
 
     /// True when somebody listens.
