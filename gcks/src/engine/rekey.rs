@@ -367,7 +367,7 @@ impl Group {
             changes.push(self.tek_row(&tek));
             teks.push(tek);
         }
-        let told = [self.still_going_round(now.at), teks.clone()].concat();
+        let told = [self.still_going_round(now.at, besides.deactivation.is_none()), teks.clone()].concat();
         let apart = new_kek_wanted && !self.left_leaves().is_empty();
         let made = if new_kek_wanted { self.new_kek(now, false, entropy, &mut changes) } else { None };
         let (successor, arrays) = made.map_or((None, Vec::new()), |(kek, arrays)| (Some(kek), arrays));
@@ -446,8 +446,8 @@ impl Group {
 
     /// The TEKs whose own PUSH goes round yet. Whoever takes the next one first takes no copy of that one any more, and must
     /// open what the others send: so they are told again, whatever the rekey is about. With them goes the one that the first
-    /// of them replaced: its life says when the others turn.
-    fn still_going_round(&self, at: Instant) -> Vec<Tek> {
+    /// of them replaced, unless this rekey has a DTD of its own: by DTD its life says when the others turn.
+    fn still_going_round(&self, at: Instant, usual_delay: bool) -> Vec<Tek> {
         let told: BTreeSet<Spi> = self.deliveries.iter().flat_map(|it| it.tells.iter().copied()).collect();
         let may_be_told = |tek: &&Tek| {
             // Who came later must not learn what encrypted before.
@@ -459,7 +459,7 @@ impl Group {
                 self.teks.iter().filter(may_be_told).filter(|tek| tek.sa == sa.name).collect();
             let first = teks.iter().position(|tek| told.contains(&tek.spi));
             let from = first.map_or(teks.len(), |first| {
-                first.saturating_sub(1).max(teks.len().saturating_sub(MOST_TOLD_AGAIN))
+                first.saturating_sub(usize::from(usual_delay)).max(teks.len().saturating_sub(MOST_TOLD_AGAIN))
             });
             teks.into_iter().skip(from).cloned().collect::<Vec<_>>()
         };

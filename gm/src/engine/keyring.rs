@@ -328,7 +328,13 @@ impl Keyring {
             let Some(tek) = ours.iter().find(|tek| tek.spi == spi) else { continue };
             let open = registers || self.sends(tek);
             let wait = terms::sends_in(policy, &ours, tek, open, Age::default());
-            if self.install_tek(tek.clone(), key, wait.map(|wait| cx.now.at + wait), cx) {
+            // Told again: its own push said when.
+            let known = self.teks.iter().find(|known| known.policy.spi == spi).map(|known| known.sending);
+            let at = match known {
+                Some(Sending::At(at)) => Some(at),
+                Some(Sending::Now | Sending::Never) | None => wait.map(|wait| cx.now.at + wait),
+            };
+            if self.install_tek(tek.clone(), key, at, cx) {
                 fresh.push(tek.clone());
             }
         }
