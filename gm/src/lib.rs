@@ -13,7 +13,7 @@
 
 #[cfg(feature = "daemon")]
 pub mod confine;
-#[cfg(feature = "daemon")]
+#[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "daemon")]
 pub mod daemon;

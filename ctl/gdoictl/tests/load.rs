@@ -13,11 +13,13 @@ struct Site {
 }
 
 impl Site {
-    fn start() -> Site {
+    /// With flat keys, or a key tree.
+    fn start(management: &str) -> Site {
         let directory = tempfile::tempdir().unwrap();
         // An address of this process alone, so that no other test has the port.
+        let port = if management == "lkh" { 8849 } else { 8848 };
         let [_, a, b, c] = std::process::id().to_be_bytes();
-        let server = SocketAddrV4::new(Ipv4Addr::new(127, 64 | a, b, c | 1), 8848);
+        let server = SocketAddrV4::new(Ipv4Addr::new(127, 64 | a, b, c | 1), port);
         let site = Site { directory, server };
         std::fs::write(site.path("key"), "a secret of more than 16 octets\n").unwrap();
         std::fs::set_permissions(site.path("key"), std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -45,9 +47,11 @@ address = "127.0.0.0/8"
 encryption-algorithm = "aes-256-gcm"
 [group.g1]
 group-id = 1
+member-threshold = 100
 ike-gateways = ["gw"]
 [group.g1.server-member-communication]
 encryption-algorithm = "aes-256-cbc"
+key-management = "{management}"
 signature = "ecdsa-256"
 sig-hash-algorithm = "sha-256"
 [group.g1.ipsec-sa.S]
@@ -95,7 +99,7 @@ fn text(octets: &[u8]) -> &str {
 
 #[test]
 fn fifty_members_register_and_acknowledge_a_rekey_and_a_stranger_to_the_group_is_counted() {
-    let site = Site::start();
+    let site = Site::start("flat");
     let pid = std::process::id().to_string();
     let output = site.load(&[
         "--group",
@@ -128,6 +132,23 @@ fn fifty_members_register_and_acknowledge_a_rekey_and_a_stranger_to_the_group_is
     assert!(text(&output.stdout).starts_with("registered       0 of 3 in "), "{}", text(&output.stdout));
     assert!(text(&output.stdout).contains("failed           3: refused by the key server:"));
     assert!(text(&output.stderr).contains("3 of 3 registrations failed"));
+}
+
+#[test]
+fn of_fifty_members_of_a_key_tree_one_is_revoked_and_the_others_acknowledge_twice() {
+    let site = Site::start("lkh");
+    let arguments = "--group 1 --members 50 --threads 2 --acknowledge 5 --revoke --json";
+    let output = site.load(&arguments.split(' ').collect::<Vec<_>>());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["registered"], &report["failed"]), (&50.into(), &0.into()), "{report}");
+    let acknowledge = &report["acknowledge"];
+    // Its array, then the TEKs under the new KEK.
+    assert_eq!(
+        (&acknowledge["acknowledgements"], &acknowledge["refused"]),
+        (&98.into(), &0.into()),
+        "{report}"
+    );
 }
 
 #[test]

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::GroupId;
 use gdoi_proto::registry::ExchangeType;
+use gdoi_proto::secret::SecretBytes;
 use gm::engine::pull::{Progress, Pull, PullError, Repeat};
 use gm::engine::settings::VpnSettings;
 use ike::crypto::provider::{Provider, Random, default_provider, run};
@@ -60,6 +61,8 @@ struct Member {
     started: Instant,
     /// Ordinal of the last push acknowledged.
     acknowledged: u32,
+    /// Key of its leaf, where there is a tree.
+    leaf: Option<SecretBytes>,
     state: State,
 }
 
@@ -110,7 +113,7 @@ impl Crowd {
         let port = sockets.addresses().first().map_or(0, SocketAddr::port);
         let count = (options.members.saturating_sub(number)).div_ceil(options.threads);
         let members = (0..count)
-            .map(|_| Member { started: Instant(0), acknowledged: 0, state: State::Waiting })
+            .map(|_| Member { started: Instant(0), acknowledged: 0, leaf: None, state: State::Waiting })
             .collect();
         let provider = default_provider();
         let group = GroupId::number(options.group);
@@ -335,8 +338,11 @@ impl Crowd {
                 self.send(slot, third);
             }
             Ok(Progress::Complete(download)) => match self.keys.learn(*download, now, &mut self.random) {
-                Ok(()) => {
+                Ok(leaf) => {
                     let began = self.members.get(slot).map_or(now, |member| member.started);
+                    if let Some(member) = self.members.get_mut(slot) {
+                        member.leaf = leaf;
+                    }
                     self.tally.registrations.push(micros(now.since(began)));
                     self.under_way -= 1;
                     self.put(slot, State::Registered);
@@ -376,7 +382,8 @@ impl Crowd {
                 return;
             }
         };
-        if let Some(octets) = self.keys.acknowledgement(&push, datagram.local.ip()) {
+        let leaf = self.members.get(slot).and_then(|member| member.leaf.as_ref());
+        if let Some(octets) = self.keys.acknowledgement(&push, datagram.local.ip(), leaf) {
             self.send(slot, octets);
             let Some(member) = self.members.get_mut(slot) else { return };
             if member.acknowledged < push.ordinal {

@@ -1,4 +1,5 @@
-//! What members learned of the group. They hold the same keys, so a push is opened once and recognised for the rest.
+//! What members learned of the group. They hold the same keys, so a push is opened once and recognised for the rest. Of a key
+//! tree each holds its own path; here they are one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -7,21 +8,26 @@ use bytes::Bytes;
 use gdoi_proto::header::Header;
 use gdoi_proto::ids::{KekSpi, SeqNumber};
 use gdoi_proto::message::Dialect;
+use gdoi_proto::payload::{LkhDownload, LkhKey, LkhUpdate};
 use gdoi_proto::policy::{AckRequest, Carriage, GroupPolicy, KekKey, KekPolicy, KeySet};
+use gdoi_proto::secret::SecretBytes;
 use gm::engine::kek::Kek;
+use gm::engine::lkh::KeyPath;
 use gm::engine::pull::Download;
 use ike::crypto::provider::{Provider, Verification};
 use ike::io::{Entropy, Instant};
 use ike::protect::ack::AckKey;
 use ike::protect::push;
 
-/// Pushes remembered.
-const REMEMBERED: usize = 8;
+/// Pushes remembered: one change of a key tree takes several.
+const REMEMBERED: usize = 256;
 
 /// The keys of one crowd of members.
 #[derive(Debug, Default)]
 pub struct Keys {
     keks: BTreeMap<KekSpi, Held>,
+    /// Keys of the tree by number and handle.
+    nodes: BTreeMap<(u16, u32), LkhKey>,
     opened: VecDeque<Opened>,
     count: u32,
 }
@@ -29,6 +35,7 @@ pub struct Keys {
 #[derive(Debug)]
 struct Held {
     kek: Kek,
+    /// None with a key tree: every leaf makes its own.
     ack: Option<AckKey>,
 }
 
@@ -50,20 +57,37 @@ impl Keys {
         self.count
     }
 
-    /// What a registration brought.
+    /// What a registration brought; the key of the member's leaf, where there is a tree.
     ///
     /// # Errors
     /// Why the KEK cannot be used.
     pub fn learn(
         &mut self,
-        download: Download,
+        mut download: Download,
         now: Instant,
         entropy: &mut dyn Entropy,
-    ) -> Result<(), String> {
-        if let (Some(policy), Some(key)) = (download.policy.kek, download.keys.kek) {
-            self.hold(policy, key, None, download.seq, now, entropy)?;
+    ) -> Result<Option<SecretBytes>, String> {
+        let path = download.keys.lkh_download.take().map(KeyPath::new);
+        if let Some(path) = &path {
+            self.note_path(path);
         }
-        Ok(())
+        if let (Some(policy), Some(key)) = (download.policy.kek, download.keys.kek) {
+            self.hold(policy, key, None, now, entropy)?;
+        }
+        Ok(path.and_then(|path| path.leaf_key()))
+    }
+
+    fn note_path(&mut self, path: &KeyPath) {
+        self.nodes.extend(path.keys().iter().map(|key| ((key.id, key.handle), key.clone())));
+    }
+
+    /// The KEK that key arrays lead to, by any key of ours that opens one.
+    fn kek_of_arrays(&mut self, updates: &[LkhUpdate]) -> Option<KekKey> {
+        let held = updates.iter().find_map(|update| self.nodes.get(&(update.id, update.handle)))?;
+        let path = KeyPath::new(LkhDownload { keys: vec![held.clone()] });
+        let (path, key) = path.updated(updates).ok()?;
+        self.note_path(&path);
+        Some(key)
     }
 
     fn hold(
@@ -71,7 +95,6 @@ impl Keys {
         policy: KekPolicy,
         key: KekKey,
         before: Option<KekSpi>,
-        seq: SeqNumber,
         now: Instant,
         entropy: &mut dyn Entropy,
     ) -> Result<(), String> {
@@ -79,8 +102,7 @@ impl Keys {
             return Ok(());
         }
         let before = before.and_then(|spi| self.keks.get(&spi)).map(|held| &held.kek);
-        let mut kek = Kek::new(policy, key, before, now, entropy)?;
-        kek.last = seq;
+        let kek = Kek::new(policy, key, before, now, entropy)?;
         let ack = match kek.policy.acknowledgement {
             Some(request @ (AckRequest::KekSha256 | AckRequest::KekSha512)) => {
                 Some(AckKey::derive(request, kek.key(), kek.policy.spi))
@@ -109,7 +131,8 @@ impl Keys {
         let spi = KekSpi::from(header.cookies);
         let held = self.keks.get(&spi).ok_or("a push under an unknown KEK")?;
         let kek = &held.kek;
-        let unverified = push::open(&kek.cipher, kek.last, header, octets, Dialect::STRICT)
+        // Each member gets its own of the pushes of key arrays: their numbers come in any order.
+        let unverified = push::open(&kek.cipher, SeqNumber(0), header, octets, Dialect::STRICT)
             .map_err(|error| error.to_string())?;
         let check = Verification {
             algorithm: kek.policy.signature,
@@ -126,12 +149,13 @@ impl Keys {
         if let Some((sa, kd)) = &content.keys {
             let policy = GroupPolicy::read(sa, Carriage::Push).map_err(|error| error.to_string())?;
             let keys = KeySet::read(kd, &policy, Carriage::Push).map_err(|error| error.to_string())?;
-            if let (Some(policy), Some(key)) = (policy.kek, keys.kek) {
-                self.hold(policy, key, Some(spi), SeqNumber(0), now, entropy)?;
+            let by_arrays = || {
+                let key = self.kek_of_arrays(&keys.lkh_updates)?;
+                Some(KekKey { public_key: keys.lkh_public_key, ..key })
+            };
+            if let (Some(policy), Some(key)) = (policy.kek, keys.kek.or_else(by_arrays)) {
+                self.hold(policy, key, Some(spi), now, entropy)?;
             }
-        }
-        if let Some(held) = self.keks.get_mut(&spi) {
-            held.kek.last = seq;
         }
         self.count += 1;
         let opened = Opened { octets: octets.clone(), spi, seq, ordinal: self.count, first: now };
@@ -142,8 +166,19 @@ impl Keys {
         Ok(opened)
     }
 
-    /// The acknowledgement of a push by the member at `address`; none when the group asks for none.
-    pub fn acknowledgement(&self, push: &Opened, address: IpAddr) -> Option<Bytes> {
-        Some(self.keks.get(&push.spi)?.ack.as_ref()?.seal(push.spi, push.seq, address))
+    /// The acknowledgement of a push by the member at `address` with that key of its leaf, where there is a tree; none when the
+    /// group asks for none.
+    pub fn acknowledgement(
+        &self,
+        push: &Opened,
+        address: IpAddr,
+        leaf: Option<&SecretBytes>,
+    ) -> Option<Bytes> {
+        let held = self.keks.get(&push.spi)?;
+        if let Some(key) = &held.ack {
+            return Some(key.seal(push.spi, push.seq, address));
+        }
+        let request = held.kek.policy.acknowledgement?;
+        Some(AckKey::derive(request, leaf?, push.spi).seal(push.spi, push.seq, address))
     }
 }

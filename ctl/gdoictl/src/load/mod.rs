@@ -7,6 +7,7 @@ mod keys;
 pub mod options;
 mod report;
 
+use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -56,8 +57,11 @@ pub fn run(options: &LoadArgs, daemon: &Daemon, json: bool) -> Result<(), Failur
 
     if options.acknowledge > 0 {
         threads.iter().for_each(Thread::stay);
+        let group = options.group.to_string();
         if options.rekey {
-            daemon.ask(&Request::Rekey { group: options.group.to_string(), tek: true, kek: false })?;
+            daemon.ask(&Request::Rekey { group, tek: true, kek: false })?;
+        } else if options.revoke {
+            daemon.ask(&Request::Revoke { group, member: options.first_address.to_string() })?;
         }
         let all = threads.iter().map(Thread::next).collect::<Result<Vec<Tally>, _>>()?;
         report.acknowledged(&all, used(between, cpu()?));
@@ -71,7 +75,12 @@ pub fn run(options: &LoadArgs, daemon: &Daemon, json: bool) -> Result<(), Failur
 
 /// How members negotiate: one offer, and the key server is whoever has the key and the address asked.
 fn policy(options: &LoadArgs) -> Result<PeerPolicy, Failure> {
-    let key = Source::File(options.key_file.clone()).read_text(&|_| None);
+    let key_file = match (&options.config, &options.key_file) {
+        (Some(config), _) => return policy_of(config),
+        (None, Some(key_file)) => key_file.clone(),
+        (None, None) => return Err(Failure::Usage("neither --key-file nor --config".to_owned())),
+    };
+    let key = Source::File(key_file).read_text(&|_| None);
     let pre_shared_key = key.map_err(|(what, hint)| match hint.as_str() {
         "" => Failure::Usage(what),
         hint => Failure::Usage(format!("{what}: {hint}")),
@@ -86,6 +95,15 @@ fn policy(options: &LoadArgs) -> Result<PeerPolicy, Failure> {
         fragmentation: false,
         dialect: Dialect::STRICT,
     })
+}
+
+/// How the member of a configuration negotiates with its first server.
+fn policy_of(config: &Path) -> Result<PeerPolicy, Failure> {
+    let loaded = config::load_gm(config, config::Options::default());
+    let config = loaded.map_err(|errors| Failure::Usage(errors.to_string()))?.config;
+    let gateway = gm::convert::settings(&config, false).gateways.into_iter().next();
+    let policy = gateway.and_then(|gateway| gateway.policies.into_iter().next());
+    policy.ok_or_else(|| Failure::Usage("the configuration has no gateway".to_owned()))
 }
 
 /// A crowd at work: it registers, waits to be told, acknowledges.

@@ -22,8 +22,12 @@ pub struct LoadArgs {
     #[arg(long, value_name = "NUMBER")]
     pub group: u32,
     /// File with the pre-shared key, closed to group and others; one newline at its end does not count
-    #[arg(long, value_name = "FILE")]
-    pub key_file: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "config")]
+    pub key_file: Option<PathBuf>,
+    /// Configuration of a member: phase 1 is that of its first gateway, certificates included. All members then have one
+    /// identity, so that they are one member to the key server, which comes again and again
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["key_file", "dh_group", "encryption", "hash"])]
+    pub config: Option<PathBuf>,
     /// Diffie-Hellman group of phase 1
     #[arg(long, value_enum, value_name = "GROUP", default_value = "group31")]
     pub dh_group: GroupWord,
@@ -51,6 +55,9 @@ pub struct LoadArgs {
     /// While staying, ask the key server once over its control socket to replace the group's TEKs
     #[arg(long, requires = "acknowledge")]
     pub rekey: bool,
+    /// While staying, ask the key server once over its control socket to revoke the first member
+    #[arg(long, requires = "acknowledge", conflicts_with = "rekey")]
+    pub revoke: bool,
     /// Process of the key server on this machine: tells the CPU time it used, from /proc/PID/stat
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
