@@ -56,6 +56,8 @@ pub struct ServerPlan {
     pub admitted: Vec<&'static str>,
     /// A second policy, for the IPv6 LANs of [`crate::lans`].
     pub ipv6: bool,
+    /// `anti-replay-time-window` in milliseconds: packets carry timestamps (IP-D3P).
+    pub delay_window: Option<u32>,
     /// Policies before those of the LANs, that match nothing.
     pub idle_policies: usize,
     /// `encryption-algorithm` of TEKs.
@@ -79,6 +81,7 @@ impl ServerPlan {
             threshold: None,
             admitted,
             ipv6: false,
+            delay_window: None,
             idle_policies: 0,
             encryption: "aes-256-gcm",
             key_management: "flat",
@@ -163,6 +166,8 @@ impl Site {
                 write!(text, "[ike.gateway.{member}]\nike-policy = \"branches\"\naddress = {address:?}\n");
         }
         let threshold = plan.threshold.map_or(String::new(), |limit| format!("member-threshold = {limit}\n"));
+        let window = plan.delay_window.map(|window| format!("anti-replay-time-window = {window}\n"));
+        let window = window.unwrap_or_default();
         let multicast = match plan.communication_type {
             "unicast" => String::new(),
             word => format!(
@@ -182,7 +187,7 @@ encryption-algorithm = "{encryption}"
 [group.{GROUP}]
 group-id = {GROUP_NUMBER}
 ike-gateways = {admitted:?}
-{threshold}[group.{GROUP}.server-member-communication]
+{threshold}{window}[group.{GROUP}.server-member-communication]
 {multicast}encryption-algorithm = "aes-256-cbc"
 sig-hash-algorithm = "sha-256"
 signature = "ecdsa-256"

@@ -33,7 +33,7 @@ enum Kind {
     Ours {
         udp: bool,
         encryption: &'static str,
-        rules: bool,
+        more: More,
     },
     /// kernel-libipsec: ESP in the daemon.
     StrongSwan {
@@ -48,17 +48,38 @@ enum Kind {
 const GCM: &str = "aes-256-gcm";
 const CBC: &str = "aes-256-cbc";
 
+/// What else ours does for each packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum More {
+    Nothing,
+    /// Asks 36 rules and policies.
+    Rules,
+    /// Timestamps: IP-D3P.
+    Timestamps,
+}
+
 /// All, in the order they take turns.
 pub const ALL: &[Peer] = &[
     Peer { name: "no tunnel", kind: Kind::Clear },
-    Peer { name: OURS_UDP, kind: Kind::Ours { udp: true, encryption: GCM, rules: false } },
-    Peer { name: OURS_RAW, kind: Kind::Ours { udp: false, encryption: GCM, rules: false } },
+    Peer { name: OURS_UDP, kind: Kind::Ours { udp: true, encryption: GCM, more: More::Nothing } },
+    Peer { name: OURS_RAW, kind: Kind::Ours { udp: false, encryption: GCM, more: More::Nothing } },
     Peer { name: "wireguard-go", kind: Kind::WireGuard { program: "wireguard-go" } },
     Peer { name: "boringtun", kind: Kind::WireGuard { program: "boringtun-cli" } },
     Peer { name: "strongSwan libipsec gcm", kind: Kind::StrongSwan { proposal: "aes256gcm16" } },
-    Peer { name: "gmd udp gcm, 36 rules", kind: Kind::Ours { udp: true, encryption: GCM, rules: true } },
-    Peer { name: "gmd udp cbc", kind: Kind::Ours { udp: true, encryption: CBC, rules: false } },
-    Peer { name: "gmd raw cbc", kind: Kind::Ours { udp: false, encryption: CBC, rules: false } },
+    Peer {
+        name: "gmd udp gcm, 36 rules",
+        kind: Kind::Ours { udp: true, encryption: GCM, more: More::Rules },
+    },
+    Peer {
+        name: "gmd udp gcm, timestamps",
+        kind: Kind::Ours { udp: true, encryption: GCM, more: More::Timestamps },
+    },
+    Peer {
+        name: "gmd raw gcm, timestamps",
+        kind: Kind::Ours { udp: false, encryption: GCM, more: More::Timestamps },
+    },
+    Peer { name: "gmd udp cbc", kind: Kind::Ours { udp: true, encryption: CBC, more: More::Nothing } },
+    Peer { name: "gmd raw cbc", kind: Kind::Ours { udp: false, encryption: CBC, more: More::Nothing } },
     Peer { name: "strongSwan libipsec cbc", kind: Kind::StrongSwan { proposal: "aes256-sha256" } },
 ];
 
@@ -114,18 +135,21 @@ impl Peer {
     pub fn start(&self, site: &Site, programs: Option<&Path>) -> Result<Running, LabError> {
         match &self.kind {
             Kind::Clear => Ok(Running::default()),
-            Kind::Ours { udp, encryption, rules } => ours(site, *udp, encryption, *rules),
+            Kind::Ours { udp, encryption, more } => ours(site, *udp, encryption, *more),
             Kind::StrongSwan { proposal } => strongswan(site, proposal),
             Kind::WireGuard { program } => wireguard(site, programs, program),
         }
     }
 }
 
-fn ours(site: &Site, udp: bool, encryption: &'static str, rules: bool) -> Result<Running, LabError> {
+fn ours(site: &Site, udp: bool, encryption: &'static str, more: More) -> Result<Running, LabError> {
     // A key server that begins anew: another cipher must not meet stored keys.
     let _ = std::fs::remove_dir_all(site.path("state"));
+    let rules = more == More::Rules;
     let idle_policies = if rules { 15 } else { 0 };
-    site.write_server(&ServerPlan { encryption, idle_policies, ..ServerPlan::new(Timing::LONG) })?;
+    let delay_window = (more == More::Timestamps).then_some(1000);
+    let plan = ServerPlan { encryption, idle_policies, delay_window, ..ServerPlan::new(Timing::LONG) };
+    site.write_server(&plan)?;
     let mut text = String::new();
     for number in 0..if rules { 10 } else { 0 } {
         for kind in ["exclude", "fail-open"] {
