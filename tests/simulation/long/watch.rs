@@ -32,6 +32,8 @@ const TRIED: Duration = Duration::from_secs(86_400);
 const YOUTH: Duration = Duration::from_secs(90);
 /// Copies, and a rollover after the last of them.
 const RETOLD: Duration = Duration::from_secs(180);
+/// SPIs are made by chance: one may come again, but not while anybody may hold what it meant.
+const FORGOTTEN: Duration = Duration::from_secs(4 * 3600);
 /// Who knows that it missed rekeys learns what they did, or asks, within this.
 const ASKED: Duration = Duration::from_secs(240);
 /// Events that are remembered for who asks what went wrong.
@@ -67,8 +69,8 @@ pub struct Watch {
     synced: usize,
     holders: BTreeMap<Spi, usize>,
     senders: BTreeMap<Spi, usize>,
-    /// What an SPI means, for good.
-    keys: BTreeMap<Spi, Vec<u8>>,
+    /// What an SPI means, and when it was seen last: it may mean something else when nobody holds it any more.
+    keys: BTreeMap<Spi, (Vec<u8>, Instant)>,
     /// SPIs of flows that are gone from the configuration.
     departed: BTreeSet<Spi>,
     /// SPIs of flows that are new in it, until everybody has them: a flow was blocked before, and is encrypted at once.
@@ -337,9 +339,16 @@ impl Watch {
             if !newer && !young && !self.departed.contains(&tek.policy.spi) {
                 known.sends.insert(tek.policy.spi);
             }
-            let meaning =
-                self.keys.entry(tek.policy.spi).or_insert_with(|| tek.key.encryption.expose().to_vec());
-            assert!(meaning == tek.key.encryption.expose(), "seed {}: two keys of one SPI", self.seed);
+            let (now, octets) = (world.now().at, tek.key.encryption.expose());
+            let (meaning, seen) = self.keys.entry(tek.policy.spi).or_insert_with(|| (octets.to_vec(), now));
+            let since = now.since(*seen);
+            assert!(
+                meaning == octets || since > FORGOTTEN,
+                "seed {}: two keys of SPI {} within {since:?}",
+                self.seed,
+                tek.policy.spi
+            );
+            (*meaning, *seen) = (octets.to_vec(), now);
         }
         let able =
             known.listed && !known.cut && !known.revoked && !known.unserved && world.member_runs(index);
