@@ -2,8 +2,9 @@
 //! 5.4.1, 5.5).
 //!
 //! Those of a registration count from the moment the server wrote message 2. Nobody tells us when that was: it lies between
-//! our message 1 and its message 2. Those of a PUSH count from its first copy, and DTD leaves room for the last. A TEK that was replaced lives DTD after its replacement was told, and everybody turns to
-//! the new one at ATD: so its life says when that happens or happened.
+//! our message 1 and its message 2. Those of a PUSH count from its first copy, and DTD leaves room for the last. A TEK that
+//! was replaced lives DTD after its replacement was told, and everybody turns to the new one at ATD: so its life says when
+//! that happens or happened.
 //!
 //! ```text
 //! new TEK told         others turn to it      old TEK goes
