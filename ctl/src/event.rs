@@ -705,7 +705,8 @@ events! {
         /// Its number, where it could be read.
         seq: Option<u64>,
     } => ("{vpn}: PUSH{} refused: {reason}", seq.map(|seq| format!(" SEQ {seq}")).unwrap_or_default());
-    /// A PUSH came whose predecessors were not seen. Not told of one with key arrays for us: those for others are not sent to us.
+    /// A PUSH came whose predecessors were not seen. Not told of one with key arrays for us: those for others are not sent to
+    /// us.
     PushGap "push_gap" Warn {
         /// VPN.
         vpn: String,

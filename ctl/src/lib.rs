@@ -2,7 +2,8 @@
 //! asks for ([`control`]), what a lab shows ([`tap`]), and a blocking client of the local sockets ([`client`]).
 //!
 //! Everything here is text, numbers and lists: no key type crosses this crate, so none can leak through it. A key is
-//! its length and a fingerprint; `key_hex` is filled only by a daemon started with `--show-keys` or `--lab`, on the control socket.
+//! its length and a fingerprint; `key_hex` is filled only by a daemon started with `--show-keys` or `--lab`, on the control
+//! socket.
 #![forbid(unsafe_code)]
 
 pub mod client;

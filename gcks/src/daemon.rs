@@ -424,16 +424,18 @@ impl Daemon {
         for _ in 0..BATCH {
             let true = self.gate.held() < HELD else { break };
             let Some(datagram) = self.inbox.take() else { break };
-            self.show(datagram.peer, datagram.local, &datagram.octets);
+            self.show(&datagram.octets, &[(datagram.peer, datagram.local)]);
             self.tell(Input::Datagram(datagram));
         }
     }
 
-    /// Shows a datagram to who traces a member, in a lab.
-    fn show(&self, from: SocketAddr, to: SocketAddr, message: &[u8]) {
+    /// Shows a message on its ways, from and to, to who traces a member in a lab.
+    fn show(&self, message: &[u8], ways: &[(SocketAddr, SocketAddr)]) {
         let Some(tap) = self.tap.as_ref().filter(|tap| tap.is_open()) else { return };
         let opener = Header::decode(message).ok().and_then(|header| self.engine.opener(&header));
-        tap.show(&Tapped::new(runtime::clock::unix_micros(), (from, to), message, opener));
+        for way in ways {
+            tap.show(&Tapped::new(runtime::clock::unix_micros(), *way, message, opener.clone()));
+        }
     }
 
     /// Counters of the sockets; what the inbox dropped is dropped because the engine was behind.
@@ -467,13 +469,13 @@ impl Daemon {
         while let Some(output) = self.gate.release() {
             match output {
                 Output::Transmit(datagram) => {
-                    self.show(datagram.local, datagram.peer, &datagram.octets);
+                    self.show(&datagram.octets, &[(datagram.local, datagram.peer)]);
                     if let Err(error) = self.sockets.send(&datagram) {
                         tracing::debug!(target: "gdoi", "datagram to {} not sent: {error}", datagram.peer);
                     }
                 }
                 Output::Fanout { octets, to } => {
-                    to.iter().for_each(|(local, peer)| self.show(*local, *peer, &octets));
+                    self.show(&octets, &to);
                     let sent = self.sockets.send_many(&octets, &to);
                     if sent < to.len() {
                         let (lost, all) = (to.len() - sent, to.len());
@@ -481,8 +483,8 @@ impl Daemon {
                     }
                 }
                 Output::Multicast { octets, channel } => {
-                    let local = self.sockets.addresses().into_iter().next();
-                    local.into_iter().for_each(|local| self.show(local, channel.group, &octets));
+                    let from = self.sockets.addresses().into_iter().next();
+                    self.show(&octets, from.map(|from| (from, channel.group)).as_slice());
                     if let Err(error) =
                         self.sockets.send_multicast(&octets, channel.group, &channel.interface)
                     {

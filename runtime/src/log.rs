@@ -173,7 +173,9 @@ pub fn event(event: &Event) {
         Level::Warn => at!(WARN),
         Level::Error => at!(ERROR),
     }
-    tell_lost();
+    if filter(event.level()) <= LevelFilter::current() {
+        tell_lost();
+    }
 }
 
 /// The event as JSON, written when a line is.

@@ -106,7 +106,7 @@ impl Run {
 
     fn look(&mut self) {
         self.watch.look(&mut self.world);
-        if !self.world.server_runs() && self.starts.is_none() && self.born > 0 {
+        if !self.world.server_runs() && self.starts.is_none() {
             self.server_died(true);
         }
     }

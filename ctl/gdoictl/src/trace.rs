@@ -183,6 +183,20 @@ mod tests {
             assert!(!traced.is_meant(&recovered("gm2.example")), "{typed}");
             assert!(!traced.is_meant(&Stamped::new(0, Event::LabMode)), "{typed}");
         }
+        // Known by its identity only, until phase 1 says where it is.
+        let mut traced = Traced::new("gm2.example", &snapshot);
+        assert!(!traced.is_meant(&dropped("10.0.0.2:848")));
+        traced.learn(&Event::Phase1Established {
+            peer: "10.0.0.2:848".to_owned(),
+            identity: "gm2.example".to_owned(),
+            suite: String::new(),
+            role: "responder".to_owned(),
+        });
+        let way = |from: &str| {
+            Tapped::new(0, (from.parse().unwrap(), "10.0.0.254:848".parse().unwrap()), &[], None)
+        };
+        assert!(traced.is_meant(&dropped("10.0.0.2:848")) && traced.is_at_either_end(&way("10.0.0.2:848")));
+        assert!(!traced.is_at_either_end(&way("10.0.0.1:848")));
         // Somebody who is not registered yet.
         assert!(Traced::new("10.0.0.9", &snapshot).is_meant(&dropped("10.0.0.9:4500")));
     }

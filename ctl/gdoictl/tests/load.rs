@@ -14,10 +14,9 @@ struct Site {
 
 impl Site {
     /// With flat keys, or a key tree.
-    fn start(management: &str) -> Site {
+    fn start(management: &str, port: u16) -> Site {
         let directory = tempfile::tempdir().unwrap();
         // An address of this process alone, so that no other test has the port.
-        let port = if management == "lkh" { 8849 } else { 8848 };
         let [_, a, b, c] = std::process::id().to_be_bytes();
         let server = SocketAddrV4::new(Ipv4Addr::new(127, 64 | a, b, c | 1), port);
         let site = Site { directory, server };
@@ -99,7 +98,7 @@ fn text(octets: &[u8]) -> &str {
 
 #[test]
 fn fifty_members_register_and_acknowledge_a_rekey_and_a_stranger_to_the_group_is_counted() {
-    let site = Site::start("flat");
+    let site = Site::start("flat", 8848);
     let pid = std::process::id().to_string();
     let output = site.load(&[
         "--group",
@@ -135,8 +134,37 @@ fn fifty_members_register_and_acknowledge_a_rekey_and_a_stranger_to_the_group_is
 }
 
 #[test]
+fn phase_1_is_that_of_a_members_configuration() {
+    let site = Site::start("flat", 8850);
+    let member = r#"
+[ike.proposal.p]
+authentication-method = "pre-shared-keys"
+dh-group = "group31"
+authentication-algorithm = "sha-256"
+encryption-algorithm = "aes-256-cbc"
+[ike.policy.pol]
+proposals = ["p"]
+pre-shared-key = { file = "key" }
+[ike.gateway.servers]
+ike-policy = "pol"
+server-address = ["127.0.0.1"]
+remote-identity = { inet = "IP" }
+[vpn.v]
+ike-gateway = "servers"
+group = 1
+"#;
+    let file = site.path("gm.toml");
+    std::fs::write(&file, member.replace("IP", &site.server.ip().to_string())).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gdoictl"));
+    command.arg("load").arg("--socket").arg(site.path("c.sock")).args(["--server", &site.server.to_string()]);
+    let output =
+        command.arg("--config").arg(&file).args(["--group", "1", "--members", "3"]).output().unwrap();
+    assert!(text(&output.stdout).starts_with("registered       3 of 3 in "), "{output:?}");
+}
+
+#[test]
 fn of_fifty_members_of_a_key_tree_one_is_revoked_and_the_others_acknowledge_twice() {
-    let site = Site::start("lkh");
+    let site = Site::start("lkh", 8849);
     let arguments = "--group 1 --members 50 --threads 2 --acknowledge 5 --revoke --json";
     let output = site.load(&arguments.split(' ').collect::<Vec<_>>());
     assert!(output.status.success(), "{}", text(&output.stderr));
